@@ -1,0 +1,42 @@
+"""Exact, loop-free NaFlex vision transformers, exported to torch.compile, AOTInductor, ONNX and TensorRT."""
+
+from naflex_export.accuracy.gate import GateReport, gate
+from naflex_export.errors import (
+    ArtifactError,
+    BackendError,
+    BuildError,
+    GateFailure,
+    InputError,
+    NaflexExportError,
+    RequestError,
+    UnsupportedModelError,
+)
+from naflex_export.export import Artifact, export, load
+from naflex_export.grid import Bucket, Grid
+from naflex_export.targets.compile import CompiledModel, compile
+from naflex_export.targets.runner import Runner
+from naflex_export.vectorize import vectorize
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Artifact",
+    "ArtifactError",
+    "BackendError",
+    "Bucket",
+    "BuildError",
+    "CompiledModel",
+    "GateFailure",
+    "GateReport",
+    "Grid",
+    "InputError",
+    "NaflexExportError",
+    "RequestError",
+    "Runner",
+    "UnsupportedModelError",
+    "compile",
+    "export",
+    "gate",
+    "load",
+    "vectorize",
+]

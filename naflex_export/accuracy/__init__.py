@@ -1,0 +1,1 @@
+"""The gate: a candidate's outputs beside those of the untouched eager model."""

@@ -1,0 +1,230 @@
+"""`gate`: run a candidate and the untouched eager reference on the same batches, and judge.
+
+The reference is the caller's own model in float32. It never passes through `vectorize`, and a vectorized one is
+refused: a fault of ours must not stand on both sides of the comparison.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from naflex_export.accuracy.compare import LIMITS, Limits, Measures, measure, says_nothing
+from naflex_export.cases import Batch, Photos, generated_batches, load_photos, photo_batches
+from naflex_export.errors import GateFailure, RequestError
+from naflex_export.grid import Bucket, check_buckets
+from naflex_export.models import Family, family_of
+from naflex_export.program import check_dtype
+from naflex_export.targets.runner import Runner
+
+Candidate = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """One output of one batch: its shape, how far the candidate is, and what exceeds the limits."""
+
+    case: str
+    output: str
+    bucket: str
+    images: int
+    tokens: int
+    grids: tuple[str, ...]
+    measures: Measures
+    broken: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class GateReport:
+    """What the gate found.
+
+    Attributes:
+        dtype: of the candidate; it chose the limits.
+        limits: the worst measures that pass.
+        results: one for each output of each batch.
+        problems: what is wrong beyond the measures, such as a reference that proves nothing.
+        judged: what ran as the candidate.
+        not_run: what was built and could not be run here; empty where the artifact itself was judged.
+        skipped_photos: why each file among the photos was left out.
+    """
+
+    dtype: str
+    limits: Limits
+    results: tuple[CaseResult, ...]
+    problems: tuple[str, ...] = ()
+    judged: str = "the candidate"
+    not_run: str = ""
+    skipped_photos: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def passed(self) -> bool:
+        """Whether there is something to compare, no problem, and every measure is within its limit."""
+        return bool(self.results) and not self.problems and not any(result.broken for result in self.results)
+
+    @property
+    def worst(self) -> dict[str, float | None]:
+        """The worst of each measure over all cases; a measure that is not a number is the worst there is."""
+        measures = [result.measures for result in self.results]
+        agreements = [m.top1_agreement for m in measures if m.top1_agreement is not None]
+        return {
+            "max_abs": _worst((m.max_abs for m in measures), max),
+            "max_share": _worst((m.max_share for m in measures), max),
+            "relative_l2": _worst((m.relative_l2 for m in measures), max),
+            "worst_cosine": _worst((m.worst_cosine for m in measures), min),
+            "top1_agreement": _worst(agreements, min) if agreements else None,
+        }
+
+    def raise_for_failure(self) -> None:
+        """Raise GateFailure, naming the cases that failed, unless the gate passed."""
+        if self.passed:
+            return
+        lines = list(self.problems)
+        lines += [f"{r.case} [{r.output}]: {', '.join(r.broken)}" for r in self.results if r.broken]
+        raise GateFailure("the gate failed:\n  " + "\n  ".join(lines or ["nothing was compared"]))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as plain JSON values; numbers that JSON lacks are written as text."""
+        report = asdict(self)
+        return {"passed": self.passed, "worst": _plain(self.worst), **_plain(report)}
+
+
+def gate(
+    candidate: Candidate,
+    reference: nn.Module,
+    *,
+    images: Path | str | None = None,
+    buckets: Sequence[Bucket] | None = None,
+    dtype: str | None = None,
+    outputs: Sequence[str] = ("features",),
+    seed: int = 0,
+) -> GateReport:
+    """Return how a candidate compares with the untouched eager model, on photos and on generated batches.
+
+    Args:
+        candidate: a Runner, or any callable of the model's three inputs that returns a tensor, or a dict of tensors
+            by output name. Its patches come in `dtype`.
+        reference: the original model, in any dtype and mode; a float32 copy in eval mode is used.
+        images: a folder of photos; by default the three that ship with the package.
+        buckets, dtype, outputs: what the candidate serves; a Runner's manifest says so itself.
+        seed: of the generated batches.
+
+    Raises:
+        RequestError: the reference is vectorized, or an argument is not possible.
+    """
+    if isinstance(candidate, Runner):
+        manifest = candidate.manifest
+        buckets, dtype = buckets or manifest.buckets, dtype or manifest.dtype
+        outputs = candidate.output_names
+    chosen = check_buckets(buckets or [Bucket()])
+    photos = load_photos(Path(images) if images is not None else None)
+    return judge(candidate, reference, photos, chosen, dtype or "float32", tuple(outputs), seed)
+
+
+def judge(
+    candidate: Candidate,
+    reference: nn.Module,
+    photos: Photos,
+    buckets: Sequence[Bucket],
+    dtype: str,
+    outputs: tuple[str, ...],
+    seed: int,
+) -> GateReport:
+    """Return the report of `gate`, for photos already read and settings already chosen."""
+    torch_dtype, family = check_dtype(dtype), family_of(reference)
+    eager = float32_reference(reference)
+    encoder = family.encoder(eager, outputs)
+    results, problems = [], []
+    for bucket, batch in batches(family, eager, photos, buckets, seed):
+        inputs = family.arrange(batch)
+        with torch.no_grad():
+            expected = dict(zip(outputs, encoder(*inputs), strict=True))
+        cast = tuple(tensor.to(torch_dtype) if tensor.is_floating_point() else tensor for tensor in inputs)
+        with torch.no_grad():
+            given = _named(candidate(*cast), outputs)
+        for name in outputs:
+            valid = _valid_tokens(family, eager, batch) if expected[name].ndim == 3 else None
+            fault = _fault(given.get(name), expected[name], valid)
+            if fault:
+                problems.append(f"{batch.name} [{name}]: {fault}")
+                continue
+            classes = name == "features" and family.num_classes(eager) > 1
+            found = measure(given[name], expected[name], valid, classes)
+            results.append(_result(batch, bucket, name, found, LIMITS[dtype]))
+    return GateReport(
+        dtype, LIMITS[dtype], tuple(results), tuple(problems), skipped_photos=dict(photos.skipped)
+    )
+
+
+def batches(
+    family: Family, model: nn.Module, photos: Photos, buckets: Sequence[Bucket], seed: int
+) -> Iterator[tuple[Bucket, Batch]]:
+    """Yield every batch the gate judges on, bucket by bucket."""
+    for bucket in buckets:
+        made: Iterable[Batch] = photo_batches(photos, family.transform(model, bucket.tokens), bucket)
+        yield from ((bucket, batch) for batch in made)
+        made = generated_batches(bucket, family.token_width(model), seed)
+        yield from ((bucket, batch) for batch in made)
+
+
+def float32_reference(model: nn.Module) -> nn.Module:
+    """Return the model itself if it is in float32 and eval mode on a CPU, else such a copy of it.
+
+    Raises:
+        RequestError: it is vectorized, so it would be no reference.
+    """
+    if family_of(model).is_vectorized(model):
+        raise RequestError("the reference is a vectorized model: pass the original, which nothing of ours has touched")
+    state = [*model.parameters(), *model.buffers()]
+    fit = all(t.device.type == "cpu" and (t.dtype == torch.float32 or not t.is_floating_point()) for t in state)
+    if fit and not any(module.training for module in model.modules()):
+        return model
+    return copy.deepcopy(model).to("cpu", torch.float32).eval()
+
+
+def _result(batch: Batch, bucket: Bucket, output: str, found: Measures, limits: Limits) -> CaseResult:
+    images, tokens = batch.patch_valid.shape
+    grids = tuple(str(grid) for grid in batch.grids)
+    broken = tuple(limits.broken_by(found))
+    return CaseResult(batch.name, output, str(bucket), images, tokens, grids, found, broken)
+
+
+def _named(given: Any, outputs: tuple[str, ...]) -> dict[str, Tensor]:
+    return dict(given) if isinstance(given, dict) else {outputs[0]: given}
+
+
+def _fault(given: Tensor | None, expected: Tensor, valid: Tensor | None) -> str:
+    """Return why two outputs cannot be compared at all, empty where they can."""
+    if given is None:
+        return "the candidate has no such output"
+    if given.shape != expected.shape:
+        return f"the candidate's shape is {list(given.shape)}, the reference's {list(expected.shape)}"
+    nothing = says_nothing(expected, valid)
+    return f"the reference's output proves nothing: {nothing}" if nothing else ""
+
+
+def _valid_tokens(family: Family, model: nn.Module, batch: Batch) -> Tensor:
+    """Return [B, prefix + N] bool: prefix tokens are always valid."""
+    prefix = batch.patch_valid.new_ones(len(batch.patch_valid), family.num_prefix_tokens(model))
+    return torch.cat([prefix, batch.patch_valid], dim=1)
+
+
+def _worst(values: Iterable[float], choose: Callable[[list[float]], float]) -> float | None:
+    found = list(values)
+    unordered = [value for value in found if value != value]
+    return unordered[0] if unordered else choose(found) if found else None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not (abs(value) <= 1e300):
+        return str(value)
+    return value

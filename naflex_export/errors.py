@@ -1,0 +1,45 @@
+"""Every error this package raises on purpose; each carries the exit code of the command line."""
+
+from __future__ import annotations
+
+
+class NaflexExportError(Exception):
+    """Root of all errors raised on purpose. The message gives the value, what was expected and what to do."""
+
+    exit_code = 2
+
+
+class RequestError(NaflexExportError):
+    """What was asked for cannot be done as asked: a wrong argument, file, folder, model or input."""
+
+
+class ArtifactError(RequestError):
+    """An artifact's folder is missing, damaged or not what its manifest says."""
+
+
+class InputError(RequestError):
+    """A Runner was called with inputs outside what its artifact accepts."""
+
+
+class UnsupportedModelError(RequestError):
+    """The model, or one of its options, is not known to this release."""
+
+
+class BackendError(NaflexExportError):
+    """A backend package or a device that the request needs is missing."""
+
+    exit_code = 3
+
+
+class RejectedError(NaflexExportError):
+    """The candidate was rejected, by a graph check, by a backend's builder or by the gate; nothing is published."""
+
+    exit_code = 1
+
+
+class BuildError(RejectedError):
+    """A graph check or a backend's builder rejected the model."""
+
+
+class GateFailure(RejectedError):
+    """The candidate's outputs are further from the reference than its dtype allows."""

@@ -1,0 +1,205 @@
+"""`export`: model in, judged artifact out. `load`: artifact in, callable out."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from naflex_export.accuracy.gate import GateReport, judge
+from naflex_export.accuracy.report import verdict, write_json
+from naflex_export.artifact import Manifest, check_destination, staged
+from naflex_export.cases import Photos, load_photos
+from naflex_export.errors import BackendError, RequestError
+from naflex_export.grid import Bucket, check_buckets
+from naflex_export.models import family_of
+from naflex_export.program import check_dtype, trace
+from naflex_export.progress import Stages
+from naflex_export.sources import weights_sha256
+from naflex_export.targets import BuildSettings, StandIn, Target, target_named
+from naflex_export.targets.runner import Runner
+
+REPORT = Path("gate") / "report.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Artifact:
+    """A published artifact.
+
+    Attributes:
+        path: its folder.
+        manifest: what it says of itself.
+        report: the gate's report.
+    """
+
+    path: Path
+    manifest: Manifest
+    report: GateReport
+
+
+def export(
+    model: nn.Module,
+    target: str,
+    out: Path | str,
+    buckets: Sequence[Bucket] | None = None,
+    dtype: str = "float32",
+    *,
+    outputs: Sequence[str] = ("features",),
+    images: Path | str | None = None,
+    seed: int = 0,
+    require_run: bool = False,
+    source: dict[str, Any] | None = None,
+    stages: Stages | None = None,
+    settings: BuildSettings | None = None,
+    on_report: Callable[[GateReport], None] | None = None,
+) -> Artifact:
+    """Build an artifact, reload it, judge it against the untouched eager model, and publish it if it passes.
+
+    Args:
+        model: a timm NaFlexVit, in any dtype and mode. It is not changed.
+        target: "compile", "aot", "onnx" or "trt".
+        out: the artifact's folder. An artifact there is replaced, atomically; anything else is left alone.
+        buckets: what the artifact serves; one of 256 tokens by default.
+        dtype: "float32", "float16" or "bfloat16", of the weights and of floating inputs and outputs.
+        outputs: "features" (pooled, through the head), "tokens" (the encoder's), or both.
+        images: a folder of photos to judge on; by default the three that ship with the package.
+        seed: of the generated batches to judge on.
+        require_run: refuse an artifact that this machine can build and not run.
+        source: where the model came from, for the manifest, so that `naflex-gate` can load it again.
+        stages: shows and times the stages.
+        settings: what the build takes besides the program.
+        on_report: called with the gate's report, passed or failed.
+
+    Raises:
+        RequestError: an argument is not possible; nothing was built.
+        BackendError: a package or device is missing.
+        BuildError: a graph check or the backend's builder rejected the model.
+        GateFailure: the gate failed; nothing was published, and the report is beside `out`.
+    """
+    out, stages = Path(out), stages or Stages()
+    settings = dataclasses.replace(settings or BuildSettings(), announce=stages.announce)
+    backend, ordered = target_named(target), check_buckets(buckets or [Bucket()])
+    check_dtype(dtype)
+    check_destination(out)
+    photos = load_photos(Path(images) if images is not None else None)
+    backend.require()
+    family = family_of(model)
+    if family.is_vectorized(model):
+        raise RequestError("the model is vectorized: pass the original, which the gate compares with")
+
+    with stages.stage("trace"):
+        program = trace(model, ordered, dtype, outputs)
+    with staged(out) as folder:
+        with stages.stage("build"):
+            build = backend.build(program, folder, settings)
+        draft = Manifest(
+            target=target,
+            dtype=dtype,
+            inputs=program.inputs,
+            outputs=program.outputs,
+            buckets=ordered,
+            model={
+                "family": family.name,
+                **family.describe(model),
+                "source": source or {},
+                "weights_sha256": weights_sha256(model),
+            },
+            preprocessing=family.preprocessing(model),
+            versions=_versions(backend),
+            build=build,
+        ).write(folder)
+        del program
+        with stages.stage("reload"):
+            subject = _open_to_judge(backend, folder, draft, require_run)
+        with stages.stage("gate"):
+            report = judge_subject(subject, model, photos, draft, seed)
+        if on_report is not None:
+            on_report(report)
+        if not report.passed:
+            write_json(report, out.with_name(out.name + ".rejected.json"))
+            report.raise_for_failure()
+        write_json(report, folder / REPORT)
+        manifest = dataclasses.replace(draft, gate=verdict(report)).write(folder)
+    return Artifact(out, manifest, report)
+
+
+def load(path: Path | str, device: torch.device | str | None = None, check_inputs: bool = True) -> Runner:
+    """Return a Runner for an artifact, after checking size and sha256 of each of its files.
+
+    Args:
+        path: the artifact's folder.
+        device: where to run; by default a GPU where there is one, or the device that the artifact was built for.
+        check_inputs: look at the values of coordinates and masks before each call.
+
+    Raises:
+        ArtifactError: the folder is no artifact, or not what its manifest says.
+        BackendError: a package or device that it needs is missing.
+    """
+    folder = Path(path)
+    manifest = Manifest.read(folder)
+    manifest.verify(folder)
+    backend = target_named(manifest.target)
+    backend.require()
+    return backend.open(folder, manifest, None if device is None else torch.device(device), check_inputs)
+
+
+def judge_artifact(
+    path: Path, reference: nn.Module, images: Path | None = None, seed: int = 0, require_run: bool = False
+) -> GateReport:
+    """Return the gate's report on an artifact as it lies on disk, after verifying it.
+
+    Raises:
+        RequestError: the reference has other weights than those the artifact was made from, or is no reference.
+        ArtifactError, BackendError: as `load`.
+    """
+    manifest = Manifest.read(path)
+    manifest.verify(path)
+    found = weights_sha256(reference)
+    if found != manifest.model["weights_sha256"]:
+        raise RequestError(
+            f"the reference's weights ({found[:12]}) are not those the artifact was made from "
+            f"({manifest.model['weights_sha256'][:12]}): export again, or give the model and weights it was made from"
+        )
+    backend = target_named(manifest.target)
+    backend.require()
+    subject = _open_to_judge(backend, path, manifest, require_run)
+    return judge_subject(subject, reference, load_photos(images), manifest, seed)
+
+
+def judge_subject(
+    subject: StandIn, reference: nn.Module, photos: Photos, manifest: Manifest, seed: int
+) -> GateReport:
+    """Return the report of the gate on what `_open_to_judge` gave."""
+    names = tuple(spec.name for spec in manifest.outputs)
+    report = judge(subject.runner, reference, photos, manifest.buckets, manifest.dtype, names, seed)
+    return dataclasses.replace(report, judged=subject.judged, not_run=subject.not_run)
+
+
+def _open_to_judge(backend: Target, folder: Path, manifest: Manifest, require_run: bool) -> StandIn:
+    """Return the artifact itself, or what stands in for it where this machine cannot run it."""
+    manifest.verify(folder)
+    replacement = backend.stand_in(folder, manifest)
+    if replacement is None:
+        runner = backend.open(folder, manifest, None, True)
+        return StandIn(runner, judged=f"the artifact, on {runner.device}", not_run="")
+    if require_run:
+        raise BackendError(f"{replacement.not_run}, and --require-run was given")
+    return replacement
+
+
+def _versions(backend: Target) -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in ("naflex_export", "timm", *backend.PACKAGES):
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+

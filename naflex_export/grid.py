@@ -1,0 +1,95 @@
+"""Grids, buckets and patch coordinates: plain integers, no tensors."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from naflex_export.errors import RequestError
+
+
+class Grid(NamedTuple):
+    """Height and width of an image in patches, always in that order."""
+
+    height: int
+    width: int
+
+    @property
+    def tokens(self) -> int:
+        """Number of patches."""
+        return self.height * self.width
+
+    def coordinates(self) -> list[tuple[int, int]]:
+        """Return the (y, x) of each patch, row by row."""
+        return [(y, x) for y in range(self.height) for x in range(self.width)]
+
+    def __str__(self) -> str:
+        return f"{self.height}x{self.width}"
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """A token budget and the batch sizes it serves.
+
+    Attributes:
+        tokens: the most tokens an image may be padded to.
+        batch: smallest, most usual and largest batch size. Builders tune for the middle one.
+    """
+
+    tokens: int = 256
+    batch: tuple[int, int, int] = (1, 8, 32)
+
+    def __post_init__(self) -> None:
+        if not _is_count(self.tokens):
+            raise RequestError(f"bucket tokens={self.tokens!r}: expected an integer of at least 1")
+        batch: Sequence[object] = self.batch
+        if not isinstance(batch, Sequence) or len(batch) != 3 or not all(map(_is_count, batch)):
+            raise RequestError(
+                f"bucket batch={self.batch!r}: expected three integers of at least 1, (min, opt, max)"
+            )
+        smallest, usual, largest = self.batch
+        if not smallest <= usual <= largest:
+            raise RequestError(f"bucket batch={self.batch!r}: expected min <= opt <= max")
+        object.__setattr__(self, "batch", tuple(self.batch))
+
+    @classmethod
+    def parse(cls, text: str) -> Bucket:
+        """Return the bucket written as `TOKENS` or `TOKENS:MIN,OPT,MAX`, such as `256:1,8,32`.
+
+        Raises:
+            RequestError: the text has another form, or its numbers make no bucket.
+        """
+        found = re.fullmatch(r"(\d+)(?::(\d+),(\d+),(\d+))?", text.strip())
+        if not found:
+            raise RequestError(
+                f"bucket {text!r} is malformed: expected TOKENS or TOKENS:MIN,OPT,MAX, such as 256:1,8,32"
+            )
+        tokens, *batch = found.groups()
+        if batch[0] is None:
+            return cls(int(tokens))
+        smallest, usual, largest = map(int, batch)
+        return cls(int(tokens), (smallest, usual, largest))
+
+    def __str__(self) -> str:
+        return f"{self.tokens}:{','.join(map(str, self.batch))}"
+
+
+def check_buckets(buckets: Sequence[Bucket]) -> tuple[Bucket, ...]:
+    """Return the buckets, ordered by tokens.
+
+    Raises:
+        RequestError: there is none, or two have the same token budget.
+    """
+    if not buckets:
+        raise RequestError("no bucket was given: expected at least one, such as Bucket(tokens=256)")
+    ordered = tuple(sorted(buckets, key=lambda bucket: bucket.tokens))
+    for one, other in zip(ordered, ordered[1:], strict=False):
+        if one.tokens == other.tokens:
+            raise RequestError(f"buckets {one} and {other} have the same tokens: give each budget once")
+    return ordered
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1

@@ -1,0 +1,76 @@
+"""What the package needs to know of a family of models: one subclass and one file for each."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from PIL.Image import Image
+from torch import Tensor, nn
+
+from naflex_export.cases import Batch
+
+
+class Family(ABC):
+    """The model side of the package for one family.
+
+    Attributes:
+        name: how manifests and messages name the family.
+        inputs: names of the three graph inputs, in the order of the model's own forward.
+    """
+
+    name: ClassVar[str]
+    inputs: ClassVar[tuple[str, str, str]]
+
+    @abstractmethod
+    def owns(self, model: nn.Module) -> bool:
+        """Whether the model belongs to this family."""
+
+    @abstractmethod
+    def is_vectorized(self, model: nn.Module) -> bool:
+        """Whether the model came out of `vectorize`."""
+
+    @abstractmethod
+    def vectorize(self, model: nn.Module) -> nn.Module:
+        """Return a loop-free model that shares the parameters of `model`.
+
+        Raises:
+            UnsupportedModelError: an option of the model is not known here; the message names it.
+        """
+
+    @abstractmethod
+    def encoder(self, model: nn.Module, outputs: tuple[str, ...]) -> nn.Module:
+        """Return a module that takes the three inputs and gives the named outputs as a tuple of tensors.
+
+        Raises:
+            RequestError: the family has no output of that name.
+        """
+
+    @abstractmethod
+    def arrange(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the batch as the three inputs, in the order of `inputs`."""
+
+    @abstractmethod
+    def token_width(self, model: nn.Module) -> int:
+        """Number of values in a flattened patch."""
+
+    @abstractmethod
+    def num_prefix_tokens(self, model: nn.Module) -> int:
+        """Number of class and register tokens ahead of the patches in the output `tokens`."""
+
+    @abstractmethod
+    def num_classes(self, model: nn.Module) -> int:
+        """Number of classes in the output `features`, 0 where it holds no logits."""
+
+    @abstractmethod
+    def preprocessing(self, model: nn.Module) -> dict[str, Any]:
+        """Return what turns a photo into patches, as plain JSON values."""
+
+    @abstractmethod
+    def transform(self, model: nn.Module, tokens: int) -> Callable[[Image], dict[str, Tensor]]:
+        """Return the family's own transform from an RGB photo to `patches`, `patch_coord` and `patch_valid`."""
+
+    @abstractmethod
+    def describe(self, model: nn.Module) -> dict[str, Any]:
+        """Return the architecture's name and configuration, as plain JSON values."""

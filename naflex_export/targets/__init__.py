@@ -1,0 +1,74 @@
+"""The targets: one file each, imported only when it is asked for."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import torch
+
+from naflex_export.artifact import Manifest
+from naflex_export.errors import RequestError
+from naflex_export.program import Program
+from naflex_export.targets.runner import Runner
+
+
+class Target(Protocol):
+    """What each module of this package offers."""
+
+    PACKAGES: tuple[str, ...]
+    """Distributions whose versions the manifest records."""
+
+    def require(self) -> None:
+        """Raise BackendError if a package that building needs is missing."""
+
+    def build(self, program: Program, folder: Path, settings: BuildSettings) -> dict[str, Any]:
+        """Write the target's files into the folder and return what the manifest says of the build."""
+
+    def open(self, folder: Path, manifest: Manifest, device: torch.device | None, check_inputs: bool) -> Runner:
+        """Return a Runner for an artifact whose files have been verified; raise BackendError if none can run."""
+
+    def stand_in(self, folder: Path, manifest: Manifest) -> StandIn | None:
+        """Return what can be judged where `open` cannot run the artifact itself."""
+
+
+@dataclass(frozen=True)
+class BuildSettings:
+    """What a build takes besides the program.
+
+    Attributes:
+        verbose: let the backend's own log through to standard error.
+        announce: called with a line for each step that takes time.
+        external_data_bytes: weights larger than this go to a file of their own beside `model.onnx`.
+    """
+
+    verbose: bool = False
+    announce: Callable[[str], None] = lambda step: None
+    external_data_bytes: int = 2**30
+
+
+@dataclass(frozen=True)
+class StandIn:
+    """A Runner judged in place of the artifact's own, what it is, and why the artifact itself was not run."""
+
+    runner: Runner
+    judged: str
+    not_run: str
+
+
+_MODULES = {"compile": "compile", "aot": "aot", "onnx": "onnx", "trt": "tensorrt"}
+NAMES = tuple(_MODULES)
+
+
+def target_named(name: str) -> Target:
+    """Return the target of that name.
+
+    Raises:
+        RequestError: there is none.
+    """
+    if name not in _MODULES:
+        raise RequestError(f"target {name!r} does not exist: expected one of {', '.join(NAMES)}")
+    return cast(Target, importlib.import_module(f"naflex_export.targets.{_MODULES[name]}"))

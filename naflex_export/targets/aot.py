@@ -1,0 +1,63 @@
+"""AOTInductor: `model.pt2`, the graph compiled ahead of time to native code for one kind of device."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from naflex_export.artifact import Manifest
+from naflex_export.errors import BackendError, BuildError
+from naflex_export.program import Program
+from naflex_export.targets import BuildSettings, StandIn
+from naflex_export.targets.compile import resolve_device
+from naflex_export.targets.runner import Runner
+
+PACKAGES = ("torch", "triton")
+FILE = "model.pt2"
+
+
+def require() -> None:
+    if shutil.which("g++") is None and shutil.which("clang++") is None:
+        raise BackendError("AOTInductor needs a C++ compiler and found none: install g++ (Debian: apt install g++)")
+
+
+def build(program: Program, folder: Path, settings: BuildSettings) -> dict[str, Any]:
+    device = next(iter(program.exported.state_dict.values())).device
+    settings.announce(f"compiling native code for {device.type}")
+    try:
+        torch._inductor.aoti_compile_and_package(program.exported, package_path=str(folder / FILE))
+    except Exception as error:  # whatever inductor raises, it is about this model's graph
+        raise BuildError(f"AOTInductor refused the model: {error}") from error
+    capability = list(torch.cuda.get_device_capability(device)) if device.type == "cuda" else None
+    return {"device": device.type, "compute_capability": capability}
+
+
+def open(folder: Path, manifest: Manifest, device: torch.device | None, check_inputs: bool) -> Runner:
+    built_for = manifest.build["device"]
+    device = resolve_device(device or torch.device(built_for))
+    if device.type != built_for:
+        raise BackendError(f"this artifact is native code for {built_for}, not {device.type}: export it on {device.type}")
+    return AotRunner(folder / FILE, manifest, device, check_inputs)
+
+
+def stand_in(folder: Path, manifest: Manifest) -> StandIn | None:
+    return None
+
+
+class AotRunner(Runner):
+    """Runs native code from `model.pt2`. Loading it runs code of the package: its hash has been checked first."""
+
+    def __init__(
+        self, path: Path, manifest: Manifest, device: torch.device, check_inputs: bool = True
+    ) -> None:
+        super().__init__(manifest, device, check_inputs)
+        self._run = torch._inductor.aoti_load_package(str(path))
+
+    def execute(self, inputs: tuple[Tensor, ...]) -> list[Tensor]:
+        with torch.inference_mode():
+            outputs = self._run(*(tensor.contiguous() for tensor in inputs))
+        return [outputs] if isinstance(outputs, Tensor) else list(outputs)

@@ -1,0 +1,151 @@
+"""torch.compile: `nx.compile` for a live model, and `model.pt2`, the traced graph to compile where it is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from naflex_export.artifact import Manifest
+from naflex_export.cases import noise_batch
+from naflex_export.errors import BackendError, RequestError
+from naflex_export.grid import Bucket, Grid, check_buckets
+from naflex_export.models import family_of
+from naflex_export.program import Program
+from naflex_export.targets import BuildSettings, StandIn
+from naflex_export.targets.runner import Runner
+from naflex_export.vectorize import vectorize
+
+PACKAGES = ("torch",)
+FILE = "model.pt2"
+
+
+class CompiledModel(nn.Module):
+    """A vectorized model under `torch.compile`, one graph for any grid, batch size and token count.
+
+    torch specializes a dimension of size 1, so a batch of one image gets a graph of its own: two in all, in each mode
+    (train or eval, gradients on or off) that is used. Parameters and `state_dict` keys are those of the model.
+
+    Attributes:
+        model: the vectorized model; it shares the parameters of the model it was made from.
+    """
+
+    def __init__(self, model: nn.Module, buckets: Sequence[Bucket], **options: Any) -> None:
+        super().__init__()
+        self.model = vectorize(model)
+        self.train(model.training)
+        self._family = family_of(model)
+        self._buckets = check_buckets(buckets)
+        self._compiled = torch.compile(self.model, fullgraph=True, dynamic=True, **options)
+
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        """Return what the model returns, for its own inputs: tensors, or timm's dict of them."""
+        if len(inputs) == 1 and isinstance(inputs[0], dict) and not named:
+            inputs = tuple(inputs[0][name] for name in self._family.inputs)
+        return self._compiled(*pad_single_token(*inputs), **named)
+
+    def warmup(self) -> CompiledModel:
+        """Compile now what the first calls would compile, in the model's present mode, dtype and device; return self.
+
+        Runs a batch of one and a batch of several, of each bucket's usual size, forward only.
+        """
+        parameter = next(self.model.parameters())
+        width = self._family.token_width(self.model)
+        for bucket in self._buckets:
+            for size in sorted({1, max(2, bucket.batch[1])}):
+                batch = noise_batch("warmup", [Grid(1, bucket.tokens)] * size, bucket.tokens, width)
+                inputs = [tensor.to(parameter.device) for tensor in self._family.arrange(batch)]
+                inputs[0] = inputs[0].to(parameter.dtype)
+                self(*inputs)
+        return self
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the model's own state, under the model's own keys."""
+        return self.model.state_dict(*args, **kwargs)
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Load a state under the model's own keys."""
+        return self.model.load_state_dict(*args, **kwargs)
+
+
+def compile(model: nn.Module, buckets: Sequence[Bucket] | None = None, **options: Any) -> CompiledModel:
+    """Return the model vectorized and compiled as one graph, ready for any grid; `.warmup()` compiles ahead.
+
+    Args:
+        model: a model that `vectorize` takes. Parameters are shared with it.
+        buckets: shapes that `warmup` compiles with; every other shape is served by the same graphs.
+        options: passed on to `torch.compile`, such as `mode="max-autotune"`.
+
+    Raises:
+        RequestError: `fullgraph` or `dynamic` is among the options; both are always on.
+        UnsupportedModelError: the model, or one of its options, is not known to this release.
+    """
+    fixed = {"fullgraph", "dynamic"} & set(options)
+    if fixed:
+        raise RequestError(f"option {sorted(fixed)[0]!r} cannot be given: fullgraph and dynamic are always on")
+    return CompiledModel(model, buckets or [Bucket()], **options)
+
+
+def pad_single_token(*inputs: Tensor) -> tuple[Tensor, ...]:
+    """Return the inputs with one token of padding where they have a single token, a size torch would specialize."""
+    if inputs[0].shape[1] != 1:
+        return inputs
+    return tuple(
+        torch.nn.functional.pad(tensor, (0, 0) * (tensor.ndim - 2) + (0, 1)) if tensor.shape[1] == 1 else tensor
+        for tensor in inputs
+    )
+
+
+def require() -> None:
+    """torch is always there."""
+
+
+def build(program: Program, folder: Path, settings: BuildSettings) -> dict[str, Any]:
+    settings.announce("saving the traced graph")
+    torch.export.save(program.exported, folder / FILE)
+    return {"compiled": "where it is loaded"}
+
+
+def open(folder: Path, manifest: Manifest, device: torch.device | None, check_inputs: bool) -> Runner:
+    return CompileRunner(folder / FILE, manifest, resolve_device(device), check_inputs)
+
+
+def stand_in(folder: Path, manifest: Manifest) -> StandIn | None:
+    return None
+
+
+class CompileRunner(Runner):
+    """Runs the traced graph under `torch.compile`; the first call of each kind of shape compiles."""
+
+    def __init__(
+        self, path: Path, manifest: Manifest, device: torch.device, check_inputs: bool = True
+    ) -> None:
+        super().__init__(manifest, device, check_inputs)
+        module = torch.export.load(path).module()
+        self._compiled = torch.compile(module.to(device), fullgraph=True, dynamic=True)
+
+    def execute(self, inputs: tuple[Tensor, ...]) -> list[Tensor]:
+        tokens = inputs[0].shape[1]
+        with torch.inference_mode():
+            outputs = self._compiled(*pad_single_token(*inputs))
+        return [_cut(spec.shape, output, tokens) for spec, output in zip(self.manifest.outputs, outputs, strict=True)]
+
+
+def _cut(shape: tuple[int | str, ...], output: Tensor, tokens: int) -> Tensor:
+    """Return an output without the token that `pad_single_token` may have added."""
+    return output[:, :-1] if tokens == 1 and len(shape) == 3 else output
+
+
+def resolve_device(device: torch.device | None) -> torch.device:
+    """Return the device asked for, by default a GPU where there is one.
+
+    Raises:
+        BackendError: it is not on this machine.
+    """
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise BackendError(f"device {str(device)!r} was asked for, and torch finds no CUDA device: use device='cpu'")
+    return device

@@ -1,0 +1,122 @@
+"""`Runner`: an artifact as a callable that refuses what the artifact was not made for."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from naflex_export.artifact import Manifest
+from naflex_export.errors import InputError
+from naflex_export.program import TensorSpec
+
+
+class Runner(ABC):
+    """Runs an artifact on the three inputs of its model.
+
+    Attributes:
+        manifest: what the artifact says of itself.
+        device: where it runs; inputs may come from anywhere, outputs are there.
+        check_inputs: look at the values of coordinates and masks before each call. On a GPU this waits for them.
+    """
+
+    def __init__(self, manifest: Manifest, device: torch.device, check_inputs: bool = True) -> None:
+        self.manifest = manifest
+        self.device = device
+        self.check_inputs = check_inputs
+
+    def __call__(self, *inputs: Tensor) -> Tensor | dict[str, Tensor]:
+        """Return what the eager model returns: a tensor for one output, a dict by name for several.
+
+        Args:
+            inputs: tensors of the manifest's `inputs`, in that order: patches [B, N, D] in the artifact's dtype,
+                coordinates [B, N, 2] int64 as (y, x) and validity [B, N] bool, valid tokens first, row by row. What
+                padding holds does not matter to `patches`; coordinates of padding must be zero.
+
+        Raises:
+            InputError: a rank, dtype, shape, grid, batch or token count is not what the artifact accepts.
+        """
+        self.check(*inputs)
+        outputs = self.execute(tuple(tensor.to(self.device) for tensor in inputs))
+        return outputs[0] if len(outputs) == 1 else dict(zip(self.output_names, outputs, strict=True))
+
+    @property
+    def output_names(self) -> list[str]:
+        """Names of the outputs, in order."""
+        return [spec.name for spec in self.manifest.outputs]
+
+    @abstractmethod
+    def execute(self, inputs: tuple[Tensor, ...]) -> list[Tensor]:
+        """Return the outputs, in the manifest's order, for checked inputs that are on the device."""
+
+    def check(self, *inputs: Tensor) -> None:
+        """Check inputs as a call does, without running anything."""
+        specs = self.manifest.inputs
+        if len(inputs) != len(specs):
+            names = ", ".join(spec.name for spec in specs)
+            raise InputError(f"got {len(inputs)} inputs: expected {len(specs)}, {names}")
+        sizes: dict[str, int] = {}
+        for spec, tensor in zip(specs, inputs, strict=True):
+            _check_one(spec, tensor, sizes)
+        self._check_bucket(sizes["batch"], sizes["tokens"])
+        if self.check_inputs:
+            _check_layout(inputs[1], inputs[2], sizes["tokens"], max(b.tokens for b in self.manifest.buckets))
+
+    def _check_bucket(self, batch: int, tokens: int) -> None:
+        buckets = self.manifest.buckets
+        served = ", ".join(map(str, buckets))
+        fitting = [bucket for bucket in buckets if tokens <= bucket.tokens]
+        if not fitting:
+            raise InputError(
+                f"{tokens} tokens are more than any bucket takes ({served}): "
+                "export again with a larger --bucket, or resize the images to fewer patches"
+            )
+        if not any(bucket.batch[0] <= batch <= bucket.batch[2] for bucket in fitting):
+            raise InputError(
+                f"a batch of {batch} with {tokens} tokens fits no bucket ({served}, as tokens:min,opt,max): "
+                "split the batch, or export again with another --bucket"
+            )
+
+
+def _check_one(spec: TensorSpec, tensor: Tensor, sizes: dict[str, int]) -> None:
+    """Check one input against its spec, and note the sizes of its open dimensions."""
+    if not isinstance(tensor, Tensor):
+        raise InputError(f"{spec.name} is a {type(tensor).__name__}: expected a torch tensor")
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    if dtype != spec.dtype:
+        raise InputError(f"{spec.name} is {dtype}: expected {spec.dtype}; cast it with .to(torch.{spec.dtype})")
+    if tensor.ndim != len(spec.shape):
+        raise InputError(f"{spec.name} has shape {list(tensor.shape)}: expected {len(spec.shape)} axes, {spec}")
+    for size, expected in zip(tensor.shape, spec.shape, strict=True):
+        known = sizes.setdefault(expected, size) if isinstance(expected, str) else expected
+        if size != known or size == 0:
+            wanted = f"{expected}={known}" if isinstance(expected, str) else str(known)
+            raise InputError(f"{spec.name} has shape {list(tensor.shape)}: expected {wanted}, {spec}")
+
+
+def _check_layout(coord_BN2: Tensor, valid_BN: Tensor, tokens: int, most: int) -> None:
+    """Check that valid tokens are a prefix and go row by row through a grid that a bucket takes."""
+    count_B = valid_BN.sum(dim=1)
+    token_N = torch.arange(tokens, device=valid_BN.device)
+    if not torch.equal(valid_BN, token_N < count_B.unsqueeze(1)):
+        image = int((valid_BN != (token_N < count_B.unsqueeze(1))).any(dim=1).int().argmax())
+        raise InputError(f"patch_valid of image {image} has gaps: valid tokens must come first, padding after them")
+    grid_B2 = coord_BN2.amax(dim=1) + 1
+    width_B1 = grid_B2[:, 1:].clamp(min=1)
+    row_by_row = torch.stack([token_N // width_B1, token_N % width_B1], dim=-1)
+    expected = torch.where(valid_BN.unsqueeze(-1), row_by_row, 0)
+    if not torch.equal(coord_BN2, expected):
+        image = int((coord_BN2 != expected).flatten(1).any(dim=1).int().argmax())
+        raise InputError(
+            f"patch_coord of image {image} does not go row by row through a grid, as (y, x) from (0, 0), with zeros "
+            "for padding"
+        )
+    area_B = grid_B2.prod(dim=1)
+    if bool((area_B > most).any()):
+        image = int(area_B.argmax())
+        height, width = grid_B2[image].tolist()
+        raise InputError(
+            f"image {image} has a grid of {height}x{width} = {height * width} patches, more than the {most} tokens of "
+            "the largest bucket: export again with a larger --bucket, or resize the image"
+        )

@@ -1,0 +1,309 @@
+"""TensorRT: `model.plan`, one optimization profile per bucket, with the `model.onnx` it was built from beside it.
+
+Through `tensorrt` where it imports, else through `tensorrt_rtx`, which builds on a machine without a GPU. Opset 20:
+the TensorRT-RTX builder has no kernel for a float32 `Attention` node, and fuses MatMul-Softmax attention by itself.
+
+Networks are strongly typed: precision is what the graph says, and TF32 is off, so float32 means float32.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import importlib.metadata
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch import Tensor
+
+from naflex_export import passes
+from naflex_export.artifact import Manifest
+from naflex_export.errors import BackendError, BuildError
+from naflex_export.program import Program, TensorSpec
+from naflex_export.targets import BuildSettings, StandIn, onnx
+from naflex_export.targets.runner import Runner
+
+PACKAGES = (*onnx.PACKAGES, "tensorrt", "tensorrt-rtx")
+FILE = "model.plan"
+OPSET = 20
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The smallest, usual and largest shape of each input: what TensorRT calls an optimization profile."""
+
+    shapes: dict[str, tuple[Shape, Shape, Shape]]
+
+
+def require() -> None:
+    onnx.require()
+    tensorrt()
+
+
+@functools.cache
+def tensorrt() -> ModuleType:
+    """Return the TensorRT library: `tensorrt` where it is installed, else `tensorrt_rtx`.
+
+    Raises:
+        BackendError: neither imports.
+    """
+    reasons = []
+    for name in ("tensorrt", "tensorrt_rtx"):
+        try:
+            return importlib.import_module(name)
+        except (ImportError, OSError) as error:
+            reasons.append(f"{name}: {error}")
+    raise BackendError(
+        "target trt needs TensorRT, and neither library imports "
+        f"({'; '.join(reasons)}): pip install tensorrt-rtx, or naflex_export[trt] from NVIDIA's index"
+    )
+
+
+def build(program: Program, folder: Path, settings: BuildSettings) -> dict[str, Any]:
+    trt = tensorrt()
+    written = onnx.write_onnx(program, folder, settings, OPSET)
+    settings.announce(f"building the engine with {trt.__name__} {trt.__version__}")
+    plan = build_engine(folder / onnx.FILE, profiles_of(program), settings.verbose)
+    (folder / FILE).write_bytes(plan)
+    capability = ".".join(map(str, torch.cuda.get_device_capability())) if torch.cuda.is_available() else None
+    return {
+        **written,
+        "library": trt.__name__,
+        "library_version": trt.__version__,
+        # tensorrt_rtx compiles its kernels on the GPU that loads the engine; tensorrt fixes them to the builder's GPU
+        "compute_capability": capability if trt.__name__ == "tensorrt" else None,
+        "profiles": len(program.buckets),
+    }
+
+
+def open(folder: Path, manifest: Manifest, device: torch.device | None, check_inputs: bool) -> Runner:
+    if not torch.cuda.is_available():
+        raise BackendError("an engine runs on a GPU, and torch finds no CUDA device: load it on one")
+    return TensorRTRunner(folder / FILE, manifest, device or torch.device("cuda"), check_inputs)
+
+
+def stand_in(folder: Path, manifest: Manifest) -> StandIn | None:
+    """Return the ONNX that the engine was built from, on a CPU, where there is no GPU for the engine."""
+    if torch.cuda.is_available():
+        return None
+    not_run = f"{FILE} was built and not run: there is no CUDA device"
+    widened = onnx.stand_in(folder, manifest)
+    if widened is not None:
+        return StandIn(widened.runner, widened.judged, not_run)
+    runner = onnx.open(folder, manifest, torch.device("cpu"), check_inputs=True)
+    return StandIn(runner, f"{onnx.FILE} on ONNX Runtime's CPU provider", not_run)
+
+
+def profiles_of(program: Program) -> list[Profile]:
+    """Return a profile for each bucket, in their order."""
+
+    def shapes(spec: TensorSpec, batches: Sequence[int], tokens: Sequence[int]) -> tuple[Shape, Shape, Shape]:
+        smallest, usual, largest = (
+            tuple({"batch": batch, "tokens": count}.get(dim, dim) if isinstance(dim, str) else dim for dim in spec.shape)
+            for batch, count in zip(batches, tokens, strict=True)
+        )
+        return smallest, usual, largest
+
+    return [
+        Profile(
+            {
+                spec.name: shapes(spec, bucket.batch, (1, bucket.tokens, bucket.tokens))
+                for spec in program.inputs
+            }
+        )
+        for bucket in program.buckets
+    ]
+
+
+def build_engine(path: Path, profiles: Sequence[Profile], verbose: bool = False) -> bytes:
+    """Return the serialized engine of an ONNX file.
+
+    Raises:
+        BackendError: the library cannot build on this machine.
+        BuildError: the parser or the builder reported an error, read no layer, ignored an input, or returned nothing;
+            or a profile's shapes are not in order.
+    """
+    for profile in profiles:
+        _check_profile(profile)
+    trt = tensorrt()
+    with _log(trt).recording(verbose) as messages:
+        builder = _create_builder(trt)
+        network = builder.create_network(_creation_flags(trt))
+        parser = trt.OnnxParser(network, _log(trt))
+        parsed = parser.parse_from_file(str(path))
+        _check_parsed(path, parsed, parser, network, messages)
+
+        config = builder.create_builder_config()
+        config.clear_flag(trt.BuilderFlag.TF32)
+        for profile in profiles:
+            config.add_optimization_profile(_create_profile(builder, profile))
+        plan = builder.build_serialized_network(network, config)
+        errors = [text for severity, text in messages if severity == "error"]
+        if plan is None or errors:
+            raise BuildError(f"{trt.__name__} could not build an engine:\n  " + "\n  ".join(errors or ["no reason given"]))
+        return bytes(plan)
+
+
+def _check_profile(profile: Profile) -> None:
+    for name, (smallest, usual, largest) in profile.shapes.items():
+        for low, mid, high in zip(smallest, usual, largest, strict=True):
+            if not 1 <= low <= mid <= high:
+                raise BuildError(
+                    f"the profile of {name!r} is min {smallest}, opt {usual}, max {largest}: expected min <= opt <= max"
+                )
+
+
+def _check_parsed(path: Path, parsed: bool, parser: Any, network: Any, messages: list[tuple[str, str]]) -> None:
+    """Raise BuildError for everything the parser gets wrong, also where it calls that success."""
+    errors = [parser.get_error(index) for index in range(parser.num_errors)]
+    if errors or not parsed:
+        modules = _modules_of(path)
+        lines = [
+            f"{error.node_operator()} node {error.node_name()!r} from module "
+            f"{modules.get(error.node_name(), '')!r}: {error.desc()}"
+            for error in errors
+        ]
+        logged = [text for severity, text in messages if severity == "error"]
+        raise BuildError("TensorRT's parser refused the ONNX graph:\n  " + "\n  ".join(lines or logged))
+    if network.num_layers == 0:
+        raise BuildError(f"TensorRT's parser read no layer from {path.name}: the file is empty or damaged")
+    ignored = [text for _, text in messages if "unused input" in text.lower()]
+    if ignored:
+        raise BuildError("TensorRT's parser ignored an input, so what it says would have no effect:\n  " + ignored[0])
+    logged = [text for severity, text in messages if severity == "error"]
+    if logged:
+        raise BuildError("TensorRT's parser reported an error:\n  " + "\n  ".join(logged))
+
+
+def _modules_of(path: Path) -> dict[str, str]:
+    """Return the model's module for each node name of an ONNX file; nothing where it cannot be read."""
+    with contextlib.suppress(Exception):  # a file that TensorRT refused may be no ONNX at all
+        return {node.name or "": passes.module_of(node) for node in ir.load(path).graph.all_nodes()}
+    return {}
+
+
+def _create_builder(trt: ModuleType) -> Any:
+    try:
+        return trt.Builder(_log(trt))
+    except Exception as error:  # pybind turns a failed CUDA initialization into a plain TypeError
+        raise BackendError(
+            f"{trt.__name__} {trt.__version__} cannot build on this machine: {error}. tensorrt needs a GPU to build; "
+            "without one, uninstall it and install tensorrt-rtx"
+        ) from error
+
+
+def _creation_flags(trt: ModuleType) -> int:
+    """Ask for strong typing where it is a choice: TensorRT 10. Later releases have nothing else."""
+    flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    return 0 if flag is None else 1 << int(flag)
+
+
+def _create_profile(builder: Any, profile: Profile) -> Any:
+    created = builder.create_optimization_profile()
+    for name, shapes in profile.shapes.items():
+        created.set_shape(name, *shapes)
+    return created
+
+
+@functools.cache
+def _log(trt: ModuleType) -> Any:
+    """Return the process's one logger; TensorRT ignores every other after the first."""
+
+    class Log(trt.ILogger):  # type: ignore[name-defined,misc]
+        """Keeps warnings and errors; prints everything when verbose."""
+
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.messages: list[tuple[str, str]] = []
+            self.verbose = False
+
+        def log(self, severity: Any, text: str) -> None:
+            serious = severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR)
+            if serious or severity == trt.ILogger.WARNING:
+                self.messages.append(("error" if serious else "warning", text))
+            if self.verbose and severity != trt.ILogger.VERBOSE:
+                print(f"[{trt.__name__}] {text}", file=sys.stderr)
+
+        @contextlib.contextmanager
+        def recording(self, verbose: bool) -> Iterator[list[tuple[str, str]]]:
+            self.messages, self.verbose = [], verbose
+            try:
+                yield self.messages
+            finally:
+                self.messages, self.verbose = [], False
+
+    return Log()
+
+
+class TensorRTRunner(Runner):
+    """Runs `model.plan` on the GPU, with an execution context for each thread and profile."""
+
+    def __init__(
+        self, path: Path, manifest: Manifest, device: torch.device, check_inputs: bool = True
+    ) -> None:
+        super().__init__(manifest, device, check_inputs)
+        trt = tensorrt()
+        built_with = manifest.build["library"]
+        if trt.__name__ != built_with:
+            raise BackendError(f"this engine was built with {built_with}, and {trt.__name__} is installed: pip install it")
+        self._runtime = trt.Runtime(_log(trt))
+        with _log(trt).recording(verbose=False) as messages:
+            self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
+        if self._engine is None:
+            reasons = "; ".join(text for _, text in messages) or "no reason given"
+            raise BackendError(
+                f"{trt.__name__} {trt.__version__} cannot load an engine built by {manifest.build['library_version']} "
+                f"for compute capability {manifest.build['compute_capability']}: {reasons}. Export again on this machine"
+            )
+        self._contexts = threading.local()
+
+    def execute(self, inputs: tuple[Tensor, ...]) -> list[Tensor]:
+        batch, tokens = inputs[0].shape[:2]
+        stream = torch.cuda.Stream(self.device)  # the default stream would make TensorRT synchronize
+        stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(stream):
+            context = self._context(self._profile(batch, tokens), stream)
+            for spec, tensor in zip(self.manifest.inputs, inputs, strict=True):
+                context.set_input_shape(spec.name, tuple(tensor.shape))
+            missing = context.infer_shapes()
+            if missing:
+                raise BackendError(f"TensorRT needs shapes for {missing}: the engine and its manifest disagree")
+            held = [tensor.contiguous() for tensor in inputs]
+            for spec, tensor in zip(self.manifest.inputs, held, strict=True):
+                context.set_tensor_address(spec.name, tensor.data_ptr())
+            outputs = []
+            for spec in self.manifest.outputs:
+                shape = tuple(context.get_tensor_shape(spec.name))
+                outputs.append(torch.empty(shape, dtype=getattr(torch, spec.dtype), device=self.device))
+                context.set_tensor_address(spec.name, outputs[-1].data_ptr())
+            if not context.execute_async_v3(stream.cuda_stream):
+                raise BackendError("TensorRT refused to run the engine; --verbose shows its log")
+        torch.cuda.current_stream(self.device).wait_stream(stream)
+        for tensor in [*held, *outputs]:
+            tensor.record_stream(stream)
+        return outputs
+
+    def _profile(self, batch: int, tokens: int) -> int:
+        """Return the index of the smallest bucket that takes these sizes; `check` has made sure that one does."""
+        for index, bucket in enumerate(self.manifest.buckets):
+            if tokens <= bucket.tokens and bucket.batch[0] <= batch <= bucket.batch[2]:
+                return index
+        raise AssertionError("unreachable: the inputs were checked")
+
+    def _context(self, profile: int, stream: torch.cuda.Stream) -> Any:
+        """Return this thread's context for a profile; contexts must not be shared between threads."""
+        contexts = self._contexts.__dict__
+        if profile not in contexts:
+            contexts[profile] = self._engine.create_execution_context()
+            contexts[profile].set_optimization_profile_async(profile, stream.cuda_stream)
+        return contexts[profile]
