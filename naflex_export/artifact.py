@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -163,11 +162,11 @@ def staged(out: Path) -> Iterator[Path]:
 def _swap(new: Path, out: Path) -> None:
     """Put `new` in the place of `out`. Killed half-way, it leaves no artifact, never half of one."""
     old = new.with_suffix(".old")
-    os.rename(out, old)
+    out.rename(old)
     try:
-        os.rename(new, out)
+        new.rename(out)
     except OSError:
-        os.rename(old, out)
+        old.rename(out)
         raise
     shutil.rmtree(old, ignore_errors=True)
 

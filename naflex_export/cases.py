@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -62,9 +63,12 @@ def load_photos(folder: Path | None = None) -> Photos:
     Raises:
         RequestError: the folder is missing, cannot be read, or holds no image.
     """
-    folder = Path(str(resources.files("naflex_export") / "photos")) if folder is None else folder
+    pattern = "*.jpg" if folder is None else "*"
+    folder = folder or Path(str(resources.files("naflex_export") / "photos"))
     try:
-        paths = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+        if not folder.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, "not a folder" if folder.exists() else "it does not exist")
+        paths = sorted(path for path in folder.glob(pattern) if path.is_file() and not path.name.startswith("."))
     except OSError as error:
         raise RequestError(
             f"image folder {str(folder)!r} cannot be read ({error.strerror}): expected a folder of photos"
@@ -146,5 +150,3 @@ def _collate(name: str, patched: list[dict[str, Tensor]], tokens: int) -> Batch:
     collated, _ = NaFlexCollator(max_seq_len=tokens)([(image, 0) for image in patched])
     grids = tuple(Grid(*(image["patch_coord"].amax(dim=0) + 1).tolist()) for image in patched)
     return Batch(name, collated["patches"], collated["patch_coord"], collated["patch_valid"], grids)
-
-

@@ -213,5 +213,3 @@ def _quiet_libraries(verbose: bool) -> None:
         warnings.simplefilter("ignore")
         for name in ("torch", "timm", "huggingface_hub", "onnxscript", "onnx_ir"):
             logging.getLogger(name).setLevel(logging.ERROR)
-
-

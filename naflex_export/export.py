@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from naflex_export.accuracy.gate import GateReport, judge
+from naflex_export.accuracy.gate import GateReport, GateSettings, judge
 from naflex_export.accuracy.report import verdict, write_json
 from naflex_export.artifact import Manifest, check_destination, staged
 from naflex_export.cases import Photos, load_photos
@@ -172,12 +172,11 @@ def judge_artifact(
     return judge_subject(subject, reference, load_photos(images), manifest, seed)
 
 
-def judge_subject(
-    subject: StandIn, reference: nn.Module, photos: Photos, manifest: Manifest, seed: int
-) -> GateReport:
+def judge_subject(subject: StandIn, reference: nn.Module, photos: Photos, manifest: Manifest, seed: int) -> GateReport:
     """Return the report of the gate on what `_open_to_judge` gave."""
     names = tuple(spec.name for spec in manifest.outputs)
-    report = judge(subject.runner, reference, photos, manifest.buckets, manifest.dtype, names, seed)
+    settings = GateSettings(manifest.buckets, manifest.dtype, names, seed)
+    report = judge(subject.runner, reference, photos, settings)
     return dataclasses.replace(report, judged=subject.judged, not_run=subject.not_run)
 
 
@@ -201,5 +200,3 @@ def _versions(backend: Target) -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return versions
-
-

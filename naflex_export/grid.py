@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -46,9 +47,7 @@ class Bucket:
             raise RequestError(f"bucket tokens={self.tokens!r}: expected an integer of at least 1")
         batch: Sequence[object] = self.batch
         if not isinstance(batch, Sequence) or len(batch) != 3 or not all(map(_is_count, batch)):
-            raise RequestError(
-                f"bucket batch={self.batch!r}: expected three integers of at least 1, (min, opt, max)"
-            )
+            raise RequestError(f"bucket batch={self.batch!r}: expected three integers of at least 1, (min, opt, max)")
         smallest, usual, largest = self.batch
         if not smallest <= usual <= largest:
             raise RequestError(f"bucket batch={self.batch!r}: expected min <= opt <= max")
@@ -85,7 +84,7 @@ def check_buckets(buckets: Sequence[Bucket]) -> tuple[Bucket, ...]:
     if not buckets:
         raise RequestError("no bucket was given: expected at least one, such as Bucket(tokens=256)")
     ordered = tuple(sorted(buckets, key=lambda bucket: bucket.tokens))
-    for one, other in zip(ordered, ordered[1:], strict=False):
+    for one, other in itertools.pairwise(ordered):
         if one.tokens == other.tokens:
             raise RequestError(f"buckets {one} and {other} have the same tokens: give each budget once")
     return ordered

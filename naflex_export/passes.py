@@ -135,7 +135,7 @@ def widen_bfloat16(model: ir.Model) -> None:
     """
     narrow, wide = ir.DataType.BFLOAT16, ir.DataType.FLOAT
 
-    def widened(tensor: ir.TensorProtocol) -> ir.Tensor:
+    def widened(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
         return ir.Tensor(tensor.numpy().astype(np.float32), name=tensor.name)
 
     for value in model.graph.initializers.values():

@@ -112,9 +112,7 @@ def trace(
 def example_inputs(family: Family, model: nn.Module, dtype: torch.dtype) -> tuple[Tensor, ...]:
     """Return the inputs a model is traced with."""
     batch = noise_batch("example", EXAMPLE, EXAMPLE_TOKENS, family.token_width(model))
-    return tuple(
-        tensor.to(dtype) if tensor.is_floating_point() else tensor for tensor in family.arrange(batch)
-    )
+    return tuple(tensor.to(dtype) if tensor.is_floating_point() else tensor for tensor in family.arrange(batch))
 
 
 def open_dims(tensor: Tensor, batch: Any, tokens: Any) -> dict[int, Any]:

@@ -99,7 +99,7 @@ def axis_weights(position: Tensor, length: Tensor, source: int, how: Resampling)
 
     # Without antialias, samples beyond the border repeat the border sample: fold their weights onto it.
     weights = how.kernel(offset / (2 * denominator).unsqueeze(-1))
-    before, inside, after = weights.split([border, source, border], dim=-1)
+    before, inside, after = torch.split(weights, [border, source, border], dim=-1)
     first = torch.nn.functional.pad(before.sum(-1, keepdim=True), (0, source - 1))
     last = torch.nn.functional.pad(after.sum(-1, keepdim=True), (source - 1, 0))
     return inside + first + last

@@ -63,11 +63,11 @@ class ModelSource:
             return
         path = Path(self.weights)
         if not path.is_file():
-            raise RequestError(
-                f"checkpoint {self.weights!r} does not exist: expected 'pretrained', 'random' or a file"
-            )
+            raise RequestError(f"checkpoint {self.weights!r} does not exist: expected 'pretrained', 'random' or a file")
         if path.suffix not in SUFFIXES:
-            raise RequestError(f"checkpoint {self.weights!r} ends in {path.suffix!r}: expected one of {', '.join(SUFFIXES)}")
+            raise RequestError(
+                f"checkpoint {self.weights!r} ends in {path.suffix!r}: expected one of {', '.join(SUFFIXES)}"
+            )
 
     def describe(self) -> dict[str, Any]:
         """Return the source as plain JSON values, with the hash of a checkpoint file."""
@@ -85,7 +85,7 @@ class ModelSource:
         name = self.model.split(".")[0]
         if not timm.is_model(name):
             raise RequestError(_unknown_model(self.model))
-        options = {} if name.startswith("naflexvit") else {"use_naflex": True}
+        options: dict[str, Any] = {} if name.startswith("naflexvit") else {"use_naflex": True}
         try:
             model = timm.create_model(self.model, pretrained=self.weights == "pretrained", **options)
         except TypeError as error:
@@ -114,7 +114,7 @@ def randomize(model: nn.Module, seed: int) -> None:
             noise = torch.randn(parameter.shape, generator=draw)
             leaf = name.rsplit(".", 1)[-1]
             if parameter.ndim < 2:
-                value = (0.02 * noise if leaf == "bias" else 1 + 0.1 * noise)
+                value = 0.02 * noise if leaf == "bias" else 1 + 0.1 * noise
             elif "pos_embed" in leaf or "token" in leaf or leaf == "latent":
                 value = 0.5 * noise
             else:
@@ -139,8 +139,8 @@ def _load_checkpoint(model: nn.Module, path: Path) -> None:
     missing, unexpected = sorted(set(own) - set(state)), sorted(set(state) - set(own))
     if missing or unexpected:
         raise RequestError(
-            f"checkpoint {str(path)!r} does not fit the model: {_some('missing', missing)}{_some('unexpected', unexpected)}"
-            "is it a checkpoint of this architecture?"
+            f"checkpoint {str(path)!r} does not fit the model: "
+            f"{_some('missing', missing)}{_some('unexpected', unexpected)}is it a checkpoint of this architecture?"
         )
     for name, tensor in state.items():
         if tensor.shape != own[name].shape:

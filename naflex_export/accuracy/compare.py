@@ -65,7 +65,8 @@ def measure(candidate: Tensor, reference: Tensor, valid: Tensor | None = None, c
     """Return how far a candidate is from the reference, computed in float64.
 
     Args:
-        candidate, reference: [B, F] or [B, T, C] outputs of the same images.
+        candidate: [B, F] or [B, T, C] outputs.
+        reference: outputs of the same images, in the same shape.
         valid: [B, T] bool, the tokens to compare; all of them by default.
         classes: whether the outputs are logits.
     """

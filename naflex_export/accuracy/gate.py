@@ -7,6 +7,7 @@ refused: a fault of ours must not stand on both sides of the comparison.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,6 +25,16 @@ from naflex_export.program import check_dtype
 from naflex_export.targets.runner import Runner
 
 Candidate = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class GateSettings:
+    """What a candidate serves, and the seed of the generated batches to judge it on."""
+
+    buckets: tuple[Bucket, ...]
+    dtype: str
+    outputs: tuple[str, ...]
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -49,6 +60,7 @@ class GateReport:
         limits: the worst measures that pass.
         results: one for each output of each batch.
         problems: what is wrong beyond the measures, such as a reference that proves nothing.
+        seed: of the generated batches; with a case's name it says which batch that was.
         judged: what ran as the candidate.
         not_run: what was built and could not be run here; empty where the artifact itself was judged.
         skipped_photos: why each file among the photos was left out.
@@ -58,6 +70,7 @@ class GateReport:
     limits: Limits
     results: tuple[CaseResult, ...]
     problems: tuple[str, ...] = ()
+    seed: int = 0
     judged: str = "the candidate"
     not_run: str = ""
     skipped_photos: dict[str, str] = field(default_factory=dict)
@@ -111,7 +124,9 @@ def gate(
             by output name. Its patches come in `dtype`.
         reference: the original model, in any dtype and mode; a float32 copy in eval mode is used.
         images: a folder of photos; by default the three that ship with the package.
-        buckets, dtype, outputs: what the candidate serves; a Runner's manifest says so itself.
+        buckets: what the candidate serves; a Runner's manifest says so itself, and so for the next two.
+        dtype: of the candidate; it chooses the limits.
+        outputs: names of its outputs, in order.
         seed: of the generated batches.
 
     Raises:
@@ -123,24 +138,17 @@ def gate(
         outputs = candidate.output_names
     chosen = check_buckets(buckets or [Bucket()])
     photos = load_photos(Path(images) if images is not None else None)
-    return judge(candidate, reference, photos, chosen, dtype or "float32", tuple(outputs), seed)
+    return judge(candidate, reference, photos, GateSettings(chosen, dtype or "float32", tuple(outputs), seed))
 
 
-def judge(
-    candidate: Candidate,
-    reference: nn.Module,
-    photos: Photos,
-    buckets: Sequence[Bucket],
-    dtype: str,
-    outputs: tuple[str, ...],
-    seed: int,
-) -> GateReport:
+def judge(candidate: Candidate, reference: nn.Module, photos: Photos, settings: GateSettings) -> GateReport:
     """Return the report of `gate`, for photos already read and settings already chosen."""
-    torch_dtype, family = check_dtype(dtype), family_of(reference)
+    family, outputs, limits = family_of(reference), settings.outputs, LIMITS[settings.dtype]
+    torch_dtype = check_dtype(settings.dtype)
     eager = float32_reference(reference)
     encoder = family.encoder(eager, outputs)
     results, problems = [], []
-    for bucket, batch in batches(family, eager, photos, buckets, seed):
+    for bucket, batch in batches(family, eager, photos, settings):
         inputs = family.arrange(batch)
         with torch.no_grad():
             expected = dict(zip(outputs, encoder(*inputs), strict=True))
@@ -155,20 +163,17 @@ def judge(
                 continue
             classes = name == "features" and family.num_classes(eager) > 1
             found = measure(given[name], expected[name], valid, classes)
-            results.append(_result(batch, bucket, name, found, LIMITS[dtype]))
-    return GateReport(
-        dtype, LIMITS[dtype], tuple(results), tuple(problems), skipped_photos=dict(photos.skipped)
-    )
+            results.append(_result(batch, bucket, name, found, limits))
+    skipped = dict(photos.skipped)
+    return GateReport(settings.dtype, limits, tuple(results), tuple(problems), settings.seed, skipped_photos=skipped)
 
 
-def batches(
-    family: Family, model: nn.Module, photos: Photos, buckets: Sequence[Bucket], seed: int
-) -> Iterator[tuple[Bucket, Batch]]:
+def batches(family: Family, model: nn.Module, photos: Photos, settings: GateSettings) -> Iterator[tuple[Bucket, Batch]]:
     """Yield every batch the gate judges on, bucket by bucket."""
-    for bucket in buckets:
+    for bucket in settings.buckets:
         made: Iterable[Batch] = photo_batches(photos, family.transform(model, bucket.tokens), bucket)
         yield from ((bucket, batch) for batch in made)
-        made = generated_batches(bucket, family.token_width(model), seed)
+        made = generated_batches(bucket, family.token_width(model), settings.seed)
         yield from ((bucket, batch) for batch in made)
 
 
@@ -216,7 +221,7 @@ def _valid_tokens(family: Family, model: nn.Module, batch: Batch) -> Tensor:
 
 def _worst(values: Iterable[float], choose: Callable[[list[float]], float]) -> float | None:
     found = list(values)
-    unordered = [value for value in found if value != value]
+    unordered = [value for value in found if math.isnan(value)]
     return unordered[0] if unordered else choose(found) if found else None
 
 

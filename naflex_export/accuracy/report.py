@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from rich.box import SIMPLE
 from rich.table import Table
 
 from naflex_export.accuracy.gate import GateReport
@@ -18,32 +19,44 @@ def write_json(report: GateReport, path: Path) -> None:
 
 def table(report: GateReport) -> Table:
     """Return the report as a table: a row for each output of each batch, the limits below."""
-    rows = Table(title=f"{report.judged} against eager float32", title_justify="left", title_style="bold")
-    for heading in ("case", "output", "images x tokens", "grids"):
-        rows.add_column(heading)
-    for heading in ("max abs", "share", "rel. L2", "cosine", "top-1", ""):
-        rows.add_column(heading, justify="right")
+    several = len({result.output for result in report.results}) > 1
+    logits = any(result.measures.top1_agreement is not None for result in report.results)
+    rows = Table(
+        title=f"{report.judged}, against eager float32",
+        title_justify="left",
+        title_style="bold",
+        box=SIMPLE,
+        padding=(0, 1, 0, 0),
+    )
+    rows.add_column("case", no_wrap=True)
+    rows.add_column("images, grids", no_wrap=True)
+    for heading in ("max abs", "of max", "rel L2", "1-cos", *(["top-1"] if logits else []), ""):
+        rows.add_column(heading, justify="right", no_wrap=True)
     for result in report.results:
         found = result.measures
+        name = result.case.removesuffix(f"-seed{report.seed}")
         rows.add_row(
-            result.case,
-            result.output,
-            f"{result.images} x {result.tokens}",
-            _shorten(result.grids),
+            f"{name} {result.output}" if several else name,
+            f"{result.images}: {_shorten(result.grids)}",
             f"{found.max_abs:.1e}",
             f"{found.max_share:.1e}",
             f"{found.relative_l2:.1e}",
-            f"{found.worst_cosine:.7f}",
-            "" if found.top1_agreement is None else f"{found.top1_agreement:.0%}",
-            "[red]FAIL[/]" if result.broken else "[green]ok[/]",
+            f"{1 - found.worst_cosine:.0e}",
+            *([_percent(found.top1_agreement)] if logits else []),
+            "[bold red]FAIL[/]" if result.broken else "[green]ok[/]",
         )
     limits = report.limits
     rows.add_section()
     rows.add_row(
-        "limit", "", report.dtype, "", "",
-        f"{limits.max_share:.1e}", f"{limits.relative_l2:.1e}",
-        f"{limits.worst_cosine:.7f}", f"{limits.top1_agreement:.0%}", "",
-    )  # fmt: skip
+        "limit",
+        report.dtype,
+        "",
+        f"{limits.max_share:.1e}",
+        f"{limits.relative_l2:.1e}",
+        f"{1 - limits.worst_cosine:.0e}",
+        *([_percent(limits.top1_agreement)] if logits else []),
+        "",
+    )
     return rows
 
 
@@ -62,5 +75,10 @@ def verdict(report: GateReport) -> dict[str, object]:
 
 
 def _shorten(grids: tuple[str, ...]) -> str:
+    """Return the first two distinct grids and how many more there are."""
     distinct = list(dict.fromkeys(grids))
-    return ", ".join(distinct[:3]) + (f" +{len(distinct) - 3}" if len(distinct) > 3 else "")
+    return " ".join(distinct[:2]) + (f" +{len(distinct) - 2}" if len(distinct) > 2 else "")
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{share:.0%}"

@@ -12,7 +12,8 @@ from typing import Any, cast
 
 import torch
 from PIL.Image import Image
-from timm.data import create_transform, resolve_data_config
+from timm.data.config import resolve_data_config
+from timm.data.transforms_factory import create_transform
 from timm.models import NaFlexVit
 from timm.models.naflexvit import NaFlexEmbeds
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from naflex_export.cases import Batch
 from naflex_export.errors import RequestError, UnsupportedModelError
 from naflex_export.models.family import Family
-from naflex_export.resample import Resampling, resample_at
+from naflex_export.resample import Mode, Resampling, resample_at
 
 
 class VectorizedNaFlexEmbeds(NaFlexEmbeds):
@@ -51,7 +52,7 @@ class VectorizedNaFlexEmbeds(NaFlexEmbeds):
 def resampling_of(embeds: NaFlexEmbeds) -> Resampling:
     """Return the resize that an embedding module asks `F.interpolate` for."""
     return Resampling(
-        mode=embeds.pos_embed_interp_mode,
+        mode=cast(Mode, embeds.pos_embed_interp_mode),
         antialias=getattr(embeds, "pos_embed_antialias", True),
         align_corners=getattr(embeds, "pos_embed_align_corners", False),
     )
@@ -89,7 +90,7 @@ class TimmNaFlex(Family):
     def vectorize(self, model: nn.Module) -> nn.Module:
         if self.is_vectorized(model):
             return model
-        embeds = cast(NaFlexVit, model).embeds
+        embeds = model.embeds
         _refuse_unknown(cast(NaFlexVit, model))
         shared = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
         twin = copy.deepcopy(model, shared)
@@ -107,18 +108,18 @@ class TimmNaFlex(Family):
         return batch.patches, batch.patch_coord, batch.patch_valid
 
     def token_width(self, model: nn.Module) -> int:
-        embeds = cast(NaFlexVit, model).embeds
+        embeds = model.embeds
         return embeds.patch_size[0] * embeds.patch_size[1] * embeds.in_chans
 
     def num_prefix_tokens(self, model: nn.Module) -> int:
-        return cast(NaFlexVit, model).num_prefix_tokens
+        return model.num_prefix_tokens
 
     def num_classes(self, model: nn.Module) -> int:
-        return cast(NaFlexVit, model).num_classes
+        return model.num_classes
 
     def preprocessing(self, model: nn.Module) -> dict[str, Any]:
         data = resolve_data_config(model=model)
-        embeds = cast(NaFlexVit, model).embeds
+        embeds = model.embeds
         return {
             "library": "timm.data.create_transform",
             "mean": list(data["mean"]),

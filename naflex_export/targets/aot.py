@@ -40,7 +40,9 @@ def open(folder: Path, manifest: Manifest, device: torch.device | None, check_in
     built_for = manifest.build["device"]
     device = resolve_device(device or torch.device(built_for))
     if device.type != built_for:
-        raise BackendError(f"this artifact is native code for {built_for}, not {device.type}: export it on {device.type}")
+        raise BackendError(
+            f"this artifact is native code for {built_for}, not {device.type}: export it on {device.type}"
+        )
     return AotRunner(folder / FILE, manifest, device, check_inputs)
 
 
@@ -51,9 +53,7 @@ def stand_in(folder: Path, manifest: Manifest) -> StandIn | None:
 class AotRunner(Runner):
     """Runs native code from `model.pt2`. Loading it runs code of the package: its hash has been checked first."""
 
-    def __init__(
-        self, path: Path, manifest: Manifest, device: torch.device, check_inputs: bool = True
-    ) -> None:
+    def __init__(self, path: Path, manifest: Manifest, device: torch.device, check_inputs: bool = True) -> None:
         super().__init__(manifest, device, check_inputs)
         self._run = torch._inductor.aoti_load_package(str(path))
 

@@ -100,7 +100,7 @@ def pad_single_token(*inputs: Tensor) -> tuple[Tensor, ...]:
 
 
 def require() -> None:
-    """torch is always there."""
+    """Ask for nothing: torch is always there."""
 
 
 def build(program: Program, folder: Path, settings: BuildSettings) -> dict[str, Any]:
@@ -120,9 +120,7 @@ def stand_in(folder: Path, manifest: Manifest) -> StandIn | None:
 class CompileRunner(Runner):
     """Runs the traced graph under `torch.compile`; the first call of each kind of shape compiles."""
 
-    def __init__(
-        self, path: Path, manifest: Manifest, device: torch.device, check_inputs: bool = True
-    ) -> None:
+    def __init__(self, path: Path, manifest: Manifest, device: torch.device, check_inputs: bool = True) -> None:
         super().__init__(manifest, device, check_inputs)
         module = torch.export.load(path).module()
         self._compiled = torch.compile(module.to(device), fullgraph=True, dynamic=True)

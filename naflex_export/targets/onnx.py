@@ -48,7 +48,7 @@ def open(folder: Path, manifest: Manifest, device: torch.device | None, check_in
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if manifest.dtype == "bfloat16" and device.type == "cpu":
         raise BackendError(
-            "ONNX Runtime's CPU provider has no bfloat16: run this artifact on a GPU, or export it in float32 or float16"
+            "ONNX Runtime's CPU provider has no bfloat16: run this artifact on a GPU, or export in another dtype"
         )
     return OnnxRunner(folder / FILE, manifest, device, check_inputs)
 
@@ -94,9 +94,7 @@ def write_onnx(program: Program, folder: Path, settings: BuildSettings, opset: i
 class OnnxRunner(Runner):
     """Runs `model.onnx` with ONNX Runtime, on the provider asked for and no other."""
 
-    def __init__(
-        self, path: Path, manifest: Manifest, device: torch.device, check_inputs: bool = True
-    ) -> None:
+    def __init__(self, path: Path, manifest: Manifest, device: torch.device, check_inputs: bool = True) -> None:
         super().__init__(manifest, device, check_inputs)
         self._session = _session(path, device)
 
@@ -123,7 +121,7 @@ class OnnxRunner(Runner):
         self._session.run_with_iobinding(binding)
         binding.synchronize_outputs()
         values: list[onnxruntime.OrtValue] = binding.get_outputs()
-        return [torch.from_dlpack(value._ortvalue.to_dlpack()).clone() for value in values]
+        return [torch.utils.dlpack.from_dlpack(value._ortvalue.to_dlpack()).clone() for value in values]
 
 
 class WidenedRunner(Runner):

@@ -27,6 +27,7 @@ from torch import Tensor
 from naflex_export import passes
 from naflex_export.artifact import Manifest
 from naflex_export.errors import BackendError, BuildError
+from naflex_export.grid import Bucket
 from naflex_export.program import Program, TensorSpec
 from naflex_export.targets import BuildSettings, StandIn, onnx
 from naflex_export.targets.runner import Runner
@@ -107,22 +108,21 @@ def stand_in(folder: Path, manifest: Manifest) -> StandIn | None:
 def profiles_of(program: Program) -> list[Profile]:
     """Return a profile for each bucket, in their order."""
 
-    def shapes(spec: TensorSpec, batches: Sequence[int], tokens: Sequence[int]) -> tuple[Shape, Shape, Shape]:
-        smallest, usual, largest = (
-            tuple({"batch": batch, "tokens": count}.get(dim, dim) if isinstance(dim, str) else dim for dim in spec.shape)
-            for batch, count in zip(batches, tokens, strict=True)
-        )
-        return smallest, usual, largest
+    def shape(spec: TensorSpec, batch: int, tokens: int) -> Shape:
+        sizes = {"batch": batch, "tokens": tokens}
+        return tuple(sizes[dim] if isinstance(dim, str) else dim for dim in spec.shape)
 
-    return [
-        Profile(
-            {
-                spec.name: shapes(spec, bucket.batch, (1, bucket.tokens, bucket.tokens))
-                for spec in program.inputs
-            }
+    def profile(bucket: Bucket) -> Profile:
+        smallest, usual, largest = (
+            (bucket.batch[0], 1),
+            (bucket.batch[1], bucket.tokens),
+            (bucket.batch[2], bucket.tokens),
         )
-        for bucket in program.buckets
-    ]
+        return Profile(
+            {spec.name: (shape(spec, *smallest), shape(spec, *usual), shape(spec, *largest)) for spec in program.inputs}
+        )
+
+    return [profile(bucket) for bucket in program.buckets]
 
 
 def build_engine(path: Path, profiles: Sequence[Profile], verbose: bool = False) -> bytes:
@@ -150,7 +150,9 @@ def build_engine(path: Path, profiles: Sequence[Profile], verbose: bool = False)
         plan = builder.build_serialized_network(network, config)
         errors = [text for severity, text in messages if severity == "error"]
         if plan is None or errors:
-            raise BuildError(f"{trt.__name__} could not build an engine:\n  " + "\n  ".join(errors or ["no reason given"]))
+            raise BuildError(
+                f"{trt.__name__} could not build an engine:\n  " + "\n  ".join(errors or ["no reason given"])
+            )
         return bytes(plan)
 
 
@@ -248,28 +250,28 @@ def _log(trt: ModuleType) -> Any:
 class TensorRTRunner(Runner):
     """Runs `model.plan` on the GPU, with an execution context for each thread and profile."""
 
-    def __init__(
-        self, path: Path, manifest: Manifest, device: torch.device, check_inputs: bool = True
-    ) -> None:
+    def __init__(self, path: Path, manifest: Manifest, device: torch.device, check_inputs: bool = True) -> None:
         super().__init__(manifest, device, check_inputs)
         trt = tensorrt()
         built_with = manifest.build["library"]
         if trt.__name__ != built_with:
-            raise BackendError(f"this engine was built with {built_with}, and {trt.__name__} is installed: pip install it")
+            raise BackendError(
+                f"this engine was built with {built_with}, and {trt.__name__} is installed: pip install it"
+            )
         self._runtime = trt.Runtime(_log(trt))
         with _log(trt).recording(verbose=False) as messages:
             self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
         if self._engine is None:
-            reasons = "; ".join(text for _, text in messages) or "no reason given"
+            reasons, built = "; ".join(text for _, text in messages) or "no reason given", manifest.build
             raise BackendError(
-                f"{trt.__name__} {trt.__version__} cannot load an engine built by {manifest.build['library_version']} "
-                f"for compute capability {manifest.build['compute_capability']}: {reasons}. Export again on this machine"
+                f"{trt.__name__} {trt.__version__} cannot load an engine built by {built['library_version']} for "
+                f"compute capability {built['compute_capability']}: {reasons}. Export again on this machine"
             )
         self._contexts = threading.local()
 
     def execute(self, inputs: tuple[Tensor, ...]) -> list[Tensor]:
         batch, tokens = inputs[0].shape[:2]
-        stream = torch.cuda.Stream(self.device)  # the default stream would make TensorRT synchronize
+        stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]  # the default stream would make TensorRT synchronize
         stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(stream):
             context = self._context(self._profile(batch, tokens), stream)
@@ -302,7 +304,7 @@ class TensorRTRunner(Runner):
 
     def _context(self, profile: int, stream: torch.cuda.Stream) -> Any:
         """Return this thread's context for a profile; contexts must not be shared between threads."""
-        contexts = self._contexts.__dict__
+        contexts: dict[int, Any] = self._contexts.__dict__.setdefault("by_profile", {})
         if profile not in contexts:
             contexts[profile] = self._engine.create_execution_context()
             contexts[profile].set_optimization_profile_async(profile, stream.cuda_stream)
