@@ -81,43 +81,43 @@ class TimmNaFlex(Family):
     name = "timm NaFlexVit"
     inputs = ("patches", "patch_coord", "patch_valid")
 
-    def owns(self, model: nn.Module) -> bool:
+    def owns(self, model: Any) -> bool:
         return isinstance(model, NaFlexVit)
 
-    def is_vectorized(self, model: nn.Module) -> bool:
+    def is_vectorized(self, model: Any) -> bool:
         return isinstance(model.embeds, VectorizedNaFlexEmbeds)
 
-    def vectorize(self, model: nn.Module) -> nn.Module:
+    def vectorize(self, model: Any) -> nn.Module:
         if self.is_vectorized(model):
             return model
         embeds = model.embeds
-        _refuse_unknown(cast(NaFlexVit, model))
+        _refuse_unknown(model)
         shared = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
         twin = copy.deepcopy(model, shared)
         if embeds.pos_embed_type == "learned":
             twin.embeds.__class__ = VectorizedNaFlexEmbeds
         return twin
 
-    def encoder(self, model: nn.Module, outputs: tuple[str, ...]) -> nn.Module:
+    def encoder(self, model: Any, outputs: tuple[str, ...]) -> nn.Module:
         unknown = [name for name in outputs if name not in ("features", "tokens")]
         if unknown or not outputs or len(set(outputs)) != len(outputs):
             raise RequestError(f"outputs={outputs!r}: expected 'features', 'tokens' or both")
-        return TimmEncoder(cast(NaFlexVit, model), outputs)
+        return TimmEncoder(model, outputs)
 
     def arrange(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         return batch.patches, batch.patch_coord, batch.patch_valid
 
-    def token_width(self, model: nn.Module) -> int:
+    def token_width(self, model: Any) -> int:
         embeds = model.embeds
         return embeds.patch_size[0] * embeds.patch_size[1] * embeds.in_chans
 
-    def num_prefix_tokens(self, model: nn.Module) -> int:
+    def num_prefix_tokens(self, model: Any) -> int:
         return model.num_prefix_tokens
 
-    def num_classes(self, model: nn.Module) -> int:
+    def num_classes(self, model: Any) -> int:
         return model.num_classes
 
-    def preprocessing(self, model: nn.Module) -> dict[str, Any]:
+    def preprocessing(self, model: Any) -> dict[str, Any]:
         data = resolve_data_config(model=model)
         embeds = model.embeds
         return {
@@ -129,7 +129,7 @@ class TimmNaFlex(Family):
             "channels_last": getattr(embeds, "channels_last", True),
         }
 
-    def transform(self, model: nn.Module, tokens: int) -> Callable[[Image], dict[str, Tensor]]:
+    def transform(self, model: Any, tokens: int) -> Callable[[Image], dict[str, Tensor]]:
         settings = self.preprocessing(model)
         return create_transform(
             is_training=False,
@@ -143,8 +143,8 @@ class TimmNaFlex(Family):
             patchify_channels_last=settings["channels_last"],
         )
 
-    def describe(self, model: nn.Module) -> dict[str, Any]:
-        naflex = cast(NaFlexVit, model)
+    def describe(self, model: Any) -> dict[str, Any]:
+        naflex: NaFlexVit = model
         embeds = naflex.embeds
         return {
             "architecture": (naflex.pretrained_cfg or {}).get("architecture", ""),
