@@ -20,7 +20,7 @@ FLOATS = {
     "float16": ir.DataType.FLOAT16,
     "bfloat16": ir.DataType.BFLOAT16,
 }
-_DTYPES = {**FLOATS, "int64": ir.DataType.INT64, "bool": ir.DataType.BOOL}
+_DTYPES = {**FLOATS, "int32": ir.DataType.INT32, "int64": ir.DataType.INT64, "bool": ir.DataType.BOOL}
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -100,7 +99,7 @@ def trace(
         batch = Dim("batch", min=1, max=len(EXAMPLE))
 
     example = example_inputs(family, own, torch_dtype)
-    dynamic_shapes = tuple(open_dims(tensor, batch, tokens) for tensor in example)
+    dynamic_shapes = family.layout.open_dims(batch, tokens)
     try:
         with torch.no_grad():
             exported = torch.export.export(encoder, example, dynamic_shapes=dynamic_shapes, strict=False)
@@ -112,12 +111,7 @@ def trace(
 def example_inputs(family: Family, model: nn.Module, dtype: torch.dtype) -> tuple[Tensor, ...]:
     """Return the inputs a model is traced with."""
     batch = noise_batch("example", EXAMPLE, EXAMPLE_TOKENS, family.token_width(model))
-    return tuple(tensor.to(dtype) if tensor.is_floating_point() else tensor for tensor in family.arrange(batch))
-
-
-def open_dims(tensor: Tensor, batch: Any, tokens: Any) -> dict[int, Any]:
-    """Return the dynamic dimensions of an input: its batch, and its tokens where it has them."""
-    return {0: batch, 1: tokens} if tensor.shape[1] == EXAMPLE_TOKENS else {0: batch}
+    return tuple(tensor.to(dtype) if tensor.is_floating_point() else tensor for tensor in family.layout.arrange(batch))
 
 
 def _describe(
@@ -144,7 +138,7 @@ def _describe(
 
     return Program(
         exported=exported,
-        inputs=tuple(spec(name, value) for name, value in zip(family.inputs, in_values, strict=True)),
+        inputs=tuple(spec(name, value) for name, value in zip(family.layout.names, in_values, strict=True)),
         outputs=tuple(spec(name, value) for name, value in zip(outputs, out_values, strict=True)),
         buckets=buckets,
         dtype=dtype,

@@ -149,7 +149,7 @@ def judge(candidate: Candidate, reference: nn.Module, photos: Photos, settings: 
     encoder = family.encoder(eager, outputs)
     results, problems = [], []
     for bucket, batch in batches(family, eager, photos, settings):
-        inputs = family.arrange(batch)
+        inputs = family.layout.arrange(batch)
         with torch.no_grad():
             expected = dict(zip(outputs, encoder(*inputs), strict=True))
         cast = tuple(tensor.to(torch_dtype) if tensor.is_floating_point() else tensor for tensor in inputs)

@@ -2,13 +2,38 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
+from typing import NamedTuple
+
 from torch import nn
 
 from naflex_export.errors import UnsupportedModelError
 from naflex_export.models.family import Family
-from naflex_export.models.timm_naflex import TimmNaFlex
 
-FAMILIES: tuple[Family, ...] = (TimmNaFlex(),)
+
+class Entry(NamedTuple):
+    """A family that is imported only when a model of it can be at hand.
+
+    Attributes:
+        models: what its models are called, in messages.
+        defined_in: the module that defines their classes. Until it has been imported, nobody holds such a model.
+        family: module and class of the `Family`.
+    """
+
+    models: str
+    defined_in: str
+    family: str
+
+
+FAMILIES = (
+    Entry("timm NaFlexVit", "timm.models.naflexvit", "timm_naflex.TimmNaFlex"),
+    Entry(
+        "transformers Siglip2VisionModel or Siglip2Model",
+        "transformers.models.siglip2.modeling_siglip2",
+        "siglip2.Siglip2",
+    ),
+)
 
 
 def family_of(model: nn.Module) -> Family:
@@ -17,10 +42,13 @@ def family_of(model: nn.Module) -> Family:
     Raises:
         UnsupportedModelError: none owns it.
     """
-    for family in FAMILIES:
-        if family.owns(model):
-            return family
-    known = ", ".join(family.name for family in FAMILIES)
+    for entry in FAMILIES:
+        if entry.defined_in in sys.modules:
+            module, name = entry.family.split(".")
+            family: Family = getattr(importlib.import_module(f"{__name__}.{module}"), name)()
+            if family.owns(model):
+                return family
+    known = ", ".join(entry.models for entry in FAMILIES)
     raise UnsupportedModelError(
         f"{type(model).__module__}.{type(model).__qualname__} is no model this release knows: expected {known}"
     )

@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 from PIL.Image import Image
 from torch import Tensor, nn
 
-from naflex_export.cases import Batch
+from naflex_export.errors import RequestError
+from naflex_export.layouts import Layout
 
 
 class Family(ABC):
@@ -17,11 +18,13 @@ class Family(ABC):
 
     Attributes:
         name: how manifests and messages name the family.
-        inputs: names of the three graph inputs, in the order of the model's own forward.
+        package: the distribution that defines the models; manifests record its version.
+        layout: the three inputs, as the model's own forward takes them.
     """
 
     name: ClassVar[str]
-    inputs: ClassVar[tuple[str, str, str]]
+    package: ClassVar[str]
+    layout: ClassVar[Layout]
 
     @abstractmethod
     def owns(self, model: nn.Module) -> bool:
@@ -47,9 +50,9 @@ class Family(ABC):
             RequestError: the family has no output of that name.
         """
 
-    @abstractmethod
-    def arrange(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the batch as the three inputs, in the order of `inputs`."""
+    def tower(self, model: nn.Module) -> nn.Module:
+        """Return the part of the model whose forward takes the three inputs: by default all of it."""
+        return model
 
     @abstractmethod
     def token_width(self, model: nn.Module) -> int:
@@ -74,3 +77,14 @@ class Family(ABC):
     @abstractmethod
     def describe(self, model: nn.Module) -> dict[str, Any]:
         """Return the architecture's name and configuration, as plain JSON values."""
+
+
+def check_outputs(outputs: tuple[str, ...]) -> None:
+    """Check the names of the outputs asked for.
+
+    Raises:
+        RequestError: there is none, one is unknown, or one is there twice.
+    """
+    unknown = [name for name in outputs if name not in ("features", "tokens")]
+    if unknown or not outputs or len(set(outputs)) != len(outputs):
+        raise RequestError(f"outputs={outputs!r}: expected 'features', 'tokens' or both")

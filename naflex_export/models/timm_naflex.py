@@ -18,9 +18,9 @@ from timm.models import NaFlexVit
 from timm.models.naflexvit import NaFlexEmbeds
 from torch import Tensor, nn
 
-from naflex_export.cases import Batch
-from naflex_export.errors import RequestError, UnsupportedModelError
-from naflex_export.models.family import Family
+from naflex_export.errors import UnsupportedModelError
+from naflex_export.layouts import TIMM
+from naflex_export.models.family import Family, check_outputs
 from naflex_export.resample import Mode, Resampling, resample_at
 
 
@@ -79,7 +79,8 @@ class TimmNaFlex(Family):
     """The family of timm's `NaFlexVit`."""
 
     name = "timm NaFlexVit"
-    inputs = ("patches", "patch_coord", "patch_valid")
+    package = "timm"
+    layout = TIMM
 
     def owns(self, model: Any) -> bool:
         return isinstance(model, NaFlexVit)
@@ -99,13 +100,8 @@ class TimmNaFlex(Family):
         return twin
 
     def encoder(self, model: Any, outputs: tuple[str, ...]) -> nn.Module:
-        unknown = [name for name in outputs if name not in ("features", "tokens")]
-        if unknown or not outputs or len(set(outputs)) != len(outputs):
-            raise RequestError(f"outputs={outputs!r}: expected 'features', 'tokens' or both")
+        check_outputs(outputs)
         return TimmEncoder(model, outputs)
-
-    def arrange(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        return batch.patches, batch.patch_coord, batch.patch_valid
 
     def token_width(self, model: Any) -> int:
         embeds = model.embeds

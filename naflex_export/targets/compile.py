@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,9 @@ class CompiledModel(nn.Module):
     """A vectorized model under `torch.compile`, one graph for any grid, batch size and token count.
 
     torch specializes a dimension of size 1, so a batch of one image gets a graph of its own: two in all, in each mode
-    (train or eval, gradients on or off) that is used. Parameters and `state_dict` keys are those of the model.
+    (train or eval, gradients on or off) that is used. Images of a single token would take two more, and are not worth
+    them: they run uncompiled. Parameters and `state_dict` keys are those of the model. Of a model of images and texts,
+    the image tower is compiled and called.
 
     Attributes:
         model: the vectorized model; it shares the parameters of the model it was made from.
@@ -39,13 +41,18 @@ class CompiledModel(nn.Module):
         self.train(model.training)
         self._family = family_of(model)
         self._buckets = check_buckets(buckets)
-        self._compiled = torch.compile(self.model, fullgraph=True, dynamic=True, **options)
+        self._tower = self._family.tower(self.model)
+        self._compiled = torch.compile(self._tower, fullgraph=True, dynamic=True, **options)
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
-        """Return what the model returns, for its own inputs: tensors, or timm's dict of them."""
-        if len(inputs) == 1 and isinstance(inputs[0], dict) and not named:
-            inputs = tuple(inputs[0][name] for name in self._family.inputs)
-        return self._compiled(*pad_single_token(*inputs), **named)
+        """Return what the model returns, for its own inputs: tensors, by name or in order, or timm's dict of them."""
+        names = self._family.layout.names
+        if len(inputs) == 1 and isinstance(inputs[0], Mapping) and not named:
+            inputs = tuple(inputs[0][name] for name in names)
+        patches = inputs[0] if inputs else named.get(names[0])
+        if isinstance(patches, Tensor) and patches.shape[1] == 1:
+            return self._tower(*inputs, **named)
+        return self._compiled(*inputs, **named)
 
     def warmup(self) -> CompiledModel:
         """Compile now what the first calls would compile, in the model's present mode, dtype and device; return self.
@@ -57,7 +64,7 @@ class CompiledModel(nn.Module):
         for bucket in self._buckets:
             for size in sorted({1, max(2, bucket.batch[1])}):
                 batch = noise_batch("warmup", [Grid(1, bucket.tokens)] * size, bucket.tokens, width)
-                inputs = [tensor.to(parameter.device) for tensor in self._family.arrange(batch)]
+                inputs = [tensor.to(parameter.device) for tensor in self._family.layout.arrange(batch)]
                 inputs[0] = inputs[0].to(parameter.dtype)
                 self(*inputs)
         return self
@@ -89,16 +96,6 @@ def compile(model: nn.Module, buckets: Sequence[Bucket] | None = None, **options
     return CompiledModel(model, buckets or [Bucket()], **options)
 
 
-def pad_single_token(*inputs: Tensor) -> tuple[Tensor, ...]:
-    """Return the inputs with one token of padding where they have a single token, a size torch would specialize."""
-    if inputs[0].shape[1] != 1:
-        return inputs
-    return tuple(
-        torch.nn.functional.pad(tensor, (0, 0) * (tensor.ndim - 2) + (0, 1)) if tensor.shape[1] == 1 else tensor
-        for tensor in inputs
-    )
-
-
 def require() -> None:
     """Ask for nothing: torch is always there."""
 
@@ -128,12 +125,12 @@ class CompileRunner(Runner):
     def execute(self, inputs: tuple[Tensor, ...]) -> list[Tensor]:
         tokens = inputs[0].shape[1]
         with torch.inference_mode():
-            outputs = self._compiled(*pad_single_token(*inputs))
+            outputs = self._compiled(*self.layout.pad_single_token(inputs))
         return [_cut(spec.shape, output, tokens) for spec, output in zip(self.manifest.outputs, outputs, strict=True)]
 
 
 def _cut(shape: tuple[int | str, ...], output: Tensor, tokens: int) -> Tensor:
-    """Return an output without the token that `pad_single_token` may have added."""
+    """Return an output without the token that `Layout.pad_single_token` may have added."""
     return output[:, :-1] if tokens == 1 and len(shape) == 3 else output
 
 

@@ -149,6 +149,7 @@ _ELEMENTS: dict[torch.dtype, Any] = {
     torch.float32: np.float32,
     torch.float16: np.float16,
     torch.bfloat16: 16,  # onnx.TensorProto.BFLOAT16; numpy has no such dtype
+    torch.int32: np.int32,
     torch.int64: np.int64,
     torch.bool: np.bool_,
 }

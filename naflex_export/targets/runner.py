@@ -9,6 +9,7 @@ from torch import Tensor
 
 from naflex_export.artifact import Manifest
 from naflex_export.errors import InputError
+from naflex_export.layouts import layout_of
 from naflex_export.program import TensorSpec
 
 
@@ -17,12 +18,14 @@ class Runner(ABC):
 
     Attributes:
         manifest: what the artifact says of itself.
+        layout: how its model takes a batch.
         device: where it runs; inputs may come from anywhere, outputs are there.
-        check_inputs: look at the values of coordinates and masks before each call. On a GPU this waits for them.
+        check_inputs: look at the values of coordinates, grids and masks before each call. On a GPU this waits for them.
     """
 
     def __init__(self, manifest: Manifest, device: torch.device, check_inputs: bool = True) -> None:
         self.manifest = manifest
+        self.layout = layout_of([spec.name for spec in manifest.inputs])
         self.device = device
         self.check_inputs = check_inputs
 
@@ -30,9 +33,11 @@ class Runner(ABC):
         """Return what the eager model returns: a tensor for one output, a dict by name for several.
 
         Args:
-            inputs: tensors of the manifest's `inputs`, in that order: patches [B, N, D] in the artifact's dtype,
-                coordinates [B, N, 2] int64 as (y, x) and validity [B, N] bool, valid tokens first, row by row. What
-                padding holds does not matter to `patches`; coordinates of padding must be zero.
+            inputs: tensors of the manifest's `inputs`, in that order. For a timm model: patches [B, N, D] in the
+                artifact's dtype, coordinates [B, N, 2] int64 as (y, x) and validity [B, N] bool; coordinates of
+                padding must be zero. For a transformers model: patches likewise, mask [B, N] int32 and grids [B, 2]
+                int64 as (height, width). Valid tokens come first, row by row; what padding holds of patches does not
+                matter.
 
         Raises:
             InputError: a rank, dtype, shape, grid, batch or token count is not what the artifact accepts.
@@ -61,7 +66,7 @@ class Runner(ABC):
             _check_one(spec, tensor, sizes)
         self._check_bucket(sizes["batch"], sizes["tokens"])
         if self.check_inputs:
-            _check_layout(inputs[1], inputs[2], sizes["tokens"], max(b.tokens for b in self.manifest.buckets))
+            self.layout.check(inputs, max(bucket.tokens for bucket in self.manifest.buckets))
 
     def _check_bucket(self, batch: int, tokens: int) -> None:
         buckets = self.manifest.buckets
@@ -93,30 +98,3 @@ def _check_one(spec: TensorSpec, tensor: Tensor, sizes: dict[str, int]) -> None:
         if size != known or size == 0:
             wanted = f"{expected}={known}" if isinstance(expected, str) else str(known)
             raise InputError(f"{spec.name} has shape {list(tensor.shape)}: expected {wanted}, {spec}")
-
-
-def _check_layout(coord_BN2: Tensor, valid_BN: Tensor, tokens: int, most: int) -> None:
-    """Check that valid tokens are a prefix and go row by row through a grid that a bucket takes."""
-    count_B = valid_BN.sum(dim=1)
-    token_N = torch.arange(tokens, device=valid_BN.device)
-    if not torch.equal(valid_BN, token_N < count_B.unsqueeze(1)):
-        image = int((valid_BN != (token_N < count_B.unsqueeze(1))).any(dim=1).int().argmax())
-        raise InputError(f"patch_valid of image {image} has gaps: valid tokens must come first, padding after them")
-    grid_B2 = coord_BN2.amax(dim=1) + 1
-    width_B1 = grid_B2[:, 1:].clamp(min=1)
-    row_by_row = torch.stack([token_N // width_B1, token_N % width_B1], dim=-1)
-    expected = torch.where(valid_BN.unsqueeze(-1), row_by_row, 0)
-    if not torch.equal(coord_BN2, expected):
-        image = int((coord_BN2 != expected).flatten(1).any(dim=1).int().argmax())
-        raise InputError(
-            f"patch_coord of image {image} does not go row by row through a grid, as (y, x) from (0, 0), with zeros "
-            "for padding"
-        )
-    area_B = grid_B2.prod(dim=1)
-    if bool((area_B > most).any()):
-        image = int(area_B.argmax())
-        height, width = grid_B2[image].tolist()
-        raise InputError(
-            f"image {image} has a grid of {height}x{width} = {height * width} patches, more than the {most} tokens of "
-            "the largest bucket: export again with a larger --bucket, or resize the image"
-        )

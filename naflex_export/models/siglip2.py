@@ -1,0 +1,182 @@
+"""transformers' SigLIP 2: its vision tower without the per-image loop.
+
+Only `Siglip2VisionEmbeddings` changes, and in it only the method that resizes the learned grid for each image.
+Everything else, the patch projection, encoder, attention mask and pooling head, is transformers' own code.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL.Image import Image
+from torch import Tensor, nn
+from transformers import Siglip2ImageProcessor, Siglip2Model, Siglip2VisionModel
+from transformers.models.siglip2.modeling_siglip2 import Siglip2VisionEmbeddings
+
+from naflex_export.errors import RequestError, UnsupportedModelError
+from naflex_export.grid import Grid
+from naflex_export.layouts import TRANSFORMERS
+from naflex_export.models.family import Family, check_outputs
+from naflex_export.resample import Resampling, resample_at
+
+BILINEAR = Resampling(mode="bilinear", antialias=True, align_corners=False)
+
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+"""Where transformers saves an image processor: alone, or with a tokenizer's as part of a processor."""
+
+
+class VectorizedSiglip2VisionEmbeddings(Siglip2VisionEmbeddings):
+    """`Siglip2VisionEmbeddings` that resizes its learned grid for all images of a batch at once.
+
+    Replaces `resize_positional_embeddings` of transformers 5.23, with the same result to float32 rounding, for padding
+    tokens too. Eager refuses a shape below 1x1, or of more tokens than the batch is padded to; here that would have to
+    wait for the device, and such an image comes out wrong instead. A Runner checks for both.
+    """
+
+    @staticmethod
+    def resize_positional_embeddings(positional_embeddings: Tensor, spatial_shapes: Tensor, max_length: int) -> Tensor:
+        """Return the position embedding of each token.
+
+        Args:
+            positional_embeddings: [H, W, C] the learned grid, any floating dtype; resampled in float32, as eager does
+                on a CPU.
+            spatial_shapes: [B, 2] integer (height, width) of each image, in patches.
+            max_length: number of tokens N.
+
+        Returns:
+            [B, N, C] in the grid's dtype; padding holds the embedding of the image's first token, as eager has it.
+        """
+        grid_B2 = spatial_shapes.to(positional_embeddings.device)
+        height_B1, width_B1 = grid_B2[:, :1], grid_B2[:, 1:]
+        token_N = torch.arange(max_length, device=grid_B2.device)
+        valid_BN = token_N < height_B1 * width_B1
+        token_BN = torch.where(valid_BN, token_N, 0)
+        row_BN = token_BN // width_B1.clamp(min=1)  # a width of zero is wrong input, and would end some backends
+        coord_BN2 = torch.stack([row_BN, token_BN - row_BN * width_B1], dim=-1)
+        pos_BNC = resample_at(positional_embeddings, coord_BN2, BILINEAR, grid_B2)
+        pos_BNC = torch.where(valid_BN.unsqueeze(-1), pos_BNC, pos_BNC[:, :1])
+        return pos_BNC.to(positional_embeddings.dtype)
+
+
+class Siglip2Encoder(nn.Module):
+    """A vision tower whose forward returns a tuple of the outputs asked for."""
+
+    def __init__(self, tower: Siglip2VisionModel, outputs: tuple[str, ...]) -> None:
+        super().__init__()
+        self.model = tower
+        self.outputs = outputs
+
+    def forward(self, pixel_values: Tensor, pixel_attention_mask: Tensor, spatial_shapes: Tensor) -> tuple[Tensor, ...]:
+        """Return `features` [B, C] (the pooling head's) and `tokens` [B, N, C] (the encoder's), as asked for."""
+        encoded = self.model(pixel_values, pixel_attention_mask, spatial_shapes, return_dict=True)
+        made = {"features": encoded.pooler_output, "tokens": encoded.last_hidden_state}
+        return tuple(made[name] for name in self.outputs)
+
+
+class Siglip2(Family):
+    """The family of transformers' `Siglip2VisionModel`, alone or as the image tower of a `Siglip2Model`."""
+
+    name = "transformers Siglip2"
+    package = "transformers"
+    layout = TRANSFORMERS
+
+    def owns(self, model: Any) -> bool:
+        return isinstance(model, Siglip2VisionModel | Siglip2Model)
+
+    def tower(self, model: Any) -> nn.Module:
+        return model.vision_model if isinstance(model, Siglip2Model) else model
+
+    def is_vectorized(self, model: Any) -> bool:
+        return isinstance(_tower(model).embeddings, VectorizedSiglip2VisionEmbeddings)
+
+    def vectorize(self, model: Any) -> nn.Module:
+        if self.is_vectorized(model):
+            return model
+        embeddings = _tower(model).embeddings
+        if type(embeddings) is not Siglip2VisionEmbeddings:
+            raise UnsupportedModelError(
+                f"the model's embeddings are a {type(embeddings).__qualname__}, not transformers' "
+                "Siglip2VisionEmbeddings: a subclass may resize its grid in a way we cannot know"
+            )
+        shared = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
+        twin = copy.deepcopy(model, shared)
+        _tower(twin).embeddings.__class__ = VectorizedSiglip2VisionEmbeddings
+        return twin
+
+    def encoder(self, model: Any, outputs: tuple[str, ...]) -> nn.Module:
+        check_outputs(outputs)
+        tower = _tower(model)
+        if "features" in outputs and not tower.use_head:
+            raise RequestError(
+                "the model has no pooling head (vision_use_head=False), so it has no features: ask for "
+                "outputs=('tokens',)"
+            )
+        return Siglip2Encoder(tower, outputs)
+
+    def token_width(self, model: Any) -> int:
+        config = _tower(model).config
+        return config.patch_size * config.patch_size * config.num_channels
+
+    def num_prefix_tokens(self, model: Any) -> int:
+        return 0
+
+    def num_classes(self, model: Any) -> int:
+        return 0
+
+    def preprocessing(self, model: Any) -> dict[str, Any]:
+        processor, origin = _processor(model)
+        settings = json.loads(processor.to_json_string())
+        del settings["max_num_patches"]  # a bucket's tokens
+        settings["patch_size"] = _tower(model).config.patch_size
+        return {"library": "transformers.Siglip2ImageProcessor", "settings_from": origin, **settings}
+
+    def transform(self, model: Any, tokens: int) -> Callable[[Image], dict[str, Tensor]]:
+        processor, _ = _processor(model)
+        patch_size = _tower(model).config.patch_size
+
+        def patchify(image: Image) -> dict[str, Tensor]:
+            made = processor(images=image, patch_size=patch_size, max_num_patches=tokens, return_tensors="pt")
+            grid = Grid(*made["spatial_shapes"][0].tolist())
+            return {
+                "patches": made["pixel_values"][0, : grid.tokens],
+                "patch_coord": torch.tensor(grid.coordinates()),
+                "patch_valid": torch.ones(grid.tokens, dtype=torch.bool),
+            }
+
+        return patchify
+
+    def describe(self, model: Any) -> dict[str, Any]:
+        config = _tower(model).config
+        return {
+            "architecture": type(model).__name__,
+            "attention": config._attn_implementation,
+            "vision_config": json.loads(config.to_json_string(use_diff=False)),
+        }
+
+
+def _tower(model: Any) -> Any:
+    return Siglip2().tower(model)
+
+
+def _processor(model: Any) -> tuple[Any, str]:
+    """Return the image processor saved beside the model's weights, or a default one where none is, and which it is.
+
+    Raises:
+        RequestError: there should be one and it cannot be read.
+    """
+    origin = model.name_or_path
+    folder = Path(origin)
+    if not origin or (folder.is_dir() and not any((folder / name).is_file() for name in PROCESSOR_FILES)):
+        return Siglip2ImageProcessor(), "defaults"
+    try:
+        return Siglip2ImageProcessor.from_pretrained(origin), origin
+    except Exception as error:  # the hub's client raises classes of many libraries
+        raise RequestError(
+            f"the image processor of {origin!r}, where the model was loaded from, cannot be had "
+            f"({str(error).strip().splitlines()[0][:300]}): expected a {PROCESSOR_FILES[0]} there"
+        ) from error
