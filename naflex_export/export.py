@@ -18,7 +18,7 @@ from naflex_export.artifact import Manifest, check_destination, staged
 from naflex_export.cases import Photos, load_photos
 from naflex_export.errors import BackendError, RequestError
 from naflex_export.grid import Bucket, check_buckets
-from naflex_export.models import family_of
+from naflex_export.models import Family, family_of
 from naflex_export.program import check_dtype, trace
 from naflex_export.progress import Stages
 from naflex_export.sources import weights_sha256
@@ -62,7 +62,7 @@ def export(
     """Build an artifact, reload it, judge it against the untouched eager model, and publish it if it passes.
 
     Args:
-        model: a timm NaFlexVit, in any dtype and mode. It is not changed.
+        model: a model that `vectorize` takes, in any dtype and mode. It is not changed.
         target: "compile", "aot", "onnx" or "trt".
         out: the artifact's folder. An artifact there is replaced, atomically; anything else is left alone.
         buckets: what the artifact serves; one of 256 tokens by default.
@@ -92,6 +92,7 @@ def export(
     family = family_of(model)
     if family.is_vectorized(model):
         raise RequestError("the model is vectorized: pass the original, which the gate compares with")
+    preprocessing = family.preprocessing(model)
 
     with stages.stage("trace"):
         program = trace(model, ordered, dtype, outputs)
@@ -110,8 +111,8 @@ def export(
                 "source": source or {},
                 "weights_sha256": weights_sha256(model),
             },
-            preprocessing=family.preprocessing(model),
-            versions=_versions(backend),
+            preprocessing=preprocessing,
+            versions=_versions(family, backend),
             build=build,
         ).write(folder)
         del program
@@ -192,9 +193,9 @@ def _open_to_judge(backend: Target, folder: Path, manifest: Manifest, require_ru
     return replacement
 
 
-def _versions(backend: Target) -> dict[str, str]:
+def _versions(family: Family, backend: Target) -> dict[str, str]:
     versions = {"python": platform.python_version()}
-    for package in ("naflex_export", "timm", *backend.PACKAGES):
+    for package in ("naflex_export", family.package, *backend.PACKAGES):
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

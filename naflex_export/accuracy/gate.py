@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from naflex_export.accuracy.compare import LIMITS, Limits, Measures, measure, says_nothing
+from naflex_export.accuracy.reference import SoundInterpolate
 from naflex_export.cases import Batch, Photos, generated_batches, load_photos, photo_batches
 from naflex_export.errors import GateFailure, RequestError
 from naflex_export.grid import Bucket, check_buckets
@@ -150,7 +151,7 @@ def judge(candidate: Candidate, reference: nn.Module, photos: Photos, settings: 
     results, problems = [], []
     for bucket, batch in batches(family, eager, photos, settings):
         inputs = family.layout.arrange(batch)
-        with torch.no_grad():
+        with torch.no_grad(), SoundInterpolate():
             expected = dict(zip(outputs, encoder(*inputs), strict=True))
         cast = tuple(tensor.to(torch_dtype) if tensor.is_floating_point() else tensor for tensor in inputs)
         with torch.no_grad():
