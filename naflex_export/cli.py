@@ -24,7 +24,7 @@ from naflex_export.export import REPORT, Artifact, export, judge_artifact
 from naflex_export.grid import Bucket, check_buckets
 from naflex_export.program import DTYPES
 from naflex_export.progress import Stages
-from naflex_export.sources import DEFAULT_MODEL, ModelSource
+from naflex_export.sources import DEFAULT_MODEL, TRANSFORMERS_PREFIX, ModelSource
 from naflex_export.targets import NAMES, BuildSettings
 
 P = ParamSpec("P")
@@ -99,7 +99,7 @@ def export_command(
 ) -> None:
     """Export MODEL to TARGET and judge the artifact against the eager model.
 
-    MODEL is a timm name or module:factory.
+    MODEL is a timm name, hf: and a transformers model's folder or hub id, or module:factory.
 
     Exit codes: 0 done and passed, 1 the gate failed, 2 the request was wrong, 3 a backend or device is missing.
     """
@@ -204,6 +204,8 @@ def _print_artifact(artifact: Artifact, stages: Stages) -> None:
 
 
 def _file_name(model: str) -> str:
+    if model.startswith(TRANSFORMERS_PREFIX):  # the folder's own name, or the hub id's after its owner
+        model = Path(model.removeprefix(TRANSFORMERS_PREFIX)).resolve().name
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", model)
 
 

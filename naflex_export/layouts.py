@@ -90,10 +90,10 @@ class TimmLayout(Layout):
 
 
 class TransformersLayout(Layout):
-    """transformers': `pixel_values` [B, N, D] float, `pixel_attention_mask` [B, N] int32, `spatial_shapes` [B, 2] int64.
+    """transformers': `pixel_values` [B, N, D] float, `pixel_attention_mask` [B, N] int32, `spatial_shapes` [B, 2].
 
-    The mask holds 1 for a valid token and 0 for padding, the shapes each image's grid as (height, width): the dtypes
-    are those that transformers' image processors give.
+    The mask holds 1 for a valid token and 0 for padding; the shapes, int64, hold each image's grid as (height, width).
+    The dtypes are those that transformers' image processors give.
     """
 
     names = ("pixel_values", "pixel_attention_mask", "spatial_shapes")

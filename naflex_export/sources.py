@@ -1,15 +1,19 @@
-"""Where a model and its weights come from: a timm name or a factory, and the hub, a seed or a local file.
+"""Where a model and its weights come from: timm, transformers or a factory, and the hub, a seed or a local file.
 
 One never stands in for another: what was asked for is loaded, or the request fails.
 """
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import importlib
+import importlib.util
 import math
 import pickle
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,10 +27,13 @@ from timm.models.naflexvit import checkpoint_filter_fn
 from torch import Tensor, nn
 
 from naflex_export.artifact import sha256_of
-from naflex_export.errors import RequestError
+from naflex_export.errors import BackendError, RequestError
+from naflex_export.models import family_of
 
 DEFAULT_MODEL = "naflexvit_base_patch16_siglip"
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+TRANSFORMERS_PREFIX = "hf:"
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 @dataclass(frozen=True)
@@ -34,8 +41,10 @@ class ModelSource:
     """A model as a user names it.
 
     Attributes:
-        model: a timm name, or `module:factory` for a callable that returns a model.
-        weights: "pretrained" (from the hub, or as the factory returns it), "random", or the path of a checkpoint.
+        model: a timm name, `hf:` and the folder or hub id of a transformers model, or `module:factory` for a callable
+            that returns a model.
+        weights: "pretrained" (from the hub or the folder, or as the factory returns it), "random", or the path of a
+            checkpoint.
         seed: of random weights.
     """
 
@@ -48,6 +57,7 @@ class ModelSource:
 
         Raises:
             RequestError: there is no such model or checkpoint, or they do not fit each other.
+            BackendError: the model is transformers', which is not installed.
         """
         self.check()
         model = self._create()
@@ -58,20 +68,26 @@ class ModelSource:
         return model.float().eval()
 
     def check(self) -> None:
-        """Check what can be checked before any work: that the checkpoint is a file of a kind we read."""
+        """Check what can be checked before any work: that folders and files are there, and of a kind we read."""
+        if self._is_transformers:
+            _check_transformers(self.model.removeprefix(TRANSFORMERS_PREFIX))
         if self.weights in ("pretrained", "random"):
             return
         path = Path(self.weights)
         if not path.is_file():
             raise RequestError(f"checkpoint {self.weights!r} does not exist: expected 'pretrained', 'random' or a file")
-        if path.suffix not in SUFFIXES:
+        suffixes = SUFFIXES[:1] if self._is_transformers else SUFFIXES
+        if path.suffix not in suffixes:
             raise RequestError(
-                f"checkpoint {self.weights!r} ends in {path.suffix!r}: expected one of {', '.join(SUFFIXES)}"
+                f"checkpoint {self.weights!r} ends in {path.suffix!r}: expected one of {', '.join(suffixes)}"
             )
 
     def describe(self) -> dict[str, Any]:
         """Return the source as plain JSON values, with the hash of a checkpoint file."""
-        described: dict[str, Any] = {"model": self.model, "weights": self.weights}
+        model = self.model
+        if self._is_transformers and (folder := Path(model.removeprefix(TRANSFORMERS_PREFIX))).is_dir():
+            model = f"{TRANSFORMERS_PREFIX}{folder.resolve()}"
+        described: dict[str, Any] = {"model": model, "weights": self.weights}
         if self.weights == "random":
             described["seed"] = self.seed
         elif self.weights != "pretrained":
@@ -79,7 +95,13 @@ class ModelSource:
             described |= {"weights": str(path.resolve()), "checkpoint_sha256": sha256_of(path)}
         return described
 
+    @property
+    def _is_transformers(self) -> bool:
+        return self.model.startswith(TRANSFORMERS_PREFIX)
+
     def _create(self) -> nn.Module:
+        if self._is_transformers:
+            return _create_transformers(self.model.removeprefix(TRANSFORMERS_PREFIX), self.weights)
         if ":" in self.model and not self.model.startswith("hf-hub:"):
             return _call_factory(self.model)
         name = self.model.split(".")[0]
@@ -115,7 +137,7 @@ def randomize(model: nn.Module, seed: int) -> None:
             leaf = name.rsplit(".", 1)[-1]
             if parameter.ndim < 2:
                 value = 0.02 * noise if leaf == "bias" else 1 + 0.1 * noise
-            elif "pos_embed" in leaf or "token" in leaf or leaf == "latent":
+            elif "pos_embed" in leaf or "token" in leaf or leaf in ("latent", "probe") or "position_embedding" in name:
                 value = 0.5 * noise
             else:
                 value = noise / math.sqrt(parameter[0].numel())
@@ -171,10 +193,73 @@ def _read_checkpoint(path: Path) -> dict[str, Tensor]:
     return clean_state_dict(loaded)
 
 
+def _check_transformers(name: str) -> None:
+    """Check that transformers is there, and a folder or hub id by its form."""
+    if importlib.util.find_spec("transformers") is None:
+        raise BackendError(
+            f"model 'hf:{name}' needs transformers, which is not installed: pip install naflex_export[hf]"
+        )
+    path = Path(name)
+    if path.exists():
+        if not (path / "config.json").is_file():
+            raise RequestError(f"model 'hf:{name}' is no transformers model: expected a folder with a config.json")
+    elif not _HUB_ID.fullmatch(name):
+        raise RequestError(f"model 'hf:{name}' does not exist: expected a folder, or a hub id such as owner/name")
+
+
+def _create_transformers(name: str, weights: str) -> nn.Module:
+    """Return a transformers model with the weights of its folder or hub id, or uninitialized for weights to come.
+
+    Weights are read from safetensors only, and nothing that a repository holds is run.
+    """
+    from transformers import AutoConfig, AutoModel
+
+    with _quiet_transformers(local=Path(name).is_dir()):
+        try:
+            config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+            with torch.device("meta"):
+                outline = AutoModel.from_config(config, trust_remote_code=False)
+        except Exception as error:  # transformers and the hub's client raise classes of many libraries
+            raise RequestError(f"model 'hf:{name}' cannot be built: {_first_line(error)}") from error
+        family_of(outline)  # before any weights are fetched
+        if weights != "pretrained":
+            return AutoModel.from_config(config, trust_remote_code=False, dtype=torch.float32)
+        try:
+            model, loading = AutoModel.from_pretrained(
+                name, config=config, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+            )
+        except Exception as error:
+            raise RequestError(
+                f"weights of 'hf:{name}' cannot be had as safetensors: {_first_line(error)}. "
+                "Give --weights FILE for a local checkpoint, or --weights random for a dry run"
+            ) from error
+    missing = sorted(loading["missing_keys"])
+    if missing:  # transformers would leave them random, and say so in a warning
+        raise RequestError(
+            f"weights of 'hf:{name}' do not fit its config.json: {_some('missing', missing)}is it whole?"
+        )
+    return model
+
+
+@contextlib.contextmanager
+def _quiet_transformers(local: bool) -> Iterator[None]:
+    """Hold back transformers' warnings, and its progress bars where nothing is downloaded."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    if local:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
 def _call_factory(text: str) -> nn.Module:
     module_name, _, factory_name = text.partition(":")
-    if module_name == "hf":
-        raise RequestError(f"model {text!r}: transformers models are not supported by this release")
     try:
         factory = getattr(importlib.import_module(module_name), factory_name)
     except (ImportError, AttributeError, ValueError) as error:
