@@ -81,15 +81,23 @@ def check_inputs_used(model: ir.Model) -> list[str]:
 
 
 def check_weights(model: ir.Model, dtype: str) -> list[str]:
-    """Return matmul weights of another dtype than the graph's: a graph asked for in float16 that runs in float32."""
+    """Return layers' weights of another dtype than the graph's: a graph asked for in float16 that runs in float32.
+
+    The matmul that resamples a position embedding is no layer: it is in float32 in every graph, as it is in eager.
+    """
     wrong = [
         value
         for value in model.graph.initializers.values()
-        if value.dtype in FLOATS.values()
-        and value.dtype != FLOATS[dtype]
-        and any(node.op_type in ("MatMul", "Gemm") for node, _ in value.uses())
+        if value.dtype in FLOATS.values() and value.dtype != FLOATS[dtype] and any(map(_is_layer, value.uses()))
     ]
     return [f"weight {value.name!r} is {value.dtype}: expected {dtype}" for value in wrong]
+
+
+def _is_layer(use: tuple[ir.Node, int]) -> bool:
+    """Whether a weight is used by a layer, not by a matmul that the model's own code spells out."""
+    node, _ = use
+    written_out = _scopes(node)[-1:] and _scopes(node)[-1].startswith("matmul")
+    return node.op_type in ("MatMul", "Gemm") and not written_out
 
 
 def rename_dims(model: ir.Model, names: dict[str, str]) -> None:
@@ -157,11 +165,14 @@ def widen_bfloat16(model: ir.Model) -> None:
 
 
 def module_of(node: ir.Node) -> str:
-    """Return the module of the model that a node came from, such as `blocks.7.attn`; empty if it is not noted."""
-    return module_in(node.metadata_props.get(_SCOPES, "[]"))
+    """Return the module of the model that a node came from, such as `blocks.7.attn`; empty if it is not noted.
+
+    The exporter's note reads `['', 'model', 'model.blocks.7.attn', 'matmul']`: modules from the outside in, then the
+    operator.
+    """
+    scopes = _scopes(node)
+    return scopes[-2].removeprefix("model").removeprefix(".") if len(scopes) > 1 else ""
 
 
-def module_in(scopes: str) -> str:
-    """Return the module in an exporter's note such as `['', 'model', 'model.blocks.7.attn', 'matmul']`."""
-    names = ast.literal_eval(scopes)
-    return names[-2].removeprefix("model").removeprefix(".") if len(names) > 1 else ""
+def _scopes(node: ir.Node) -> list[str]:
+    return list(ast.literal_eval(node.metadata_props.get(_SCOPES, "[]")))

@@ -143,16 +143,13 @@ def build_engine(path: Path, profiles: Sequence[Profile], verbose: bool = False)
         parsed = parser.parse_from_file(str(path))
         _check_parsed(path, parsed, parser, network, messages)
 
-        config = builder.create_builder_config()
-        config.clear_flag(trt.BuilderFlag.TF32)
+        config = _create_config(builder)
         for profile in profiles:
             config.add_optimization_profile(_create_profile(builder, profile))
         plan = builder.build_serialized_network(network, config)
-        errors = [text for severity, text in messages if severity == "error"]
-        if plan is None or errors:
-            raise BuildError(
-                f"{trt.__name__} could not build an engine:\n  " + "\n  ".join(errors or ["no reason given"])
-            )
+        _check_log(messages, "build")
+        if plan is None:
+            raise BuildError(f"{trt.__name__} built no engine and gave no reason; --verbose shows its log")
         return bytes(plan)
 
 
@@ -179,12 +176,40 @@ def _check_parsed(path: Path, parsed: bool, parser: Any, network: Any, messages:
         raise BuildError("TensorRT's parser refused the ONNX graph:\n  " + "\n  ".join(lines or logged))
     if network.num_layers == 0:
         raise BuildError(f"TensorRT's parser read no layer from {path.name}: the file is empty or damaged")
-    ignored = [text for _, text in messages if "unused input" in text.lower()]
-    if ignored:
-        raise BuildError("TensorRT's parser ignored an input, so what it says would have no effect:\n  " + ignored[0])
-    logged = [text for severity, text in messages if severity == "error"]
-    if logged:
-        raise BuildError("TensorRT's parser reported an error:\n  " + "\n  ".join(logged))
+    unread = _unread_inputs(network)
+    if unread:
+        raise BuildError(f"TensorRT's parser dropped what reads input {unread[0]!r}: what it says would have no effect")
+    _check_log(messages, "parse")
+
+
+def _unread_inputs(network: Any) -> list[str]:
+    """Return the network inputs that no output depends on."""
+    producers = {}
+    for index in range(network.num_layers):
+        layer = network.get_layer(index)
+        for position in range(layer.num_outputs):
+            producers[layer.get_output(position).name] = layer
+    reached: set[str] = set()
+    waiting = [network.get_output(index).name for index in range(network.num_outputs)]
+    while waiting:
+        name = waiting.pop()
+        if name in reached:
+            continue
+        reached.add(name)
+        layer = producers.get(name)
+        read = [] if layer is None else [layer.get_input(position) for position in range(layer.num_inputs)]
+        waiting += [tensor.name for tensor in read if tensor is not None]
+    return [name for name in (network.get_input(i).name for i in range(network.num_inputs)) if name not in reached]
+
+
+def _check_log(messages: list[tuple[str, str]], step: str) -> None:
+    """Raise BuildError for an error in TensorRT's log, and for a warning that an input has no effect."""
+    errors = [text for severity, text in messages if severity == "error"]
+    if errors:
+        raise BuildError(f"TensorRT reported an error (in {step}):\n  " + "\n  ".join(errors))
+    unused = [text for _, text in messages if "unused input" in text.lower() or "is unused or used only at" in text]
+    if unused:
+        raise BuildError(f"TensorRT ignores an input (in {step}), so what it says has no effect: {unused[0]}")
 
 
 def _modules_of(path: Path) -> dict[str, str]:
@@ -202,6 +227,13 @@ def _create_builder(trt: ModuleType) -> Any:
             f"{trt.__name__} {trt.__version__} cannot build on this machine: {error}. tensorrt needs a GPU to build; "
             "without one, uninstall it and install tensorrt-rtx"
         ) from error
+
+
+def _create_config(builder: Any) -> Any:
+    """Return a configuration in which float32 means float32: TF32 is on by default."""
+    config = builder.create_builder_config()
+    config.clear_flag(tensorrt().BuilderFlag.TF32)
+    return config
 
 
 def _creation_flags(trt: ModuleType) -> int:

@@ -1,0 +1,38 @@
+"""Fixtures shared by the tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import tiny
+import torch
+from torch import nn
+
+from naflex_export.cases import Batch, noise_batch
+from naflex_export.grid import Grid
+
+MIXED = (Grid(3, 7), Grid(1, 24), Grid(24, 1), Grid(4, 4), Grid(1, 1), Grid(5, 4))
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler() -> Iterator[None]:
+    """Forget compiled graphs between tests: their guards would count against later ones."""
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.fixture(scope="session")
+def siglip() -> nn.Module:
+    return tiny.siglip()
+
+
+@pytest.fixture(scope="session")
+def classifier() -> nn.Module:
+    return tiny.classifier()
+
+
+@pytest.fixture(scope="session")
+def mixed() -> Batch:
+    """A batch of mixed grids with padding, for 4-pixel patches."""
+    return noise_batch("mixed", MIXED, tokens=26, token_width=48)

@@ -1,0 +1,51 @@
+"""The obvious versions: one image at a time, with torch's own resize. Slow, and the standard of every test."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from naflex_export.resample import Resampling
+
+
+def resize(grid_HWC: Tensor, height: int, width: int, how: Resampling) -> Tensor:
+    """Return [height, width, C]: the grid resized by `F.interpolate`, in its own dtype.
+
+    The strides are those of timm's parameter, [1, H, W, C] permuted. From any others, a contiguous NCHW tensor or
+    `permute(2, 0, 1).unsqueeze(0)`, whose batch stride is C, torch's antialiased CPU kernel is wrong where the height
+    changes and the target's width is 1 (errors near 0.8 on unit-variance data; torch 2.11 to 2.15).
+    """
+    resized = F.interpolate(
+        grid_HWC.unsqueeze(0).permute(0, 3, 1, 2),
+        size=(height, width),
+        mode=how.mode,
+        antialias=how.antialias,
+        align_corners=how.align_corners,
+    )
+    return resized[0].permute(1, 2, 0)
+
+
+def axis_matrix(source: int, target: int, how: Resampling, dtype: torch.dtype, axis: int) -> Tensor:
+    """Return the [target, source] matrix of one axis, read off `F.interpolate` by resizing unit vectors."""
+    unit = torch.eye(source, dtype=dtype)
+    if axis == 0:
+        return resize(unit.unsqueeze(1).expand(source, 2, source).contiguous(), target, 2, how)[:, 0]
+    return resize(unit.unsqueeze(0).expand(2, source, source).contiguous(), 2, target, how)[0]
+
+
+def position_embedding(
+    grid_HWC: Tensor, grids: Sequence[tuple[int, int]], tokens: int, how: Resampling, square: bool = False
+) -> Tensor:
+    """Return [B, tokens, C]: for each image the resized grid, flattened, and zeros for padding.
+
+    `square` resizes to the longer side both ways and cuts: aspect-preserving.
+    """
+    rows = []
+    for height, width in grids:
+        size = (max(height, width),) * 2 if square else (height, width)
+        flat = resize(grid_HWC, *size, how)[:height, :width].flatten(0, 1)
+        rows.append(F.pad(flat, (0, 0, 0, tokens - len(flat))))
+    return torch.stack(rows)
