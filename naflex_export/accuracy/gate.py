@@ -121,8 +121,8 @@ def gate(
     """Return how a candidate compares with the untouched eager model, on photos and on generated batches.
 
     Args:
-        candidate: a Runner, or any callable of the model's three inputs that returns a tensor, or a dict of tensors
-            by output name. Its patches come in `dtype`.
+        candidate: a Runner, or any callable of the model's three inputs that returns what the model does, a tensor, or
+            a dict of tensors by output name. Its patches come in `dtype`.
         reference: the original model, in any dtype and mode; a float32 copy in eval mode is used.
         images: a folder of photos; by default the three that ship with the package.
         buckets: what the candidate serves; a Runner's manifest says so itself, and so for the next two.
@@ -155,7 +155,7 @@ def judge(candidate: Candidate, reference: nn.Module, photos: Photos, settings: 
             expected = dict(zip(outputs, encoder(*inputs), strict=True))
         cast = tuple(tensor.to(torch_dtype) if tensor.is_floating_point() else tensor for tensor in inputs)
         with torch.no_grad():
-            given = _named(candidate(*cast), outputs)
+            given = _named(family.unpack(candidate(*cast)), outputs)
         for name in outputs:
             valid = _valid_tokens(family, eager, batch) if expected[name].ndim == 3 else None
             fault = _fault(given.get(name), expected[name], valid)

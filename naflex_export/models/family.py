@@ -54,6 +54,10 @@ class Family(ABC):
         """Return the part of the model whose forward takes the three inputs: by default all of it."""
         return model
 
+    def unpack(self, output: Any) -> Any:
+        """Return what a forward of the tower gave as a tensor, or as a dict of tensors by output name."""
+        return output
+
     @abstractmethod
     def token_width(self, model: nn.Module) -> int:
         """Number of values in a flattened patch."""

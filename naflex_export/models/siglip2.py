@@ -16,6 +16,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor, nn
 from transformers import Siglip2ImageProcessor, Siglip2Model, Siglip2VisionModel
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.siglip2.modeling_siglip2 import Siglip2VisionEmbeddings
 
 from naflex_export.errors import RequestError, UnsupportedModelError
@@ -73,8 +74,7 @@ class Siglip2Encoder(nn.Module):
 
     def forward(self, pixel_values: Tensor, pixel_attention_mask: Tensor, spatial_shapes: Tensor) -> tuple[Tensor, ...]:
         """Return `features` [B, C] (the pooling head's) and `tokens` [B, N, C] (the encoder's), as asked for."""
-        encoded = self.model(pixel_values, pixel_attention_mask, spatial_shapes, return_dict=True)
-        made = {"features": encoded.pooler_output, "tokens": encoded.last_hidden_state}
+        made = _outputs(self.model(pixel_values, pixel_attention_mask, spatial_shapes, return_dict=True))
         return tuple(made[name] for name in self.outputs)
 
 
@@ -118,6 +118,9 @@ class Siglip2(Family):
             )
         return Siglip2Encoder(tower, outputs)
 
+    def unpack(self, output: Any) -> Any:
+        return _outputs(output) if isinstance(output, BaseModelOutputWithPooling) else output
+
     def token_width(self, model: Any) -> int:
         config = _tower(model).config
         return config.patch_size * config.patch_size * config.num_channels
@@ -157,6 +160,10 @@ class Siglip2(Family):
             "attention": config._attn_implementation,
             "vision_config": json.loads(config.to_json_string(use_diff=False)),
         }
+
+
+def _outputs(encoded: BaseModelOutputWithPooling) -> dict[str, Tensor]:
+    return {"features": encoded.pooler_output, "tokens": encoded.last_hidden_state}
 
 
 def _tower(model: Any) -> Any:
