@@ -65,6 +65,8 @@ UNSEEN = {
     "eight-images": ([Grid(height, 2) for height in range(1, 9)], 17),
 }
 
+DATA_DEPENDENT = ("aten.item", "_local_scalar", "nonzero", "unique", "_assert_async", "_assert_scalar", "upsample")
+
 Inputs = tuple[Tensor, Tensor, Tensor]
 
 
@@ -84,13 +86,24 @@ def batch_of(grids: list[Grid], tokens: int) -> Inputs:
     return TRANSFORMERS.arrange(noise_batch("siglip2", grids, tokens, 48))
 
 
+class GraphCounter:
+    """A backend that compiles nothing and counts what it is given."""
+
+    def __init__(self) -> None:
+        self.graphs = 0
+
+    def __call__(self, graph: torch.fx.GraphModule, example: list[Tensor]) -> torch.fx.GraphModule:
+        self.graphs += 1
+        return graph
+
+
 def assert_close(found: Tensor, expected: Tensor, share: float = 1e-5) -> None:
     assert found.shape == expected.shape and found.dtype == expected.dtype
     assert (found - expected).abs().max() <= share * expected.abs().max()
 
 
 def resized_one_by_one(grid_HWC: Tensor, shapes: Tensor, tokens: int) -> Tensor:
-    """Return the position embeddings by `F.interpolate`, image by image, in memory where torch's CPU kernel is right."""
+    """Return position embeddings by `F.interpolate`, image by image, in memory where torch's CPU kernel is right."""
     rows = []
     for height, width in shapes.tolist():
         image = grid_HWC.float().unsqueeze(0).permute(0, 3, 1, 2).clone(memory_format=torch.channels_last)
@@ -217,9 +230,9 @@ def test_unknown_embeddings_and_models_are_refused(model: Siglip2VisionModel) ->
 
     changed = copy.deepcopy(model)
     changed.embeddings.__class__ = Other
-    with pytest.raises(nx.UnsupportedModelError, match="a .*Other, not transformers' Siglip2VisionEmbeddings"):
+    with pytest.raises(nx.UnsupportedModelError, match=r"a .*Other, not transformers' Siglip2VisionEmbeddings"):
         nx.vectorize(changed)
-    with pytest.raises(nx.UnsupportedModelError, match="Linear is no model .* Siglip2VisionModel or Siglip2Model"):
+    with pytest.raises(nx.UnsupportedModelError, match=r"Linear is no model .* Siglip2VisionModel or Siglip2Model"):
         nx.vectorize(nn.Linear(2, 2))
 
 
@@ -241,13 +254,8 @@ def test_the_package_does_not_import_transformers() -> None:
 
 
 def test_one_graph_for_any_shape_and_one_for_a_single_image(model: Siglip2VisionModel) -> None:
-    graphs = []
-
-    def counting(graph: torch.fx.GraphModule, example: list[Tensor]) -> torch.fx.GraphModule:
-        graphs.append(graph)
-        return graph
-
-    fast = nx.compile(model, [BUCKET], backend=counting)
+    counter = GraphCounter()
+    fast = nx.compile(model, [BUCKET], backend=counter)
     with torch.no_grad():
         fast.warmup()
         for grids, tokens in [(MIXED, 26), (MIXED[:3], 40), *UNSEEN.values()]:
@@ -255,7 +263,7 @@ def test_one_graph_for_any_shape_and_one_for_a_single_image(model: Siglip2Vision
             expected, found = model(*inputs), fast(*inputs)
             assert_close(found.pooler_output, expected.pooler_output)
             assert_close(found.last_hidden_state, expected.last_hidden_state)
-    assert len(graphs) == 2
+    assert counter.graphs == 2
 
 
 def test_inductor_takes_inputs_by_name(model: Siglip2VisionModel) -> None:
@@ -275,11 +283,14 @@ def test_compiles_the_image_tower_of_a_full_model() -> None:
         assert_close(fast(*inputs).pooler_output, model.get_image_features(*inputs).pooler_output)
 
 
-def test_the_original_breaks_the_graph(model: Siglip2VisionModel) -> None:
-    """The tests above can fail: transformers' own loop cannot be one graph."""
-    broken = torch.compile(model, fullgraph=True, dynamic=True, backend="eager")
-    with pytest.raises(torch._dynamo.exc.Unsupported):
-        broken(*batch_of(MIXED, 26))
+def test_the_original_needs_a_graph_for_each_batch_size(model: Siglip2VisionModel) -> None:
+    """The graph count above can fail: transformers' own loop is unrolled, or breaks the graph."""
+    counter = GraphCounter()
+    unrolled = torch.compile(model, dynamic=True, backend=counter)
+    with torch.no_grad():
+        for size in (2, 3, 4, 5):
+            unrolled(*batch_of(MIXED[:size], 26))
+    assert counter.graphs >= 4
 
 
 def test_the_program_is_open_and_waits_for_nothing(model: Siglip2VisionModel) -> None:
@@ -294,7 +305,7 @@ def test_the_program_is_open_and_waits_for_nothing(model: Siglip2VisionModel) ->
         "tokens: float32 [batch, tokens, 32]",
     ]
     targets = [str(node.target) for node in program.exported.graph.nodes]
-    assert not [name for name in targets if any(word in name for word in ("item", "nonzero", "upsample", "_assert"))]
+    assert not [name for name in targets if any(word in name for word in DATA_DEPENDENT)]
 
 
 def test_a_model_without_a_head_has_tokens_only() -> None:
@@ -408,10 +419,15 @@ def test_export_publishes_nothing_that_fails(
 
 
 @pytest.fixture(scope="module")
-def checked(model: Siglip2VisionModel, tmp_path_factory: pytest.TempPathFactory) -> Runner:
+def checked_path(model: Siglip2VisionModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("checked") / "a"
     nx.export(model, "onnx", path, [nx.Bucket(12, (1, 2, 2))])
-    return nx.load(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def checked(checked_path: Path) -> Runner:
+    return nx.load(checked_path, device="cpu")
 
 
 def with_gap(values: Tensor, mask: Tensor, shapes: Tensor) -> Inputs:
@@ -429,7 +445,7 @@ def with_shape(*shape: int) -> Callable[..., Inputs]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (with_gap, "pixel_attention_mask of image 0 has gaps"),
+        (with_gap, "pixel_attention_mask of image 1 has gaps"),
         (with_twos, "pixel_attention_mask holds values other than 0 and 1"),
         (with_shape(2, 3), "spatial_shapes of image 1 is 2x3 = 6 patches, .* marks 4: expected the same number"),
         (with_shape(0, 3), r"spatial_shapes of image 1 is \[0, 3\]: expected a height and a width of at least 1"),
@@ -456,14 +472,12 @@ def test_wrong_inputs_are_refused(checked: Runner, change: Callable[..., Any], m
         checked(*change(*right))
 
 
-def test_artifacts_load_without_transformers(checked: Runner, tmp_path: Path) -> None:
+def test_artifacts_load_without_transformers(checked_path: Path) -> None:
     """What serves an artifact needs neither the model's library nor its code."""
-    Manifest(**{**vars(checked.manifest), "gate": {}})
-    path = Path(checked._session._model_path).parent
     code = (
         "import sys; sys.modules['transformers'] = None\n"
         "import torch, naflex_export as nx\n"
-        f"run = nx.load({str(path)!r}, device='cpu')\n"
+        f"run = nx.load({str(checked_path)!r}, device='cpu')\n"
         "ones = torch.ones(1, 4, dtype=torch.int32)\n"
         "print(list(run(torch.ones(1, 4, 48), ones, torch.tensor([[2, 2]])).shape))\n"
     )
@@ -504,7 +518,7 @@ def test_weights_of_a_file(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_that_lacks_a_weight_is_refused(folder: Path) -> None:
-    """transformers would leave the weight random and only warn."""
+    """The library itself would leave the weight random and only warn."""
     state = load_file(folder / "model.safetensors")
     del state["head.probe"]
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
@@ -523,12 +537,12 @@ def test_pickled_weights_are_refused(model: Siglip2VisionModel, folder: Path, tm
 
 
 def test_what_is_no_model_is_refused(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(nx.RequestError, match="is no transformers model: expected a folder with a config.json"):
+    with pytest.raises(nx.RequestError, match="is no transformers model: expected a folder with a config"):
         ModelSource(f"hf:{tmp_path}", "random").load()
     with pytest.raises(nx.RequestError, match="does not exist: expected a folder, or a hub id"):
         ModelSource(f"hf:{tmp_path / 'nowhere'}", "random").load()
     (folder / "config.json").write_text("{", encoding="utf-8")
-    with pytest.raises(nx.RequestError, match="cannot be built: .*JSON"):
+    with pytest.raises(nx.RequestError, match=r"cannot be built: .*JSON"):
         ModelSource(f"hf:{folder}", "random").load()
     config = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=9)
     config.save_pretrained(folder)
@@ -580,7 +594,7 @@ def test_photos_are_prepared_by_the_models_own_processor(folder: Path) -> None:
 def test_a_damaged_processor_is_not_replaced(folder: Path) -> None:
     loaded = ModelSource(f"hf:{folder}").load()
     (folder / "preprocessor_config.json").write_text("{", encoding="utf-8")
-    with pytest.raises(nx.RequestError, match="the image processor of .* cannot be had"):
+    with pytest.raises(nx.RequestError, match=r"the image processor of .* cannot be had"):
         family_of(loaded).preprocessing(loaded)
     (folder / "preprocessor_config.json").unlink()
     settings = family_of(loaded).preprocessing(loaded)
