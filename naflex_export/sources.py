@@ -212,7 +212,12 @@ def _create_transformers(name: str, weights: str) -> nn.Module:
 
     Weights are read from safetensors only, and nothing that a repository holds is run.
     """
-    from transformers import AutoConfig, AutoModel
+    try:
+        from transformers import AutoConfig, AutoModel
+    except ImportError as error:  # its own dependencies have bounds that pip may not have kept
+        raise BackendError(
+            f"transformers does not import ({_first_line(error)}): pip install --upgrade naflex_export[hf]"
+        ) from error
 
     with _quiet_transformers(local=Path(name).is_dir()):
         try:

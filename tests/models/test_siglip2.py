@@ -7,7 +7,9 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import onnx
@@ -556,6 +558,15 @@ def test_a_missing_library_names_the_remedy(monkeypatch: pytest.MonkeyPatch, fol
     assert result.exit_code == 3
     with pytest.raises(nx.BackendError, match=r"pip install naflex_export\[hf\]"):
         ModelSource(f"hf:{folder}", "random").check()
+
+
+def test_a_broken_library_names_its_reason(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Such as a transformers that refuses the huggingface_hub it finds."""
+    broken = ModuleType("transformers")
+    broken.__spec__ = ModuleSpec("transformers", None)
+    monkeypatch.setitem(sys.modules, "transformers", broken)
+    with pytest.raises(nx.BackendError, match=r"transformers does not import .*AutoConfig"):
+        ModelSource(f"hf:{folder}", "random").load()
 
 
 def test_the_command_line_exports_and_judges_a_folder(
