@@ -119,7 +119,9 @@ def test_builder_errors_are_errors(siglip: nn.Module, tmp_path: Path) -> None:
     """The float32 `Attention` nodes of opset 23 parse, and no kernel takes them."""
     program = trace(siglip, BUCKETS)
     write_onnx(program, tmp_path, BuildSettings(), opset=23)
-    with pytest.raises(nx.BuildError, match=r"reported an error \(in build\):\n.*Attention operation was not supported"):
+    with pytest.raises(
+        nx.BuildError, match=r"reported an error \(in build\):\n.*Attention operation was not supported"
+    ):
         build_engine(tmp_path / "model.onnx", profiles_of(program))
 
 
