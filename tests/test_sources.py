@@ -126,6 +126,13 @@ def test_random_weights_are_seeded_and_all_show_in_the_output() -> None:
             parameter.copy_(kept)
 
 
+def test_the_hash_is_of_values_not_of_their_dtype() -> None:
+    """A bfloat16 model is judged by its float32 copy: they must be known for the same."""
+    half = tiny.classifier().bfloat16()
+    before = weights_sha256(half)
+    assert weights_sha256(half.float()) == before != weights_sha256(tiny.classifier())
+
+
 def test_randomize_reaches_every_parameter() -> None:
     model = tiny.classifier()
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
