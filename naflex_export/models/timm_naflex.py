@@ -88,12 +88,7 @@ def resampling_of(embeds: NaFlexEmbeds) -> Resampling:
 
 
 class TimmEncoder(nn.Module):
-    """A NaFlexVit whose forward takes the three tensors and returns a tuple of the outputs asked for.
-
-    Two of timm's expressions are written so that a graph of them runs anywhere: the key-only mask is given a row for
-    each query, which ONNX's `Attention` asks for, and the masked maximum fills padding by a select, for an assignment
-    through a boolean index is exported as `NonZero`.
-    """
+    """A NaFlexVit whose forward takes the three tensors and returns a tuple of the outputs asked for."""
 
     def __init__(self, model: NaFlexVit, outputs: tuple[str, ...]) -> None:
         super().__init__()
@@ -102,32 +97,48 @@ class TimmEncoder(nn.Module):
 
     def forward(self, patches: Tensor, patch_coord: Tensor, patch_valid: Tensor) -> tuple[Tensor, ...]:
         """Return `features` [B, F] (pooled, through the head) and `tokens` [B, prefix + N, C], as asked for."""
-        mask_B1NN = None
-        if self.model.use_key_only_attn_mask:
-            mask_B1NN = create_attention_mask(
-                patch_valid, num_prefix_tokens=self.model.num_prefix_tokens, symmetric=False, dtype=patches.dtype
-            )
         encoded = self.model.forward_features(
-            patches, patch_coord=patch_coord, patch_valid=patch_valid, attn_mask=mask_B1NN
+            patches,
+            patch_coord=patch_coord,
+            patch_valid=patch_valid,
+            attn_mask=self.attention_mask(patch_valid, patches.dtype),
         )
         made = {"tokens": encoded["patches"]}
         if "features" in self.outputs:
-            made["features"] = self._features(encoded["patches"], patch_valid)
+            made["features"] = self.features(encoded["patches"], patch_valid)
         return tuple(made[name] for name in self.outputs)
 
-    def _features(self, tokens_BNC: Tensor, patch_valid: Tensor) -> Tensor:
+    def attention_mask(self, patch_valid: Tensor, dtype: torch.dtype) -> Tensor | None:
+        """Return a mask to use in place of the model's own, or None."""
+        return None
+
+    def features(self, tokens_BNC: Tensor, patch_valid: Tensor) -> Tensor:
+        """Return the pooled features [B, F] of the encoder's tokens."""
+        return self.model.forward_head(tokens_BNC, patch_valid=patch_valid)
+
+
+class GraphEncoder(TimmEncoder):
+    """A vectorized `TimmEncoder`, with two of timm's expressions written so that a graph of them runs anywhere.
+
+    A key-only mask has a row for each query, which ONNX Runtime's `Attention` asks for. The masked maximum fills
+    padding by a select: an assignment through a boolean index is exported as `NonZero`.
+    """
+
+    def attention_mask(self, patch_valid: Tensor, dtype: torch.dtype) -> Tensor | None:
+        if not self.model.use_key_only_attn_mask:
+            return None
+        return create_attention_mask(patch_valid, self.model.num_prefix_tokens, symmetric=False, dtype=dtype)
+
+    def features(self, tokens_BNC: Tensor, patch_valid: Tensor) -> Tensor:
         model = self.model
         if model.attn_pool is not None or model.global_pool not in ("max", "avgmax"):
-            return model.forward_head(tokens_BNC, patch_valid=patch_valid)
+            return super().features(tokens_BNC, patch_valid)
+        prefix = model.num_prefix_tokens
         if model.pool_include_prefix:
-            pooled_BNC, valid_BN = (
-                tokens_BNC,
-                torch.nn.functional.pad(patch_valid, (model.num_prefix_tokens, 0), value=True),
-            )
+            read_BNC, valid_BN = tokens_BNC, nn.functional.pad(patch_valid, (prefix, 0), value=True)
         else:
-            pooled_BNC, valid_BN = tokens_BNC[:, model.num_prefix_tokens :], patch_valid
-        lowest = torch.finfo(tokens_BNC.dtype).min
-        pooled_BC = pooled_BNC.masked_fill(~valid_BN.unsqueeze(-1), lowest).amax(dim=1)
+            read_BNC, valid_BN = tokens_BNC[:, prefix:], patch_valid
+        pooled_BC = read_BNC.masked_fill(~valid_BN.unsqueeze(-1), torch.finfo(read_BNC.dtype).min).amax(dim=1)
         if model.global_pool == "avgmax":
             pooled_BC = 0.5 * (model._pool(tokens_BNC, "avg", patch_valid) + pooled_BC)
         return model.head(model.head_drop(model.fc_norm(pooled_BC)))
@@ -165,7 +176,7 @@ class TimmNaFlex(Family):
         unknown = [name for name in outputs if name not in ("features", "tokens")]
         if unknown or not outputs or len(set(outputs)) != len(outputs):
             raise RequestError(f"outputs={outputs!r}: expected 'features', 'tokens' or both")
-        return TimmEncoder(model, outputs)
+        return GraphEncoder(model, outputs) if self.is_vectorized(model) else TimmEncoder(model, outputs)
 
     def arrange(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         return batch.patches, batch.patch_coord, batch.patch_valid
