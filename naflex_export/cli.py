@@ -210,8 +210,10 @@ def _file_name(model: str) -> str:
 
 
 def _quiet_libraries(verbose: bool) -> None:
-    """Keep the libraries' warnings off a user's screen, unless asked for."""
-    if not verbose:
+    """Keep the libraries' warnings off a user's screen, or ask the backends for their own logs."""
+    if verbose:
+        logging.getLogger("naflex_export").setLevel(logging.DEBUG)
+    else:
         warnings.simplefilter("ignore")
         for name in ("torch", "timm", "huggingface_hub", "onnxscript", "onnx_ir"):
             logging.getLogger(name).setLevel(logging.ERROR)

@@ -78,7 +78,8 @@ def trace(
 ) -> Program:
     """Return the vectorized model as one graph with named dynamic dimensions.
 
-    The weights are copied before they are cast, so `model` keeps its own dtype and mode.
+    The weights are copied before they are cast, so `model` keeps its own dtype and mode. The graph is on the model's
+    device.
 
     Args:
         model: a model that `vectorize` takes, not yet vectorized.
@@ -111,7 +112,11 @@ def trace(
 def example_inputs(family: Family, model: nn.Module, dtype: torch.dtype) -> tuple[Tensor, ...]:
     """Return the inputs a model is traced with."""
     batch = noise_batch("example", EXAMPLE, EXAMPLE_TOKENS, family.token_width(model))
-    return tuple(tensor.to(dtype) if tensor.is_floating_point() else tensor for tensor in family.layout.arrange(batch))
+    device = next(model.parameters()).device
+    return tuple(
+        tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype)
+        for tensor in family.layout.arrange(batch)
+    )
 
 
 def _describe(

@@ -145,11 +145,13 @@ def randomize(model: nn.Module, seed: int) -> None:
 
 
 def weights_sha256(model: nn.Module) -> str:
-    """Return a hash of a model's state: names, dtypes, shapes and bytes."""
+    """Return a hash of a model's state as the reference sees it: names, shapes, and values in float32."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        values = tensor.detach().cpu()
+        values = (values.float() if values.is_floating_point() else values).contiguous()
+        digest.update(f"{name} {values.dtype} {list(values.shape)}".encode())
+        digest.update(values.view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -290,4 +292,4 @@ def _some(kind: str, names: list[str]) -> str:
 
 def _first_line(error: BaseException) -> str:
     text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:300]
+    return text.splitlines()[0][:300].rstrip(".")

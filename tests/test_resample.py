@@ -50,7 +50,7 @@ def test_weights_computed_in_float32_are_within_3e_7(how: Resampling) -> None:
 
 @pytest.mark.parametrize("how", KINDS)
 def test_same_length_is_the_identity(how: Resampling) -> None:
-    """timm takes the grid as it is when the sizes agree; the weights must say the same, exactly."""
+    """Timm takes the grid as it is when the sizes agree; the weights must say the same, exactly."""
     for length in (1, 2, 7, 16):
         assert torch.equal(resampling_matrix(length, length, how), torch.eye(length))
 

@@ -18,7 +18,8 @@ class Measures:
         max_share: the same as a share of the reference's largest value.
         relative_l2: norm of the difference over norm of the reference, all images together.
         worst_cosine: cosine of the image whose direction differs most.
-        top1_agreement: share of images with the same highest class; None where outputs are no logits.
+        top1_agreement: share of images whose highest class is the reference's, or ties with it there; None where
+            outputs are no logits.
     """
 
     max_abs: float
@@ -56,19 +57,20 @@ LIMITS: dict[str, Limits] = {
     "float32": Limits(max_share=1e-4, relative_l2=1e-4, worst_cosine=1 - 1e-6, top1_agreement=1.0),
     # Ten times the 1e-3 that base models measure. One image in 32 may have two classes within rounding.
     "float16": Limits(max_share=2e-2, relative_l2=1e-2, worst_cosine=1 - 1e-4, top1_agreement=0.96),
-    # Eight times float16's rounding step: 1e-2 measured.
-    "bfloat16": Limits(max_share=1e-1, relative_l2=5e-2, worst_cosine=1 - 2e-3, top1_agreement=0.85),
+    # Three times the 1e-2 that eager bfloat16 itself measures.
+    "bfloat16": Limits(max_share=5e-2, relative_l2=3e-2, worst_cosine=1 - 5e-4, top1_agreement=0.85),
 }
 
 
-def measure(candidate: Tensor, reference: Tensor, valid: Tensor | None = None, classes: bool = False) -> Measures:
+def measure(candidate: Tensor, reference: Tensor, valid: Tensor | None = None, tie: float | None = None) -> Measures:
     """Return how far a candidate is from the reference, computed in float64.
 
     Args:
         candidate: [B, F] or [B, T, C] outputs.
         reference: outputs of the same images, in the same shape.
         valid: [B, T] bool, the tokens to compare; all of them by default.
-        classes: whether the outputs are logits.
+        tie: for logits, the difference between two classes that counts as none, as a share of the logits' root mean
+            square: below what the dtype may move them by, either may come out on top.
     """
     difference, expected, given = (
         _rows(tensor.detach().cpu().double(), valid)
@@ -76,8 +78,9 @@ def measure(candidate: Tensor, reference: Tensor, valid: Tensor | None = None, c
     )
     cosine_B = torch.nn.functional.cosine_similarity(given, expected, dim=1, eps=1e-300)
     agreement = None
-    if classes:
-        agreement = float((given.argmax(dim=1) == expected.argmax(dim=1)).double().mean())
+    if tie is not None:
+        behind_B = expected.amax(dim=1) - expected.gather(1, given.argmax(dim=1, keepdim=True)).squeeze(1)
+        agreement = float((behind_B <= tie * expected.square().mean().sqrt()).double().mean())
     return Measures(
         max_abs=float(difference.abs().max()),
         max_share=_ratio(difference.abs().max(), expected.abs().max()),

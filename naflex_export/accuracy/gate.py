@@ -162,8 +162,8 @@ def judge(candidate: Candidate, reference: nn.Module, photos: Photos, settings: 
             if fault:
                 problems.append(f"{batch.name} [{name}]: {fault}")
                 continue
-            classes = name == "features" and family.num_classes(eager) > 1
-            found = measure(given[name], expected[name], valid, classes)
+            logits = name == "features" and family.num_classes(eager) > 1
+            found = measure(given[name], expected[name], valid, tie=limits.relative_l2 if logits else None)
             results.append(_result(batch, bucket, name, found, limits))
     skipped = dict(photos.skipped)
     return GateReport(settings.dtype, limits, tuple(results), tuple(problems), settings.seed, skipped_photos=skipped)

@@ -1,7 +1,8 @@
-"""timm's NaFlexVit: its position embedding without the per-image loop.
+"""timm's NaFlexVit: its position embeddings without the per-image loop.
 
-Only `NaFlexEmbeds` changes, and in it only the method that resizes a learned grid for each image. Everything else,
-the patch projection, prefix tokens, blocks, pooling and head, is timm's own code.
+In `NaFlexEmbeds` only the methods change that resize a learned embedding for each image; in a model with RoPE, also the
+method that makes its angles, in `timm_rope.py`. Everything else, the patch projection, prefix tokens, blocks, pooling
+and head, is timm's own code.
 """
 
 from __future__ import annotations
@@ -15,46 +16,74 @@ from PIL.Image import Image
 from timm.data.config import resolve_data_config
 from timm.data.transforms_factory import create_transform
 from timm.models import NaFlexVit
-from timm.models.naflexvit import NaFlexEmbeds
+from timm.models.naflexvit import NaFlexEmbeds, create_attention_mask
 from torch import Tensor, nn
 
 from naflex_export.errors import UnsupportedModelError
 from naflex_export.layouts import TIMM
 from naflex_export.models.family import Family, check_outputs
-from naflex_export.resample import Mode, Resampling, resample_at
+from naflex_export.models.timm_known import refuse_unknown
+from naflex_export.models.timm_rope import VectorizedNaFlexVit
+from naflex_export.resample import Mode, Resampling, grids_of, resample_at, resample_axes_at
 
 
 class VectorizedNaFlexEmbeds(NaFlexEmbeds):
-    """`NaFlexEmbeds` that resizes its learned grid for all images of a batch at once.
+    """`NaFlexEmbeds` that resizes its learned embedding for all images of a batch at once.
 
-    Replaces `NaFlexEmbeds._apply_learned_naflex_pos_embed` of timm 1.0.31, with the same result to float32 rounding,
-    for padding tokens too.
+    Replaces the four NaFlex methods of timm 1.0.31 that add a position embedding, with the same result to float32
+    rounding, for padding tokens too. Each adds in place to `x` [B, N, C] the embedding of each token of `patch_coord`
+    [B, N, 2]. Whole images, [B, C, H, W], keep to timm's own methods.
     """
 
     def _apply_learned_naflex_pos_embed(self, x: Tensor, patch_coord: Tensor) -> None:
-        """Add to `x` [B, N, C], in place, the position embedding of each token of `patch_coord` [B, N, 2]."""
         grid_HWC = cast(Tensor, self.pos_embed)[0]
-        lengths_B2 = self._square_lengths(patch_coord) if self.pos_embed_ar_preserving else None
+        lengths_B2 = self._lengths(patch_coord, own_size=(grid_HWC.shape[0], grid_HWC.shape[1]))
         x.add_(resample_at(grid_HWC, patch_coord, resampling_of(self), lengths_B2).to(x.dtype))
 
-    def _square_lengths(self, patch_coord: Tensor) -> Tensor:
-        """Return the [B, 2] lengths that keep the grid's aspect ratio: each image's longer side, twice."""
-        height, width = cast(Tensor, self.pos_embed).shape[1:3]
-        grid_B2 = patch_coord.amax(dim=1) + 1
+    def _apply_learned_naflex_pos_embed_grid_sample(self, x: Tensor, patch_coord: Tensor) -> None:
+        grid_HWC = cast(Tensor, self.pos_embed)[0]
+        lengths_B2 = self._lengths(patch_coord)
+        x.add_(resample_at(grid_HWC, patch_coord, resampling_of(self), lengths_B2, fill_padding=True).to(x.dtype))
+
+    def _apply_factorized_naflex_pos_embed(self, x: Tensor, patch_coord: Tensor) -> None:
+        x.add_(self._factorized(patch_coord, fill_padding=False).to(x.dtype))
+
+    def _apply_factorized_naflex_pos_embed_grid_sample(self, x: Tensor, patch_coord: Tensor) -> None:
+        x.add_(self._factorized(patch_coord, fill_padding=True).to(x.dtype))
+
+    def _factorized(self, patch_coord: Tensor, fill_padding: bool) -> Tensor:
+        table_HC, table_WC = cast(Tensor, self.pos_embed_y)[0], cast(Tensor, self.pos_embed_x)[0]
+        lengths_B2 = self._lengths(patch_coord)
+        how = resampling_of(self)
+        return resample_axes_at(table_HC, table_WC, patch_coord, how, lengths_B2, fill_padding=fill_padding)
+
+    def _lengths(self, patch_coord: Tensor, own_size: tuple[int, int] | None = None) -> Tensor | None:
+        """Return the [B, 2] lengths that keep the aspect ratio, each image's longer side twice; None for its own grid.
+
+        timm's `F.interpolate` path takes a grid as it is for an image of just its size, `own_size`, aspect-preserving
+        or not; the others do not.
+        """
+        if not self.pos_embed_ar_preserving:
+            return None
+        grid_B2 = grids_of(patch_coord)
         square_B2 = grid_B2.amax(dim=1, keepdim=True).expand_as(grid_B2)
-        if height == width:
+        if own_size is None or own_size[0] == own_size[1]:
             return square_B2
-        # timm takes the source grid as it is for an image of just its size, aspect-preserving or not.
-        source_2 = torch.tensor([height, width], device=grid_B2.device)
+        source_2 = torch.tensor(own_size, device=grid_B2.device)
         return torch.where((grid_B2 == source_2).all(dim=1, keepdim=True), grid_B2, square_B2)
 
 
 def resampling_of(embeds: NaFlexEmbeds) -> Resampling:
-    """Return the resize that an embedding module asks `F.interpolate` for."""
+    """Return the resize that an embedding module asks `F.interpolate` or `F.grid_sample` for.
+
+    With its border clamped, as timm has it, `grid_sample` reads what `interpolate` without antialias does.
+    """
+    if embeds.pos_embed_type == "factorized":  # timm's factorized tables are resized one way only
+        return Resampling("bilinear", antialias=False)
     return Resampling(
         mode=cast(Mode, embeds.pos_embed_interp_mode),
-        antialias=getattr(embeds, "pos_embed_antialias", True),
-        align_corners=getattr(embeds, "pos_embed_align_corners", False),
+        antialias=embeds.pos_embed_antialias and not embeds.pos_embed_use_grid_sample,
+        align_corners=embeds.pos_embed_align_corners,
     )
 
 
@@ -68,11 +97,51 @@ class TimmEncoder(nn.Module):
 
     def forward(self, patches: Tensor, patch_coord: Tensor, patch_valid: Tensor) -> tuple[Tensor, ...]:
         """Return `features` [B, F] (pooled, through the head) and `tokens` [B, prefix + N, C], as asked for."""
-        encoded = self.model.forward_features(patches, patch_coord=patch_coord, patch_valid=patch_valid)
+        encoded = self.model.forward_features(
+            patches,
+            patch_coord=patch_coord,
+            patch_valid=patch_valid,
+            attn_mask=self.attention_mask(patch_valid, patches.dtype),
+        )
         made = {"tokens": encoded["patches"]}
         if "features" in self.outputs:
-            made["features"] = self.model.forward_head(**encoded)
+            made["features"] = self.features(encoded["patches"], patch_valid)
         return tuple(made[name] for name in self.outputs)
+
+    def attention_mask(self, patch_valid: Tensor, dtype: torch.dtype) -> Tensor | None:
+        """Return a mask to use in place of the model's own, or None."""
+        return None
+
+    def features(self, tokens_BNC: Tensor, patch_valid: Tensor) -> Tensor:
+        """Return the pooled features [B, F] of the encoder's tokens."""
+        return self.model.forward_head(tokens_BNC, patch_valid=patch_valid)
+
+
+class GraphEncoder(TimmEncoder):
+    """A vectorized `TimmEncoder`, with two of timm's expressions written so that a graph of them runs anywhere.
+
+    A key-only mask has a row for each query, which ONNX Runtime's `Attention` asks for. The masked maximum fills
+    padding by a select: an assignment through a boolean index is exported as `NonZero`.
+    """
+
+    def attention_mask(self, patch_valid: Tensor, dtype: torch.dtype) -> Tensor | None:
+        if not self.model.use_key_only_attn_mask:
+            return None
+        return create_attention_mask(patch_valid, self.model.num_prefix_tokens, symmetric=False, dtype=dtype)
+
+    def features(self, tokens_BNC: Tensor, patch_valid: Tensor) -> Tensor:
+        model = self.model
+        if model.attn_pool is not None or model.global_pool not in ("max", "avgmax"):
+            return super().features(tokens_BNC, patch_valid)
+        prefix = model.num_prefix_tokens
+        if model.pool_include_prefix:
+            read_BNC, valid_BN = tokens_BNC, nn.functional.pad(patch_valid, (prefix, 0), value=True)
+        else:
+            read_BNC, valid_BN = tokens_BNC[:, prefix:], patch_valid
+        pooled_BC = read_BNC.masked_fill(~valid_BN.unsqueeze(-1), torch.finfo(read_BNC.dtype).min).amax(dim=1)
+        if model.global_pool == "avgmax":
+            pooled_BC = 0.5 * (model._pool(tokens_BNC, "avg", patch_valid) + pooled_BC)
+        return model.head(model.head_drop(model.fc_norm(pooled_BC)))
 
 
 class TimmNaFlex(Family):
@@ -91,17 +160,22 @@ class TimmNaFlex(Family):
     def vectorize(self, model: Any) -> nn.Module:
         if self.is_vectorized(model):
             return model
-        embeds = model.embeds
-        _refuse_unknown(model)
+        refuse_unknown(model)
         shared = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
         twin = copy.deepcopy(model, shared)
-        if embeds.pos_embed_type == "learned":
-            twin.embeds.__class__ = VectorizedNaFlexEmbeds
+        twin.embeds.__class__ = VectorizedNaFlexEmbeds
+        if twin.rope is not None:
+            twin.__class__ = VectorizedNaFlexVit
         return twin
 
     def encoder(self, model: Any, outputs: tuple[str, ...]) -> nn.Module:
         check_outputs(outputs)
-        return TimmEncoder(model, outputs)
+        if not model.embeds.is_linear:
+            raise UnsupportedModelError(
+                "embed_proj_type='conv' takes whole images, not patches, in timm too: "
+                "a graph of patches needs embed_proj_type='linear'"
+            )
+        return GraphEncoder(model, outputs) if self.is_vectorized(model) else TimmEncoder(model, outputs)
 
     def token_width(self, model: Any) -> int:
         embeds = model.embeds
@@ -153,26 +227,8 @@ class TimmNaFlex(Family):
             "pos_embed_grid": list(embeds.pos_embed_grid_size or ()),
             "pos_embed_mode": embeds.pos_embed_interp_mode,
             "pos_embed_ar_preserving": embeds.pos_embed_ar_preserving,
+            "pos_embed_antialias": embeds.pos_embed_antialias,
+            "pos_embed_align_corners": embeds.pos_embed_align_corners,
+            "pos_embed_use_grid_sample": embeds.pos_embed_use_grid_sample,
+            "rope": "" if naflex.rope is None else type(naflex.rope).__name__,
         }
-
-
-def _refuse_unknown(model: NaFlexVit) -> None:
-    """Raise for what would come out wrong, or not compile, in a vectorized model."""
-    embeds = model.embeds
-    if type(embeds) is not NaFlexEmbeds:
-        raise UnsupportedModelError(
-            f"the model's embeds are a {type(embeds).__qualname__}, not timm's NaFlexEmbeds: "
-            "a subclass may resize its grid in a way we cannot know"
-        )
-    if embeds.pos_embed_type == "learned" and getattr(embeds, "pos_embed_use_grid_sample", False):
-        raise UnsupportedModelError("pos_embed_use_grid_sample=True is not supported by this release")
-    if embeds.pos_embed_type not in ("learned", "none"):
-        raise UnsupportedModelError(f"pos_embed={embeds.pos_embed_type!r} is not supported by this release")
-    if model.rope is not None:
-        raise UnsupportedModelError(
-            f"{type(model.rope).__name__} is not supported by this release: expected a model without RoPE"
-        )
-    if not embeds.is_linear:
-        raise UnsupportedModelError(
-            "embed_proj_type='conv' takes whole images, not patches: NaFlex mode needs a linear projection"
-        )

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.export.passes import move_to_device_pass
 
 from naflex_export.artifact import Manifest
 from naflex_export.cases import noise_batch
@@ -119,8 +120,8 @@ class CompileRunner(Runner):
 
     def __init__(self, path: Path, manifest: Manifest, device: torch.device, check_inputs: bool = True) -> None:
         super().__init__(manifest, device, check_inputs)
-        module = torch.export.load(path).module()
-        self._compiled = torch.compile(module.to(device), fullgraph=True, dynamic=True)
+        exported = move_to_device_pass(torch.export.load(path), str(device))  # constants too, not only weights
+        self._compiled = torch.compile(exported.module(), fullgraph=True, dynamic=True)
 
     def execute(self, inputs: tuple[Tensor, ...]) -> list[Tensor]:
         tokens = inputs[0].shape[1]

@@ -160,7 +160,8 @@ def _session(path: Path, device: torch.device) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    verbose = logging.getLogger("naflex_export").isEnabledFor(logging.DEBUG)
+    options.log_severity_level = 1 if verbose else 3  # 1 is informational, 3 errors
     wanted = "CPUExecutionProvider"
     provider: Any = wanted
     if device.type == "cuda":

@@ -1,0 +1,378 @@
+"""Every position embedding, pooling and mask of timm's NaFlexVit, vectorized, against eager."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import itertools
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from reference import position_embedding
+from timm.models.naflexvit import NaFlexVit, NaFlexVitCfg
+from timm_tiny import (
+    BATCH,
+    GRIDS,
+    OTHER,
+    assert_same_gradients,
+    call,
+    export_onnx,
+    naflexvit,
+    run_onnx,
+    share,
+    tokens,
+)
+from torch import Tensor
+
+import naflex_export as nx
+from naflex_export.cases import noise_batch
+from naflex_export.grid import Grid
+from naflex_export.models import family_of, timm_known
+from naflex_export.models.timm_naflex import resampling_of
+from naflex_export.program import trace
+
+Options = dict[str, Any]
+
+
+def learned(mode: str, antialias: bool, corners: bool, **more: Any) -> Options:
+    return {
+        "pos_embed_interp_mode": mode,
+        "pos_embed_antialias": antialias,
+        "pos_embed_align_corners": corners,
+        **more,
+    }
+
+
+def named(mode: str, antialias: bool, corners: bool) -> str:
+    return f"learned-{mode}-{'aa' if antialias else 'noaa'}{'-ac' * corners}"
+
+
+MODES = ("bilinear", "bicubic")
+INTERPOLATED: dict[str, Options] = {
+    named(*kind): learned(*kind) for kind in itertools.product(MODES, (True, False), (False, True))
+}
+ASPECT: dict[str, Options] = {
+    "learned-par": {"pos_embed_ar_preserving": True},
+    "learned-par-g3x7": {"pos_embed_ar_preserving": True, "pos_embed_grid_size": (3, 7)},
+    "learned-bilinear-noaa-ac-par": learned("bilinear", False, True, pos_embed_ar_preserving=True),
+}
+LARGE: dict[str, Options] = {
+    "learned-bicubic-aa-g40x36": learned("bicubic", True, False, pos_embed_grid_size=(40, 36)),
+    "learned-bicubic-noaa-g40x36": learned("bicubic", False, False, pos_embed_grid_size=(40, 36)),
+    "learned-bicubic-noaa-ac-g40x36": learned("bicubic", False, True, pos_embed_grid_size=(40, 36)),
+    "radio-ac": learned("bilinear", False, True, pos_embed_grid_size=(128, 128), pos_embed_ar_preserving=True),
+    "radio": learned("bilinear", False, False, pos_embed_grid_size=(128, 128), pos_embed_ar_preserving=True),
+}
+FACTORIZED: dict[str, Options] = {
+    "factorized": {"pos_embed": "factorized"},
+    "factorized-par": {"pos_embed": "factorized", "pos_embed_ar_preserving": True},
+    "factorized-g128x40": {"pos_embed": "factorized", "pos_embed_grid_size": (128, 40)},
+}
+SAMPLED: dict[str, Options] = {
+    f"{name}-sampled": {**options, "pos_embed_use_grid_sample": True}
+    for name, options in {
+        **{named(mode, True, corners): learned(mode, True, corners) for mode in MODES for corners in (False, True)},
+        **ASPECT,
+        "learned-bicubic-g40x36": learned("bicubic", True, False, pos_embed_grid_size=(40, 36)),
+        "radio": LARGE["radio"],
+        **FACTORIZED,
+    }.items()
+}
+POSITIONS = {**INTERPOLATED, **ASPECT, **LARGE, **FACTORIZED, **SAMPLED}
+ALL: dict[str, Options] = {
+    **POSITIONS,
+    "none": {"pos_embed": "none"},
+    "prefix": {"class_token": True, "reg_tokens": 3},
+    "key-only-mask": {"use_key_only_attn_mask": True, "class_token": True},
+    "normed": {"embed_norm_layer": "layernorm", "pre_norm": True},
+}
+POOLS: dict[str, Options] = {
+    **{
+        f"pool-{pool or 'none'}{'-prefix' * prefix}": {
+            "global_pool": pool,
+            "pool_include_prefix": prefix,
+            "class_token": True,
+            "reg_tokens": 1,
+        }
+        for pool in ("avg", "avgmax", "max", "token", "map", "")
+        for prefix in (False, True)
+    },
+    "pool-max-bare": {"global_pool": "max"},
+}
+
+
+def cases(options: dict[str, Options]) -> Any:
+    return pytest.mark.parametrize("options", [pytest.param(value, id=name) for name, value in options.items()])
+
+
+def side(options: Options) -> int:
+    return max(options.get("pos_embed_grid_size", (5, 6)))
+
+
+def eager_bound(options: Options) -> float:
+    """Return how far eager's own float32 lies from the exact resize, as a share of the embedding's scale.
+
+    torch computes the position that a target reads in float32, and near sample S a float32 step is S * 1.2e-7: the
+    longer the source, the further off. `grid_sample` rounds a few times more on the way, through [-1, 1].
+    """
+    step = 3e-7 if options.get("pos_embed_use_grid_sample") else 1.5e-7
+    return max(1e-6, step * side(options))
+
+
+def model_bound(options: Options) -> float:
+    """Return the bound of outputs and gradients: 1e-5 of scale, unless eager's position embedding is further off."""
+    return max(1e-5, eager_bound(options))
+
+
+def positions(model: NaFlexVit) -> Tensor:
+    """Return what the embeds add to the patches of `BATCH`, [B, N, C]."""
+    bare = copy.deepcopy(model.embeds)
+    torch.nn.init.zeros_(bare.proj.weight)
+    torch.nn.init.zeros_(bare.proj.bias)
+    with torch.no_grad():
+        return bare(BATCH.patches, BATCH.patch_coord)[0][:, model.num_prefix_tokens :]
+
+
+def exact_positions(model: NaFlexVit, options: Options) -> Tensor:
+    """Return what timm means to add, in float64 and from `F.interpolate`, one image at a time; zeros for padding."""
+    embeds = model.embeds
+    if embeds.pos_embed_type == "factorized":  # both tables are resized linearly, so their sum may be
+        grid_HWC = embeds.pos_embed_y[0].unsqueeze(1) + embeds.pos_embed_x[0].unsqueeze(0)
+    else:
+        grid_HWC = embeds.pos_embed[0]
+    rows = []
+    for grid in GRIDS:
+        as_it_is = tuple(grid) == tuple(grid_HWC.shape[:2]) and options.get("pos_embed", "learned") == "learned"
+        square = embeds.pos_embed_ar_preserving and not (as_it_is and not embeds.pos_embed_use_grid_sample)
+        rows.append(position_embedding(grid_HWC.detach().double(), [grid], 32, resampling_of(embeds), square))
+    return torch.cat(rows)
+
+
+@cases(POSITIONS)
+def test_positions_are_exact(options: Options) -> None:
+    """To 1e-6 of scale, for any source: our own rounding does not grow with it."""
+    eager = naflexvit(**options)
+    found, expected = positions(nx.vectorize(eager))[BATCH.patch_valid], exact_positions(eager, options)
+    assert share(found, expected[BATCH.patch_valid]) <= 1e-6
+
+
+@cases(POSITIONS)
+def test_positions_equal_eager_padding_included(options: Options) -> None:
+    eager = naflexvit(**options)
+    found, expected = positions(nx.vectorize(eager)), positions(eager)
+    assert share(found, expected) <= eager_bound(options)
+    sampled = bool(options.get("pos_embed_use_grid_sample"))
+    assert bool(expected[~BATCH.patch_valid].any()) == sampled  # grid_sample reads the first cell for padding
+    assert share(positions(naflexvit(**{**options, "pos_embed_grid_size": (4, 4)})), expected) > 1e-2
+
+
+@cases({**ALL, **POOLS})
+def test_outputs_equal_eager(options: Options) -> None:
+    eager = naflexvit(**options)
+    fast = nx.vectorize(eager)
+    with torch.no_grad():
+        found, expected = call(fast, BATCH), call(eager, BATCH)
+        if expected.ndim == 3:  # no pooling: padding holds what attention made of nothing
+            keep = torch.nn.functional.pad(BATCH.patch_valid, (eager.num_prefix_tokens, 0), value=True)
+            found, expected = found[keep], expected[keep]
+        assert share(found, expected) <= model_bound(options)
+        assert share(tokens(fast, BATCH), tokens(eager, BATCH)) <= model_bound(options)
+
+
+@cases(ALL)
+def test_gradients_equal_eager(options: Options) -> None:
+    eager = naflexvit(qkv_bias=False, **options)  # a bias on the keys cancels in the softmax: its gradient is noise
+    eager.train()
+    assert_same_gradients(eager, nx.vectorize(copy.deepcopy(eager)), model_bound(options))
+
+
+@cases({**ALL, **POOLS})
+def test_compiles_as_one_graph(options: Options) -> None:
+    eager = naflexvit(**options)
+    compiled = nx.compile(eager, backend="eager")
+    with torch.no_grad():
+        for batch in (BATCH, OTHER):
+            found, expected = call(compiled, batch), call(nx.vectorize(eager), batch)
+            assert share(found, expected) <= 1e-6
+
+
+@cases(
+    {name: ALL[name] for name in ("learned-bicubic-noaa", "key-only-mask", "normed")}
+    | {name: ASPECT[name] for name in ("learned-par-g3x7",)}
+    | {name: LARGE[name] for name in ("learned-bicubic-aa-g40x36", "learned-bicubic-noaa-g40x36", "radio-ac")}
+    | {name: FACTORIZED[name] for name in ("factorized-par",)}
+    | {name: SAMPLED[name] for name in ("learned-bicubic-aa-ac-sampled", "factorized-sampled")}
+    | {name: POOLS[name] for name in ("pool-avgmax", "pool-avgmax-prefix", "pool-max", "pool-max-prefix")}
+    | {name: POOLS[name] for name in ("pool-token", "pool-map-prefix", "pool-none", "pool-max-bare")}
+)
+def test_exports_to_onnx_and_runs_at_another_shape(options: Options, tmp_path: Path) -> None:
+    eager = naflexvit(**options)
+    path = export_onnx(eager, tmp_path, outputs=("features", "tokens"))
+    for batch in (BATCH, OTHER):
+        features, encoded = run_onnx(path, batch)
+        with torch.no_grad():
+            expected = call(eager, batch)
+        keep = torch.nn.functional.pad(batch.patch_valid, (eager.num_prefix_tokens, 0), value=True)
+        if expected.ndim == 3:
+            features, expected = features[keep], expected[keep]
+        assert share(features, expected) <= model_bound(options)
+        own = encoded[:, eager.num_prefix_tokens :][batch.patch_valid]
+        assert share(own, tokens(eager, batch)) <= model_bound(options)
+
+
+def test_a_large_grid_without_antialias_has_no_weight_for_every_cell() -> None:
+    """C-RADIO's 16,384 cells: no tensor of the graph that has tokens is wider than the encoder makes its own."""
+    program = trace(naflexvit(**LARGE["radio"]), [nx.Bucket(tokens=32, batch=(1, 4, 8))])
+    made = [node.meta["val"] for node in program.exported.graph.nodes if node.op == "call_function"]
+    shapes = [value.shape for value in made if isinstance(value, Tensor) and value.ndim >= 3]
+    widths = [shape[-1] for shape in shapes if isinstance(shape[-1], int)]
+    assert 96 in widths  # queries, keys and values
+    assert max(widths) <= 96
+
+
+@cases({**ALL, **POOLS})
+def test_vectorized_is_told_from_the_original(options: Options) -> None:
+    eager = naflexvit(**options)
+    classes = [type(module) for module in eager.modules()]
+    fast, family = nx.vectorize(eager), family_of(eager)
+    assert family.is_vectorized(fast) and not family.is_vectorized(eager)
+    assert nx.vectorize(fast) is fast
+    assert type(fast) is NaFlexVit
+    assert [type(module) for module in eager.modules()] == classes
+    assert list(fast.state_dict()) == list(eager.state_dict())
+    assert all(one is other for one, other in zip(eager.parameters(), fast.parameters(), strict=True))
+
+
+def test_copies_and_pickles_stay_vectorized() -> None:
+    fast = nx.vectorize(naflexvit(pos_embed="factorized"))
+    for twin in (copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))):
+        assert family_of(twin).is_vectorized(twin)
+        assert torch.equal(call(twin, BATCH), call(fast, BATCH))
+
+
+@cases(
+    {name: ALL[name] for name in ("learned-bicubic-aa", "learned-bicubic-aa-sampled", "factorized-sampled", "prefix")}
+)
+def test_patch_dropout_follows_the_original(options: Options) -> None:
+    eager = naflexvit(patch_drop_rate=0.4, **options).train()
+    results = []
+    for model in (eager, nx.vectorize(eager)):
+        torch.manual_seed(3)
+        results.append(call(model, BATCH))
+    assert share(results[1], results[0]) <= model_bound(options)
+    assert share(call(eager, BATCH), results[0]) > 1e-2  # dropout is on
+
+
+@cases({name: ALL[name] for name in ("learned-par", "factorized", "prefix", "key-only-mask")})
+def test_intermediates_equal_eager(options: Options) -> None:
+    eager = naflexvit(**options)
+    named = {"patches": BATCH.patches, "patch_coord": BATCH.patch_coord, "patch_valid": BATCH.patch_valid}
+    results = []
+    for model in (eager, nx.vectorize(eager)):
+        with torch.no_grad():
+            final, layers = model.forward_intermediates(named, output_fmt="NLC", norm=True)
+        results.append([final[:, model.num_prefix_tokens :], *layers])
+    assert len(results[0]) == 3
+    for found, expected in zip(results[1], results[0], strict=True):
+        assert share(found[BATCH.patch_valid], expected[BATCH.patch_valid]) <= 1e-5
+
+
+@pytest.mark.parametrize("projection", ["conv", "linear", "linear-channels-first"])
+@cases({name: ALL[name] for name in ("learned-bicubic-noaa-ac", "factorized-par", "learned-bicubic-aa-sampled")})
+def test_whole_images_keep_to_timms_own_code(options: Options, projection: str) -> None:
+    kind, _, channels_first = projection.partition("-")
+    eager = naflexvit(embed_proj_type=kind, patchify_channels_last=not channels_first, **options)
+    fast = nx.vectorize(eager)
+    images = torch.randn(2, 3, 20, 36, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        assert torch.equal(fast(images), eager(images))
+
+
+def test_patches_of_another_size_keep_to_timms_own_code() -> None:
+    eager = naflexvit(enable_patch_interpolator=True)
+    patches = torch.randn(*BATCH.patches.shape[:2], 6, 5, 3, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        expected = eager(patches, BATCH.patch_coord, BATCH.patch_valid)
+        assert share(nx.vectorize(eager)(patches, BATCH.patch_coord, BATCH.patch_valid), expected) <= 1e-5
+
+
+def test_a_convolution_takes_no_patches_in_timm_either() -> None:
+    eager = naflexvit(embed_proj_type="conv")
+    for model in (eager, nx.vectorize(eager)):
+        with pytest.raises(AssertionError, match="Convolutional input must be 4D"):
+            call(model, BATCH)
+    with pytest.raises(nx.UnsupportedModelError, match="embed_proj_type='conv' takes whole images, not patches"):
+        trace(eager, [nx.Bucket()])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+@cases({name: POSITIONS[name] for name in ("factorized", "factorized-sampled", "radio", "learned-bicubic-aa-sampled")})
+def test_other_dtypes_are_one_rounding_from_eager(options: Options, dtype: torch.dtype) -> None:
+    """The factorized tables are rounded before they are added in eager, after in ours: two steps."""
+    eager = naflexvit(**options)
+    narrow = copy.deepcopy(eager).to(dtype)
+    with torch.no_grad():
+        found, _ = nx.vectorize(narrow).embeds(BATCH.patches.to(dtype), BATCH.patch_coord)
+        expected, _ = narrow.embeds(BATCH.patches.to(dtype), BATCH.patch_coord)
+    assert found.dtype == dtype
+    step = max(torch.finfo(dtype).eps, eager_bound(options))
+    assert share(found.double(), expected.double()) <= 2 * step
+
+
+def test_a_single_token_and_a_large_batch_of_it() -> None:
+    eager = naflexvit(**LARGE["radio-ac"])
+    batch = noise_batch("single", [Grid(1, 1)] * 3, tokens=1, token_width=48)
+    with torch.no_grad():
+        assert share(call(nx.vectorize(eager), batch), call(eager, batch)) <= 1e-5
+
+
+def test_an_unknown_option_of_the_embeds_is_refused_by_name() -> None:
+    model = naflexvit()
+    model.embeds.pos_embed_foo = False
+    with pytest.raises(
+        nx.UnsupportedModelError, match=r"`pos_embed_foo` is not known to naflex_export \d.*NaFlexEmbeds"
+    ):
+        nx.vectorize(model)
+
+
+def test_an_unknown_parameter_of_the_embeds_is_refused_by_name() -> None:
+    model = naflexvit()
+    model.embeds.pos_embed_z = torch.nn.Parameter(torch.zeros(3))
+    with pytest.raises(nx.UnsupportedModelError, match="`pos_embed_z` is not known"):
+        nx.vectorize(model)
+
+
+def test_an_unknown_field_of_the_configuration_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    newer = dataclasses.make_dataclass("Newer", [("pos_embed_foo", bool, False)], bases=(NaFlexVitCfg,))
+    monkeypatch.setattr(timm_known, "NaFlexVitCfg", newer)
+    with pytest.raises(nx.UnsupportedModelError, match=r"`pos_embed_foo` is not known to naflex_export .*NaFlexVitCfg"):
+        nx.vectorize(naflexvit())
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("pos_embed_type", "sincos", "pos_embed='sincos' is not supported: expected 'learned', 'factorized' or 'none'"),
+        ("pos_embed_interp_mode", "nearest", "pos_embed_interp_mode='nearest' is not supported: expected 'bilinear'"),
+    ],
+)
+def test_an_unknown_value_is_refused_by_name(name: str, value: str, message: str) -> None:
+    model = naflexvit()
+    setattr(model.embeds, name, value)
+    with pytest.raises(nx.UnsupportedModelError, match=message):
+        nx.vectorize(model)
+
+
+def test_factorized_tables_take_any_interpolation_mode() -> None:
+    """As timm's do: their resize is linear whatever the mode says."""
+    eager = naflexvit(pos_embed="factorized", pos_embed_interp_mode="nearest")
+    assert share(positions(nx.vectorize(eager)), positions(eager)) <= 1e-6
+
+
+def test_known_names_are_those_of_the_installed_timm() -> None:
+    """A name of ours that timm does not have would let a new option of that name through."""
+    assert {field.name for field in dataclasses.fields(NaFlexVitCfg)} == timm_known.CFG
+    assert timm_known._held_by(naflexvit().embeds) == timm_known.EMBEDS

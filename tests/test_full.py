@@ -1,0 +1,32 @@
+"""Full-size runs, one per target: pytest -m full."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from naflex_export.cli import export_command
+
+RUNS = [
+    ("naflexvit_base_patch16_siglip", "trt", "float32"),
+    ("naflexvit_base_patch16_gap", "trt", "float16"),
+    ("naflexvit_base_patch16_gap", "compile", "float32"),
+    ("naflexvit_base_patch16_siglip", "aot", "float32"),
+    ("naflexvit_so400m_patch16_siglip", "onnx", "float32"),
+]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("model", "target", "dtype"), RUNS)
+def test_a_full_size_model_goes_through_the_command_line(model: str, target: str, dtype: str, tmp_path: Path) -> None:
+    out = tmp_path / "artifact"
+    arguments = [model, "--target", target, "--dtype", dtype, "--weights", "random", "--out", str(out)]
+    done = CliRunner().invoke(export_command, arguments)
+    assert done.exit_code == 0, done.output
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["gate"]["passed"] is True and manifest["gate"]["cases"] == 6
+    if "so400m" in model:
+        assert manifest["files"]["model.onnx.data"]["bytes"] > 1.6e9

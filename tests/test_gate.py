@@ -1,0 +1,226 @@
+"""The gate: it passes what is right, and every wrong candidate here must fail."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from torch import Tensor, nn
+
+import naflex_export as nx
+from naflex_export.accuracy.compare import LIMITS, measure, says_nothing
+from naflex_export.accuracy.report import table, write_json
+from naflex_export.export import export
+
+BUCKET = [nx.Bucket(24, (1, 4, 8))]
+Candidate = Callable[[Tensor, Tensor, Tensor], Any]
+
+
+def judge(candidate: Candidate, model: nn.Module, **options: Any) -> nx.GateReport:
+    return nx.gate(candidate, model, buckets=BUCKET, **options)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("make", [tiny.siglip, tiny.classifier])
+def test_a_true_candidate_passes(make: Callable[[], nn.Module], dtype: str) -> None:
+    candidate = nx.vectorize(make()).to(getattr(torch, dtype))
+    for seed in range(5):
+        report = judge(candidate, make(), dtype=dtype, seed=seed)
+        assert report.passed, report.to_json()
+        report.raise_for_failure()
+
+
+def test_cases_are_photos_and_hard_grids(siglip: nn.Module) -> None:
+    report = judge(siglip, siglip)
+    cases = {result.case: result for result in report.results}
+    assert list(cases) == ["photos-0", *(f"{n}-seed0" for n in ("mixed", "one-row", "one-column", "square", "padding"))]
+    assert cases["photos-0"].images == 3 and len(set(cases["photos-0"].grids)) == 3
+    assert cases["one-row-seed0"].grids == ("1x24",)
+    assert len(set(cases["mixed-seed0"].grids)) > 1
+    padding = cases["padding-seed0"]
+    assert all(int(h) * int(w) <= 9 for h, w in (grid.split("x") for grid in padding.grids)) and padding.tokens == 24
+
+
+def of(model: nn.Module, change: Callable[..., tuple[Tensor, Tensor, Tensor]]) -> Candidate:
+    return lambda *inputs: model(*change(*inputs))
+
+
+def stale() -> nn.Module:
+    model = tiny.classifier()
+    with torch.no_grad():
+        model.blocks[1].mlp.fc2.weight.mul_(1.3)
+    return model
+
+
+def grid_sampled() -> nn.Module:
+    return tiny.naflexvit("naflexvit_base_patch16_gap", num_classes=10, pos_embed_use_grid_sample=True)
+
+
+def once_only(model: nn.Module) -> Candidate:
+    """Right for all images but the last of a batch: what an average would hide."""
+
+    def run(*inputs: Tensor) -> Tensor:
+        out = model(*inputs).clone()
+        out[-1] = out[-1].roll(1)
+        return out
+
+    return run
+
+
+WRONG: dict[str, Callable[[], Candidate]] = {
+    "dropped-mask": lambda: of(tiny.classifier(), lambda p, c, v: (p, c, torch.ones_like(v))),
+    "swapped-h-and-w": lambda: of(tiny.classifier(), lambda p, c, v: (p, c.flip(-1), v)),
+    "off-by-one-row": lambda: of(tiny.classifier(), lambda p, c, v: (p, c + torch.tensor([1, 0]), v)),
+    "no-antialias": lambda: tiny.naflexvit("naflexvit_base_patch16_gap", num_classes=10, pos_embed_antialias=False),
+    "bilinear": lambda: tiny.naflexvit("naflexvit_base_patch16_gap", num_classes=10, pos_embed_interp_mode="bilinear"),
+    "grid-sample": grid_sampled,
+    "truncated-tokens": lambda: of(tiny.classifier(), lambda p, c, v: (p[:, :-4], c[:, :-4], v[:, :-4])),
+    "stale-weights": stale,
+    "nan": lambda: lambda *inputs: torch.full((len(inputs[0]), 10), float("nan")),
+    "infinite": lambda: lambda *inputs: tiny.classifier()(*inputs) * float("inf"),
+    "zero": lambda: lambda *inputs: torch.zeros(len(inputs[0]), 10),
+    "scaled": lambda: lambda *inputs: tiny.classifier()(*inputs) * 1.2,
+    "shifted": lambda: lambda *inputs: tiny.classifier()(*inputs) + 1.0,
+    "reversed-batch": lambda: lambda *inputs: tiny.classifier()(*inputs).flip(0),
+    "one-image-wrong": lambda: once_only(tiny.classifier()),
+    "swapped-classes": lambda: lambda *inputs: tiny.classifier()(*inputs)[:, [1, 0, 2, 3, 4, 5, 6, 7, 8, 9]],
+    "wrong-shape": lambda: lambda *inputs: tiny.classifier()(*inputs)[:, :9],
+    "batch-of-one": lambda: lambda *inputs: tiny.classifier()(*inputs)[:1].expand(len(inputs[0]), -1),
+    "missing-output": lambda: lambda *inputs: {"other": tiny.classifier()(*inputs)},
+}
+
+
+LOST_IN_BFLOAT16 = {"bilinear"}
+"""Differs by 1.8e-2, twice what rounding to bfloat16 does: limits that true candidates pass cannot see it."""
+
+
+@pytest.mark.parametrize(
+    ("wrong", "dtype"),
+    [
+        (wrong, dtype)
+        for wrong in WRONG
+        for dtype in ("float32", "float16", "bfloat16")
+        if dtype != "bfloat16" or wrong not in LOST_IN_BFLOAT16
+    ],
+)
+def test_a_wrong_candidate_fails(wrong: str, dtype: str) -> None:
+    made = WRONG[wrong]()
+    torch_dtype = getattr(torch, dtype)
+
+    def candidate(patches: Tensor, coord: Tensor, valid: Tensor) -> Any:
+        out = made(patches.float(), coord, valid)
+        return out.to(torch_dtype) if isinstance(out, Tensor) else out
+
+    report = judge(candidate, tiny.classifier(), dtype=dtype)
+    assert not report.passed
+    with pytest.raises(nx.GateFailure, match="the gate failed:\n"):
+        report.raise_for_failure()
+
+
+def test_each_measure_can_fail_alone() -> None:
+    """For each limit there is an output that breaks it and no other."""
+    expected = torch.randn(32, 200, generator=torch.Generator().manual_seed(0))
+    limits = LIMITS["float16"]
+
+    def broken(candidate: Tensor) -> list[str]:
+        return [text.split()[0] for text in limits.broken_by(measure(candidate, expected, tie=limits.relative_l2))]
+
+    assert broken(expected) == []
+    spike = expected.clone()
+    spike[0, expected[0].argmin()] -= 0.15
+    assert broken(spike) == ["max_share"]
+    assert broken(expected * 1.012) == ["relative_l2"]
+    turned = expected * torch.cat([torch.full((1, 1), 0.05), torch.ones(31, 1)])
+    noise = 0.0009 * torch.randn(200, generator=torch.Generator().manual_seed(1))
+    assert [
+        text.split()[0]
+        for text in limits.broken_by(measure(turned + torch.cat([noise[None], 0 * expected[1:]]), turned))
+    ] == ["worst_cosine"]
+    close = expected.clone()
+    close[:, 0] = close[:, 1:].amax(dim=1) - 0.03
+    swapped = close.clone()
+    swapped[:2, 0] += 0.06
+    assert [text.split()[0] for text in limits.broken_by(measure(swapped, close, tie=limits.relative_l2))] == [
+        "top1_agreement"
+    ]
+
+
+def test_classes_within_the_limit_of_each_other_tie() -> None:
+    """Rounding may put either on top; a class further behind is a disagreement."""
+    expected = torch.tensor([[1.0, 0.999, -1.0], [1.0, 0.9, -1.0]])
+    found = torch.tensor([[0.999, 1.0, -1.0], [0.9, 1.0, -1.0]])
+    assert measure(found, expected, tie=0.01).top1_agreement == 0.5
+    assert measure(found, expected, tie=1e-4).top1_agreement == 0.0
+    assert measure(found, expected).top1_agreement is None
+
+
+def test_only_valid_tokens_are_compared(siglip: nn.Module) -> None:
+    def candidate(*inputs: Tensor) -> dict[str, Tensor]:
+        encoded = siglip.forward_features(*inputs)["patches"]
+        return {"tokens": torch.where(inputs[2].unsqueeze(-1), encoded, float("nan")), "features": siglip(*inputs)}
+
+    assert judge(candidate, siglip, outputs=("features", "tokens")).passed
+
+    def wrong(*inputs: Tensor) -> dict[str, Tensor]:
+        return {name: out + 0.5 * (name == "tokens") for name, out in candidate(*inputs).items()}
+
+    report = judge(wrong, siglip, outputs=("features", "tokens"))
+    assert {result.output for result in report.results if result.broken} == {"tokens"}
+
+
+def test_a_reference_that_proves_nothing_fails() -> None:
+    """An untrained head gives zero logits, which any broken candidate would equal."""
+    constant = tiny.constant()
+    report = judge(constant, constant)
+    assert not report.passed
+    assert "proves nothing: it is the same for every image" in report.problems[0]
+    assert says_nothing(torch.zeros(2, 3)) == "it is zero everywhere: an untrained head, perhaps"
+    assert says_nothing(torch.tensor([[1.0, float("nan")]])) == "it holds values that are not finite"
+    assert says_nothing(torch.eye(3)) == ""
+
+
+def test_the_reference_never_passes_through_vectorize(siglip: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Break the resampling: the candidate goes wrong, the reference does not, and the gate says so."""
+    from naflex_export.models import timm_naflex
+
+    fast = nx.vectorize(siglip)
+    assert judge(fast, siglip).passed
+    true = timm_naflex.resample_at
+    monkeypatch.setattr(timm_naflex, "resample_at", lambda *inputs: 1.1 * true(*inputs))
+    assert judge(siglip, siglip).passed
+    assert not judge(fast, siglip).passed
+    with pytest.raises(nx.RequestError, match="the reference is a vectorized model"):
+        judge(fast, fast)
+
+
+def test_the_reference_is_judged_in_float32_and_left_as_it_is() -> None:
+    model = tiny.classifier().train().bfloat16()
+    report = judge(tiny.classifier().bfloat16().float(), model)
+    assert report.passed
+    assert model.training and next(model.parameters()).dtype == torch.bfloat16
+
+
+def test_a_failed_gate_publishes_nothing(monkeypatch: pytest.MonkeyPatch, siglip: nn.Module, tmp_path: Path) -> None:
+    from naflex_export.models import timm_naflex
+
+    true = timm_naflex.resample_at
+    monkeypatch.setattr(timm_naflex, "resample_at", lambda *inputs: 1.1 * true(*inputs))
+    with pytest.raises(nx.GateFailure, match=r"mixed-seed0 \[features\]: max_share") as caught:
+        export(siglip, "compile", tmp_path / "a", BUCKET)
+    assert caught.value.exit_code == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.rejected.json"]
+    assert json.loads((tmp_path / "a.rejected.json").read_text())["passed"] is False
+
+
+def test_reports_are_json_and_a_table(classifier: nn.Module, tmp_path: Path) -> None:
+    report = judge(lambda *inputs: torch.full((len(inputs[0]), 10), float("nan")), classifier)
+    write_json(report, tmp_path / "gate" / "report.json")
+    loaded = json.loads((tmp_path / "gate" / "report.json").read_text(), parse_constant=pytest.fail)
+    assert loaded["worst"]["relative_l2"] == "nan" and loaded["passed"] is False
+    assert loaded["limits"]["relative_l2"] == 1e-4
+    assert table(report).row_count == len(report.results) + 1
