@@ -111,7 +111,6 @@ def test_an_artifact_from_python_needs_its_reference_named(tmp_path: Path) -> No
         (["--target", "onnx", "--bucket", "256:1,8"], "bucket '256:1,8' is malformed"),
         (["--target", "onnx", "--bucket", "64", "--bucket", "64"], "have the same tokens"),
         (["tiny:siglip", "--target", "onnx", "--images", "nowhere"], "image folder 'nowhere' cannot be read"),
-        (["hf:x", "--target", "onnx"], "hf:x"),
         (["tiny:siglip", "--target", "tpu"], "'tpu' is not one of"),
         (["tiny:siglip"], "Missing option '--target'"),
         (["tiny:siglip", "--target", "onnx", "--dtype", "int8"], "'int8' is not one of"),
