@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +34,32 @@ def test_a_true_candidate_passes(make: Callable[[], nn.Module], dtype: str) -> N
         report = judge(candidate, make(), dtype=dtype, seed=seed)
         assert report.passed, report.to_json()
         report.raise_for_failure()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_low_precision_may_be_twice_as_far_as_eager_in_that_dtype(dtype: str) -> None:
+    true = nx.vectorize(tiny.classifier()).to(getattr(torch, dtype))
+    (result,) = judge(true, tiny.classifier(), dtype=dtype).baselines
+    assert 0.5 < result.candidate / result.baseline < 1.5
+
+    def noisier(*inputs: Tensor) -> Tensor:
+        """Eager with three times its own rounding error: within the fixed limits, and no rounding explains it."""
+        exact = tiny.classifier()(inputs[0].float(), *inputs[1:])
+        return exact + 3 * (true(*inputs).float() - exact)
+
+    report = judge(noisier, tiny.classifier(), dtype=dtype)
+    assert not report.passed
+    with pytest.raises(nx.GateFailure, match=r"all cases \[features\]: error .* more than 2 times eager's own"):
+        report.raise_for_failure()
+    assert judge(tiny.classifier(), tiny.classifier()).baselines == ()
+
+
+def test_a_dtype_that_eager_itself_overflows_in_is_named() -> None:
+    model = tiny.classifier()
+    with torch.no_grad():
+        model.blocks[0].mlp.fc1.weight.mul_(3e5)
+    report = judge(nx.vectorize(copy.deepcopy(model)).half(), model, dtype="float16")
+    assert "eager itself is not finite in this dtype: keep the model in float32" in report.baselines[0].broken
 
 
 def test_cases_are_photos_and_hard_grids(siglip: nn.Module) -> None:

@@ -2,6 +2,9 @@
 
 The reference is the caller's own model in float32. It never passes through `vectorize`, and a vectorized one is
 refused: a fault of ours must not stand on both sides of the comparison.
+
+In low precision there is a second yardstick, the baseline: the same eager model in the candidate's dtype. Its own error
+is the noise floor, and a candidate may be at most twice as far from the reference (flash-attention's rule).
 """
 
 from __future__ import annotations
@@ -26,6 +29,9 @@ from naflex_export.program import check_dtype
 from naflex_export.targets.runner import Runner
 
 Candidate = Callable[..., Any]
+
+BASELINE_FACTOR = 2.0
+"""How many times eager's own error in a low precision a candidate's may be."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,30 @@ class CaseResult:
 
 
 @dataclass(frozen=True)
+class BaselineResult:
+    """How a candidate's error compares with that of eager in the candidate's dtype, for one output over all cases.
+
+    Attributes:
+        output: its name.
+        candidate: root mean square over the cases of its relative L2 error against the float32 reference.
+        baseline: the same of eager in the candidate's dtype.
+    """
+
+    output: str
+    candidate: float
+    baseline: float
+
+    @property
+    def broken(self) -> str:
+        """Return what is wrong, empty where nothing is."""
+        if not math.isfinite(self.baseline):
+            return "eager itself is not finite in this dtype: keep the model in float32, or try bfloat16"
+        if not self.candidate <= BASELINE_FACTOR * self.baseline:
+            return f"error {self.candidate:.2g} is more than {BASELINE_FACTOR:g} times eager's own {self.baseline:.2g}"
+        return ""
+
+
+@dataclass(frozen=True)
 class GateReport:
     """What the gate found.
 
@@ -61,6 +91,7 @@ class GateReport:
         limits: the worst measures that pass.
         results: one for each output of each batch.
         problems: what is wrong beyond the measures, such as a reference that proves nothing.
+        baselines: in low precision, one for each output: the error beside eager's own in that dtype.
         seed: of the generated batches; with a case's name it says which batch that was.
         judged: what ran as the candidate.
         not_run: what was built and could not be run here; empty where the artifact itself was judged.
@@ -71,6 +102,7 @@ class GateReport:
     limits: Limits
     results: tuple[CaseResult, ...]
     problems: tuple[str, ...] = ()
+    baselines: tuple[BaselineResult, ...] = ()
     seed: int = 0
     judged: str = "the candidate"
     not_run: str = ""
@@ -79,7 +111,8 @@ class GateReport:
     @property
     def passed(self) -> bool:
         """Whether there is something to compare, no problem, and every measure is within its limit."""
-        return bool(self.results) and not self.problems and not any(result.broken for result in self.results)
+        broken = any(result.broken for result in self.results) or any(result.broken for result in self.baselines)
+        return bool(self.results) and not self.problems and not broken
 
     @property
     def worst(self) -> dict[str, float | None]:
@@ -100,6 +133,7 @@ class GateReport:
             return
         lines = list(self.problems)
         lines += [f"{r.case} [{r.output}]: {', '.join(r.broken)}" for r in self.results if r.broken]
+        lines += [f"all cases [{r.output}]: {r.broken}" for r in self.baselines if r.broken]
         raise GateFailure("the gate failed:\n  " + "\n  ".join(lines or ["nothing was compared"]))
 
     def to_json(self) -> dict[str, Any]:
@@ -147,8 +181,9 @@ def judge(candidate: Candidate, reference: nn.Module, photos: Photos, settings: 
     family, outputs, limits = family_of(reference), settings.outputs, LIMITS[settings.dtype]
     torch_dtype = check_dtype(settings.dtype)
     eager = float32_reference(reference)
-    encoder = family.encoder(eager, outputs)
+    encoder, baseline = family.encoder(eager, outputs), baseline_of(family, eager, settings)
     results, problems = [], []
+    floors: dict[str, list[float]] = {name: [] for name in outputs}
     for bucket, batch in batches(family, eager, photos, settings):
         inputs = family.layout.arrange(batch)
         with torch.no_grad(), SoundInterpolate():
@@ -156,6 +191,8 @@ def judge(candidate: Candidate, reference: nn.Module, photos: Photos, settings: 
         cast = tuple(tensor.to(torch_dtype) if tensor.is_floating_point() else tensor for tensor in inputs)
         with torch.no_grad():
             given = _named(family.unpack(candidate(*cast)), outputs)
+        with torch.no_grad(), SoundInterpolate():
+            floor = {} if baseline is None else dict(zip(outputs, baseline(*cast), strict=True))
         for name in outputs:
             valid = _valid_tokens(family, eager, batch) if expected[name].ndim == 3 else None
             fault = _fault(given.get(name), expected[name], valid)
@@ -165,8 +202,33 @@ def judge(candidate: Candidate, reference: nn.Module, photos: Photos, settings: 
             logits = name == "features" and family.num_classes(eager) > 1
             found = measure(given[name], expected[name], valid, tie=limits.relative_l2 if logits else None)
             results.append(_result(batch, bucket, name, found, limits))
-    skipped = dict(photos.skipped)
-    return GateReport(settings.dtype, limits, tuple(results), tuple(problems), settings.seed, skipped_photos=skipped)
+            if floor:
+                floors[name].append(measure(floor[name], expected[name], valid).relative_l2)
+    return GateReport(
+        dtype=settings.dtype,
+        limits=limits,
+        results=tuple(results),
+        problems=tuple(problems),
+        baselines=tuple(_against_baseline(name, results, floor) for name, floor in floors.items() if floor),
+        seed=settings.seed,
+        skipped_photos=dict(photos.skipped),
+    )
+
+
+def baseline_of(family: Family, eager: nn.Module, settings: GateSettings) -> nn.Module | None:
+    """Return the eager encoder in the candidate's dtype, None for float32, whose floor the limits know."""
+    if settings.dtype == "float32":
+        return None
+    return family.encoder(copy.deepcopy(eager).to(check_dtype(settings.dtype)), settings.outputs)
+
+
+def _against_baseline(output: str, results: list[CaseResult], floor: list[float]) -> BaselineResult:
+    errors = [result.measures.relative_l2 for result in results if result.output == output]
+    return BaselineResult(output, _root_mean_square(errors), _root_mean_square(floor))
+
+
+def _root_mean_square(values: list[float]) -> float:
+    return math.sqrt(sum(value * value for value in values) / len(values))
 
 
 def batches(family: Family, model: nn.Module, photos: Photos, settings: GateSettings) -> Iterator[tuple[Bucket, Batch]]:

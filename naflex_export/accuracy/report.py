@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.box import SIMPLE
 from rich.table import Table
 
-from naflex_export.accuracy.gate import GateReport
+from naflex_export.accuracy.gate import BASELINE_FACTOR, GateReport
 
 
 def write_json(report: GateReport, path: Path) -> None:
@@ -60,6 +60,15 @@ def table(report: GateReport) -> Table:
     return rows
 
 
+def baseline_lines(report: GateReport) -> list[str]:
+    """Return a line for each output of a low-precision candidate: its error beside eager's own in that dtype."""
+    return [
+        f"{result.output}: relative L2 error {result.candidate:.1e}, eager {report.dtype}'s own {result.baseline:.1e} "
+        f"(at most {BASELINE_FACTOR:g} times as much)"
+        for result in report.baselines
+    ]
+
+
 def verdict(report: GateReport) -> dict[str, object]:
     """Return what a manifest says of the gate."""
     full = report.to_json()
@@ -69,6 +78,7 @@ def verdict(report: GateReport) -> dict[str, object]:
         "not_run": report.not_run,
         "worst": full["worst"],
         "limits": full["limits"],
+        "baselines": full["baselines"],
         "cases": len(report.results),
         "report": "gate/report.json",
     }
