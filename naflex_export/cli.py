@@ -17,7 +17,7 @@ from rich.markup import escape
 
 from naflex_export import __version__
 from naflex_export.accuracy.gate import GateReport
-from naflex_export.accuracy.report import baseline_lines, table, write_json
+from naflex_export.accuracy.report import baseline_lines, invariance_line, table, write_json
 from naflex_export.artifact import MANIFEST, Manifest, check_destination
 from naflex_export.errors import NaflexExportError, RequestError
 from naflex_export.export import REPORT, Artifact, export, judge_artifact
@@ -181,7 +181,7 @@ def gate_command(
 
 def _print_report(report: GateReport) -> None:
     out.print(table(report))
-    for line in baseline_lines(report):
+    for line in [*baseline_lines(report), invariance_line(report)]:
         out.print(escape(line), highlight=False, soft_wrap=True)
     for name, why in report.skipped_photos.items():
         out.print(f"[yellow]skipped[/] {escape(name)}: {why}", soft_wrap=True)

@@ -186,6 +186,58 @@ def test_classes_within_the_limit_of_each_other_tie() -> None:
     assert measure(found, expected).top1_agreement is None
 
 
+class Bent(nn.Module):
+    """A true model whose every output is bent by something that must not matter; or by nothing that must."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.model, self.how = tiny.classifier(), how
+
+    def forward(self, patches: Tensor, coord: Tensor, valid: Tensor) -> Tensor:
+        if self.how == "mask-ignored":
+            return self.model(patches, coord, torch.ones_like(valid))
+        out = self.model(patches, coord, valid)
+        if self.how == "padding-leaks":
+            padding = torch.where(valid.unsqueeze(-1), 0, patches)
+            return out + 1e-3 * padding.abs().amax(dim=(1, 2)).unsqueeze(1)
+        if self.how == "first-image-leaks":
+            return out + 0.05 * out[:1]
+        return out * (1 + 0.001 * valid.shape[1] / 24)  # the token count leaks
+
+
+@pytest.mark.parametrize(
+    ("how", "name"),
+    [
+        ("mask-ignored", "masking a valid token did not move the features"),
+        ("padding-leaks", "padding's content moved the features"),
+        ("first-image-leaks", "order in the batch moved the features"),
+        ("count-leaks", "amount of padding moved the features"),
+    ],
+)
+def test_each_invariance_can_fail(how: str, name: str) -> None:
+    """Judged beside itself, so that no measure can be what fails."""
+    from naflex_export.accuracy.invariances import check_invariances
+
+    def run(model: nn.Module) -> list[str]:
+        found = check_invariances(
+            lambda batch: model(batch.patches, batch.patch_coord, batch.patch_valid), BUCKET[0], 48, 1e-4, seed=0
+        )
+        assert len(found) == 4
+        return [result.broken for result in found if result.broken]
+
+    with torch.no_grad():
+        assert run(tiny.classifier()) == []
+        assert any(name in text for text in run(Bent(how)))
+
+
+def test_a_broken_invariance_fails_the_gate() -> None:
+    report = judge(Bent("padding-leaks"), tiny.classifier())
+    assert not report.passed
+    with pytest.raises(nx.GateFailure, match="invariance: padding's content moved the features"):
+        report.raise_for_failure()
+    assert [found.broken for found in judge(tiny.classifier(), tiny.classifier()).invariances] == [""] * 4
+
+
 def test_only_valid_tokens_are_compared(siglip: nn.Module) -> None:
     def candidate(*inputs: Tensor) -> dict[str, Tensor]:
         encoded = siglip.forward_features(*inputs)["patches"]

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from naflex_export.accuracy.compare import LIMITS, Limits, Measures, measure, says_nothing
+from naflex_export.accuracy.invariances import Invariance, Run, check_invariances
 from naflex_export.accuracy.reference import SoundInterpolate
 from naflex_export.cases import Batch, Photos, generated_batches, load_photos, photo_batches
 from naflex_export.errors import GateFailure, RequestError
@@ -91,6 +92,7 @@ class GateReport:
         limits: the worst measures that pass.
         results: one for each output of each batch.
         problems: what is wrong beyond the measures, such as a reference that proves nothing.
+        invariances: what moved the candidate's own features, and whether it should.
         baselines: in low precision, one for each output: the error beside eager's own in that dtype.
         seed: of the generated batches; with a case's name it says which batch that was.
         judged: what ran as the candidate.
@@ -102,6 +104,7 @@ class GateReport:
     limits: Limits
     results: tuple[CaseResult, ...]
     problems: tuple[str, ...] = ()
+    invariances: tuple[Invariance, ...] = ()
     baselines: tuple[BaselineResult, ...] = ()
     seed: int = 0
     judged: str = "the candidate"
@@ -111,8 +114,7 @@ class GateReport:
     @property
     def passed(self) -> bool:
         """Whether there is something to compare, no problem, and every measure is within its limit."""
-        broken = any(result.broken for result in self.results) or any(result.broken for result in self.baselines)
-        return bool(self.results) and not self.problems and not broken
+        return bool(self.results) and not self.failures
 
     @property
     def worst(self) -> dict[str, float | None]:
@@ -127,14 +129,19 @@ class GateReport:
             "top1_agreement": _worst(agreements, min) if agreements else None,
         }
 
-    def raise_for_failure(self) -> None:
-        """Raise GateFailure, naming the cases that failed, unless the gate passed."""
-        if self.passed:
-            return
+    @property
+    def failures(self) -> list[str]:
+        """What failed, a line for each, in words."""
         lines = list(self.problems)
         lines += [f"{r.case} [{r.output}]: {', '.join(r.broken)}" for r in self.results if r.broken]
         lines += [f"all cases [{r.output}]: {r.broken}" for r in self.baselines if r.broken]
-        raise GateFailure("the gate failed:\n  " + "\n  ".join(lines or ["nothing was compared"]))
+        lines += [f"invariance: {r.broken}" for r in self.invariances if r.broken]
+        return lines
+
+    def raise_for_failure(self) -> None:
+        """Raise GateFailure, naming what failed, unless the gate passed."""
+        if not self.passed:
+            raise GateFailure("the gate failed:\n  " + "\n  ".join(self.failures or ["nothing was compared"]))
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as plain JSON values; numbers that JSON lacks are written as text."""
@@ -182,7 +189,7 @@ def judge(candidate: Candidate, reference: nn.Module, photos: Photos, settings: 
     torch_dtype = check_dtype(settings.dtype)
     eager = float32_reference(reference)
     encoder, baseline = family.encoder(eager, outputs), baseline_of(family, eager, settings)
-    results, problems = [], []
+    results, problems, invariances = [], [], []
     floors: dict[str, list[float]] = {name: [] for name in outputs}
     for bucket, batch in batches(family, eager, photos, settings):
         inputs = family.layout.arrange(batch)
@@ -204,11 +211,17 @@ def judge(candidate: Candidate, reference: nn.Module, photos: Photos, settings: 
             results.append(_result(batch, bucket, name, found, limits))
             if floor:
                 floors[name].append(measure(floor[name], expected[name], valid).relative_l2)
+    if "features" in outputs and not problems:
+        for bucket in settings.buckets:
+            run = _features(candidate, family, settings)
+            width = family.token_width(eager)
+            invariances += check_invariances(run, bucket, width, limits.relative_l2, settings.seed)
     return GateReport(
         dtype=settings.dtype,
         limits=limits,
         results=tuple(results),
         problems=tuple(problems),
+        invariances=tuple(invariances),
         baselines=tuple(_against_baseline(name, results, floor) for name, floor in floors.items() if floor),
         seed=settings.seed,
         skipped_photos=dict(photos.skipped),
@@ -220,6 +233,21 @@ def baseline_of(family: Family, eager: nn.Module, settings: GateSettings) -> nn.
     if settings.dtype == "float32":
         return None
     return family.encoder(copy.deepcopy(eager).to(check_dtype(settings.dtype)), settings.outputs)
+
+
+def _features(candidate: Candidate, family: Family, settings: GateSettings) -> Run:
+    """Return the candidate's features of a batch, past a Runner's checks of values."""
+    dtype = check_dtype(settings.dtype)
+
+    def run(batch: Batch) -> Tensor:
+        inputs = tuple(t.to(dtype) if t.is_floating_point() else t for t in family.layout.arrange(batch))
+        with torch.no_grad():
+            if isinstance(candidate, Runner):
+                given: Any = candidate.execute(tuple(tensor.to(candidate.device) for tensor in inputs))
+                return dict(zip(settings.outputs, given, strict=True))["features"]
+            return _named(family.unpack(candidate(*inputs)), settings.outputs)["features"]
+
+    return run
 
 
 def _against_baseline(output: str, results: list[CaseResult], floor: list[float]) -> BaselineResult:

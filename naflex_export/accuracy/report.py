@@ -69,6 +69,13 @@ def baseline_lines(report: GateReport) -> list[str]:
     ]
 
 
+def invariance_line(report: GateReport) -> str:
+    """Return a line that says which invariances were checked on the candidate, and how many hold."""
+    names = list(dict.fromkeys(found.name for found in report.invariances))
+    held = sum(not found.broken for found in report.invariances)
+    return f"invariances: {held} of {len(report.invariances)} hold ({', '.join(names)})" if names else ""
+
+
 def verdict(report: GateReport) -> dict[str, object]:
     """Return what a manifest says of the gate."""
     full = report.to_json()
@@ -80,6 +87,7 @@ def verdict(report: GateReport) -> dict[str, object]:
         "limits": full["limits"],
         "baselines": full["baselines"],
         "cases": len(report.results),
+        "invariances": len(report.invariances),
         "report": "gate/report.json",
     }
 

@@ -1,0 +1,118 @@
+"""What must and what must not move an artifact's outputs, checked on the artifact itself, without a reference.
+
+A mask that a parser dropped, a batch that was baked in or a grid read from the wrong image can hide in an error that is
+still within the limits. Here the candidate is compared with itself, so the answer is yes or no.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from naflex_export.cases import Batch, noise_batch
+from naflex_export.grid import Bucket, Grid
+
+Run = Callable[[Batch], Tensor]
+"""Returns the candidate's features [B, F] of a batch."""
+
+MOVED = 1e-6
+"""Share of the features' size by which masking a token must move them; an ignored mask moves nothing at all."""
+
+
+@dataclass(frozen=True)
+class Invariance:
+    """One check: what was changed, by how much the features moved as a share of their size, and what is wrong."""
+
+    name: str
+    moved: float
+    broken: str
+
+
+def check_invariances(run: Run, bucket: Bucket, token_width: int, floor: float, seed: int) -> list[Invariance]:
+    """Return what was found by the checks that a bucket has room for.
+
+    Args:
+        run: the candidate, without a Runner's checks: a masked token makes a batch that no loader would.
+        bucket: what it serves.
+        token_width: values in a flattened patch.
+        floor: relative change that rounding explains, the limit of `relative_l2` for the candidate's dtype.
+        seed: of the images.
+    """
+    side = max(1, int((bucket.tokens // 2) ** 0.5))
+    grids = [Grid(side, side), Grid(1, side), Grid(side, max(1, side - 1))]
+    batch = _sized(noise_batch(f"invariances-seed{seed}", grids, bucket.tokens, token_width), bucket)
+    plain = run(batch)
+    found = [_still("padding's content", plain, run(_noisy_padding(batch)), floor)]
+    if len(batch.grids) > 1:
+        found.append(_still("order in the batch", plain.flip(0), run(_reversed(batch)), floor))
+    if bucket.tokens > 2 * side * side:
+        found.append(_still("amount of padding", plain, run(_shorter(batch)), floor))
+    if side > 1:
+        found.append(_moves("masking a valid token", plain[:1], run(_without_last_token(batch))[:1]))
+    return found
+
+
+def _still(name: str, before: Tensor, after: Tensor, floor: float) -> Invariance:
+    moved = _moved(before, after)
+    return Invariance(name, moved, "" if moved <= floor else f"{name} moved the features by {moved:.1e}: expected none")
+
+
+def _moves(name: str, before: Tensor, after: Tensor) -> Invariance:
+    moved = _moved(before, after)
+    return Invariance(name, moved, "" if moved > MOVED else f"{name} did not move the features: is the mask ignored?")
+
+
+def _moved(before: Tensor, after: Tensor) -> float:
+    """Return the relative L2 change; not a number where the features hold one, which passes no check."""
+    before, after = before.detach().cpu().double(), after.detach().cpu().double()
+    return float((after - before).norm() / before.norm())
+
+
+def _sized(batch: Batch, bucket: Bucket) -> Batch:
+    """Return the batch with as many images as the bucket takes, repeating or dropping some."""
+    smallest, _, largest = bucket.batch
+    count = min(max(len(batch.grids), smallest), largest)
+    picked = [index % len(batch.grids) for index in range(count)]
+    return _pick(batch, picked)
+
+
+def _pick(batch: Batch, images: Sequence[int]) -> Batch:
+    rows = list(images)
+    return replace(
+        batch,
+        patches=batch.patches[rows],
+        patch_coord=batch.patch_coord[rows],
+        patch_valid=batch.patch_valid[rows],
+        grids=tuple(batch.grids[row] for row in rows),
+    )
+
+
+def _reversed(batch: Batch) -> Batch:
+    return _pick(batch, range(len(batch.grids) - 1, -1, -1))
+
+
+def _noisy_padding(batch: Batch) -> Batch:
+    """Return the batch with large values in its padding."""
+    noise = 100 * torch.randn(batch.patches.shape, generator=torch.Generator().manual_seed(0))
+    return replace(batch, patches=torch.where(batch.patch_valid.unsqueeze(-1), batch.patches, noise))
+
+
+def _shorter(batch: Batch) -> Batch:
+    """Return the batch padded to no more tokens than its largest image has."""
+    tokens = max(grid.tokens for grid in batch.grids)
+    return replace(
+        batch,
+        patches=batch.patches[:, :tokens],
+        patch_coord=batch.patch_coord[:, :tokens],
+        patch_valid=batch.patch_valid[:, :tokens],
+    )
+
+
+def _without_last_token(batch: Batch) -> Batch:
+    """Return the batch with the last token of its first image masked, and nothing else changed."""
+    valid = batch.patch_valid.clone()
+    valid[0, batch.grids[0].tokens - 1] = False
+    return replace(batch, patch_valid=valid)
