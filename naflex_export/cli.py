@@ -17,7 +17,7 @@ from rich.markup import escape
 
 from naflex_export import __version__
 from naflex_export.accuracy.gate import GateReport
-from naflex_export.accuracy.report import baseline_lines, invariance_line, table, write_json
+from naflex_export.accuracy.report import baseline_lines, invariance_line, table, write
 from naflex_export.artifact import MANIFEST, Manifest, check_destination
 from naflex_export.errors import NaflexExportError, RequestError
 from naflex_export.export import REPORT, Artifact, export, judge_artifact
@@ -137,7 +137,13 @@ def export_command(
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.option("--reference", metavar="MODEL", help="The model to compare with.  [default: the one exported]")
 @click.option("--weights", help="Its weights.  [default: those it was exported with]")
-@click.option("--report", type=click.Path(path_type=Path), help="Write the report here as JSON.")
+@click.option(
+    "--report",
+    "reports",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Write the report here; .json, .md (for a CI summary) or .xml (JUnit). May be repeated.",
+)
 @images_option
 @seed_option
 @require_run_option
@@ -148,7 +154,7 @@ def gate_command(
     artifact: Path,
     reference: str | None,
     weights: str | None,
-    report: Path | None,
+    reports: tuple[Path, ...],
     images: Path | None,
     seed: int,
     require_run: bool,
@@ -172,8 +178,8 @@ def gate_command(
         loaded = ModelSource(model, kept, noted.get("seed", 0)).load()
     with stages.stage("gate"):
         found = judge_artifact(artifact, loaded, images, seed, require_run)
-    if report is not None:
-        write_json(found, report)
+    for path in reports:
+        write(found, path)
     _print_report(found)
     found.raise_for_failure()
     out.print("[bold green]passed[/]")

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from naflex_export.accuracy.gate import GateReport, GateSettings, judge
-from naflex_export.accuracy.report import verdict, write_json
+from naflex_export.accuracy.report import verdict, write
 from naflex_export.artifact import Manifest, check_destination, staged
 from naflex_export.cases import Photos, load_photos
 from naflex_export.errors import BackendError, RequestError
@@ -123,9 +123,9 @@ def export(
         if on_report is not None:
             on_report(report)
         if not report.passed:
-            write_json(report, out.with_name(out.name + ".rejected.json"))
+            write(report, out.with_name(out.name + ".rejected.json"))
             report.raise_for_failure()
-        write_json(report, folder / REPORT)
+        write(report, folder / REPORT)
         manifest = dataclasses.replace(draft, gate=verdict(report)).write(folder)
     return Artifact(out, manifest, report)
 

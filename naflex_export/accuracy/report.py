@@ -1,20 +1,93 @@
-"""The gate's report for people and for machines: a table on screen and `gate/report.json`."""
+"""The gate's report for people and for machines: a table on screen, JSON, Markdown for a CI summary, JUnit XML."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from xml.etree import ElementTree
 
 from rich.box import SIMPLE
 from rich.table import Table
 
 from naflex_export.accuracy.gate import BASELINE_FACTOR, GateReport
+from naflex_export.errors import RequestError
 
 
-def write_json(report: GateReport, path: Path) -> None:
-    """Write the report as JSON."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report.to_json(), indent=2) + "\n", encoding="utf-8")
+def write(report: GateReport, path: Path) -> None:
+    """Write the report in the format that the path's suffix says: .json, .md or .xml (JUnit).
+
+    Raises:
+        RequestError: the suffix is another, or the file cannot be written.
+    """
+    formats = {".json": as_json, ".md": as_markdown, ".xml": as_junit}
+    if path.suffix not in formats:
+        raise RequestError(f"report {str(path)!r} ends in {path.suffix!r}: expected one of {', '.join(formats)}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(formats[path.suffix](report), encoding="utf-8")
+    except OSError as error:
+        raise RequestError(f"report {str(path)!r} cannot be written: {error.strerror}") from error
+
+
+def as_json(report: GateReport) -> str:
+    """Return the whole report as JSON."""
+    return json.dumps(report.to_json(), indent=2) + "\n"
+
+
+def as_markdown(report: GateReport) -> str:
+    """Return the verdict, what failed and the figures of each case, for a CI job's summary."""
+    verdict = "passed" if report.passed else "**FAILED**"
+    lines = [f"### Accuracy gate: {verdict}", "", f"Judged: {report.judged}, against eager float32.", ""]
+    if report.not_run:
+        lines += [f"Not run: {report.not_run}.", ""]
+    lines += [f"- {_cell(failure)}" for failure in report.failures] + [""] * bool(report.failures)
+    lines += [
+        "| case | output | images | grids | of max | rel L2 | 1-cos | top-1 | |",
+        "|---|---|--:|---|--:|--:|--:|--:|---|",
+    ]
+    for result in report.results:
+        found = result.measures
+        lines.append(
+            f"| {_cell(result.case)} | {result.output} | {result.images} | {_shorten(result.grids)} "
+            f"| {found.max_share:.1e} | {found.relative_l2:.1e} | {1 - found.worst_cosine:.0e} "
+            f"| {_percent(found.top1_agreement)} | {'FAIL' if result.broken else 'ok'} |"
+        )
+    limits = report.limits
+    lines.append(
+        f"| limit | | | {report.dtype} | {limits.max_share:.1e} | {limits.relative_l2:.1e} "
+        f"| {1 - limits.worst_cosine:.0e} | {_percent(limits.top1_agreement)} | |"
+    )
+    notes = [*baseline_lines(report), invariance_line(report)]
+    lines += ["", *(f"- {_cell(note)}" for note in notes if note)]
+    return "\n".join(lines) + "\n"
+
+
+def as_junit(report: GateReport) -> str:
+    """Return the report as JUnit XML: a test case for each output of each batch, each invariance and each baseline."""
+    suite = ElementTree.Element("testsuite", name="naflex_export gate")
+    for result in report.results:
+        _add_case(suite, f"{result.case} [{result.output}]", ", ".join(result.broken))
+    for found in report.invariances:
+        _add_case(suite, f"invariance: {found.name}", found.broken)
+    for baseline in report.baselines:
+        _add_case(suite, f"baseline [{baseline.output}]", baseline.broken)
+    for problem in report.problems:
+        _add_case(suite, "problem", problem)
+    suite.set("tests", str(len(suite)))
+    suite.set("failures", str(len(suite.findall("testcase/failure"))))
+    ElementTree.indent(suite)
+    return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def _add_case(suite: ElementTree.Element, name: str, broken: str) -> None:
+    case = ElementTree.SubElement(suite, "testcase", classname="naflex_export.gate", name=name)
+    if broken:
+        ElementTree.SubElement(case, "failure", message=broken)
+
+
+def _cell(text: str) -> str:
+    """Return text that cannot end a Markdown table's cell."""
+    return text.replace("|", "\\|").replace("\n", " ")
 
 
 def table(report: GateReport) -> Table:

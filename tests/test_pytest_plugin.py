@@ -1,0 +1,38 @@
+"""The pytest plugin, in a test run of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import tiny
+
+import naflex_export as nx
+
+pytest_plugins = ["pytester"]
+
+USERS_TEST = """
+    import sys
+    sys.path.insert(0, {tests!r})
+    import pytest, tiny
+
+    def test_artifact(accuracy_gate):
+        assert accuracy_gate({artifact!r}, tiny.siglip()).passed
+
+    def test_wrong(accuracy_gate):
+        model = tiny.siglip()
+        accuracy_gate(lambda *inputs: 1.2 * model(*inputs), model)
+
+    def test_unrelated():
+        pass
+"""
+
+
+def test_a_users_test_fails_where_the_gate_does(pytester: pytest.Pytester, tmp_path: Path) -> None:
+    artifact = nx.export(tiny.siglip(), "compile", tmp_path / "a", [nx.Bucket(9)]).path
+    pytester.makepyfile(USERS_TEST.format(tests=str(Path(__file__).parent), artifact=str(artifact)))
+    result = pytester.runpytest_inprocess("-p", "naflex_export.pytest_plugin", "--strict-markers")
+    result.assert_outcomes(passed=2, failed=1)
+    result.stdout.fnmatch_lines(["*the gate failed:*", "*mixed-seed0 [[]features[]]: max_share*"])
+    left = pytester.runpytest_inprocess("-p", "naflex_export.pytest_plugin", "-m", "not accuracy_gate")
+    left.assert_outcomes(passed=1, deselected=2)
