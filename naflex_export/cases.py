@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -94,12 +95,16 @@ def photo_batches(
     transform: Callable[[Image.Image], dict[str, Tensor]],
     bucket: Bucket,
 ) -> Iterator[Batch]:
-    """Yield the photos as batches of a bucket's usual size, padded to its token budget."""
+    """Yield the photos as batches of a bucket's usual size, padded to its token budget.
+
+    Where too few are left for the smallest batch that the bucket takes, they are repeated.
+    """
     names = list(photos.images)
-    size = bucket.batch[1]
+    smallest, size, _ = bucket.batch
     for start in range(0, len(names), size):
         patched = [transform(photos.images[name]) for name in names[start : start + size]]
-        yield _collate(f"photos-{start // size}", patched, bucket.tokens)
+        repeated = itertools.islice(itertools.cycle(patched), max(smallest, len(patched)))
+        yield _collate(f"photos-{start // size}", list(repeated), bucket.tokens)
 
 
 def generated_batches(bucket: Bucket, token_width: int, seed: int) -> Iterator[Batch]:

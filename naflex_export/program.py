@@ -94,10 +94,9 @@ def trace(
     family, torch_dtype, ordered = family_of(model), check_dtype(dtype), check_buckets(buckets)
     own = copy.deepcopy(family.vectorize(model)).to(torch_dtype).eval()
     encoder = family.encoder(own, tuple(outputs)).eval()
-    batch = Dim("batch", min=1, max=max(bucket.batch[2] for bucket in ordered))
-    tokens = Dim("tokens", min=1, max=max(ordered[-1].tokens, EXAMPLE_TOKENS))
-    if batch.max < len(EXAMPLE):
-        batch = Dim("batch", min=1, max=len(EXAMPLE))
+    # the example must fit, whatever the buckets are; a Runner holds its callers to the buckets
+    batch = Dim("batch", min=1, max=max(len(EXAMPLE), *(bucket.batch[2] for bucket in ordered)))
+    tokens = Dim("tokens", min=1, max=max(EXAMPLE_TOKENS, ordered[-1].tokens))
 
     example = example_inputs(family, own, torch_dtype)
     dynamic_shapes = family.layout.open_dims(batch, tokens)

@@ -143,6 +143,33 @@ def test_a_missing_backend_is_exit_code_3(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert refused.exit_code == 3 and "package 'onnx' is missing: pip install onnx" in flat(refused.stderr)
 
 
+@pytest.mark.parametrize("bucket", ["1:1,1,1", "2:1,1,1", "3:2,2,2", "16:5,5,8"])
+def test_any_bucket_can_be_judged(bucket: str, tmp_path: Path) -> None:
+    """Fewer photos than the smallest batch, and budgets below what a model is traced with."""
+    done = export("tiny:siglip", "--target", "onnx", "--weights", "random", "--bucket", bucket, "--out", tmp_path / "a")
+    assert done.exit_code == 0, done.output
+
+
+def test_odd_photos_are_judged_or_named(tmp_path: Path) -> None:
+    """Every mode that Pillow opens, the same picture twice, and shapes far from any grid."""
+    from PIL import Image
+
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name, mode, size in [
+        ("gray.png", "L", (50, 40)), ("copy.png", "L", (50, 40)), ("alpha.png", "RGBA", (50, 40)),
+        ("print.jpg", "CMYK", (50, 40)), ("deep.png", "I;16", (50, 40)), ("few.gif", "P", (30, 90)),
+        ("dot.png", "RGB", (1, 1)), ("tall.png", "RGB", (1, 5000)), ("wide.png", "RGB", (9000, 10)),
+    ]:  # fmt: skip
+        Image.new(mode, size).save(folder / name)
+    done = export(
+        "tiny:siglip", "--target", "onnx", "--weights", "random", "--bucket", "16:1,2,4", "--images", folder,
+        "--out", tmp_path / "a",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert "photos-4" in done.stdout
+
+
 def test_skipped_photos_are_counted_and_named(tmp_path: Path) -> None:
     from PIL import Image
 

@@ -90,17 +90,18 @@ def measure(candidate: Tensor, reference: Tensor, valid: Tensor | None = None, t
     )
 
 
-def says_nothing(reference: Tensor, valid: Tensor | None = None) -> str:
+def says_nothing(reference: Tensor, valid: Tensor | None = None, images_differ: bool = True) -> str:
     """Return why an output of the reference proves nothing about a candidate, empty where it does.
 
-    Values that are not finite, zero, or the same for every image would pass whatever the candidate computes.
+    Values that are not finite, zero, or the same for every image would pass whatever the candidate computes. Images
+    that are the same themselves may well have the same output.
     """
     rows = _rows(reference.detach().cpu().double(), valid)
     if not bool(rows.isfinite().all()):
         return "it holds values that are not finite"
     if not bool(rows.any()):
         return "it is zero everywhere: an untrained head, perhaps"
-    if len(rows) > 1 and torch.allclose(rows, rows[:1].expand_as(rows), rtol=1e-9, atol=0):
+    if images_differ and len(rows) > 1 and torch.allclose(rows, rows[:1].expand_as(rows), rtol=1e-9, atol=0):
         return "it is the same for every image"
     return ""
 

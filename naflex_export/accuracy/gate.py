@@ -202,7 +202,7 @@ def judge(candidate: Candidate, reference: nn.Module, photos: Photos, settings: 
             floor = {} if baseline is None else dict(zip(outputs, baseline(*cast), strict=True))
         for name in outputs:
             valid = _valid_tokens(family, eager, batch) if expected[name].ndim == 3 else None
-            fault = _fault(given.get(name), expected[name], valid)
+            fault = _fault(batch, given.get(name), expected[name], valid)
             if fault:
                 problems.append(f"{batch.name} [{name}]: {fault}")
                 continue
@@ -294,13 +294,14 @@ def _named(given: Any, outputs: tuple[str, ...]) -> dict[str, Tensor]:
     return dict(given) if isinstance(given, dict) else {outputs[0]: given}
 
 
-def _fault(given: Tensor | None, expected: Tensor, valid: Tensor | None) -> str:
+def _fault(batch: Batch, given: Tensor | None, expected: Tensor, valid: Tensor | None) -> str:
     """Return why two outputs cannot be compared at all, empty where they can."""
     if given is None:
         return "the candidate has no such output"
     if given.shape != expected.shape:
         return f"the candidate's shape is {list(given.shape)}, the reference's {list(expected.shape)}"
-    nothing = says_nothing(expected, valid)
+    images_differ = bool((batch.patches != batch.patches[:1]).any())
+    nothing = says_nothing(expected, valid, images_differ)
     return f"the reference's output proves nothing: {nothing}" if nothing else ""
 
 

@@ -201,6 +201,10 @@ class TimmNaFlex(Family):
 
     def transform(self, model: Any, tokens: int) -> Callable[[Image], dict[str, Tensor]]:
         settings = self.preprocessing(model)
+        if model.embeds.in_chans != 3:
+            raise UnsupportedModelError(
+                f"the model takes images of {model.embeds.in_chans} channels, and photos have 3: it cannot be judged on them"
+            )
         return create_transform(
             is_training=False,
             naflex=True,
