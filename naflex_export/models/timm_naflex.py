@@ -203,7 +203,7 @@ class TimmNaFlex(Family):
         settings = self.preprocessing(model)
         if model.embeds.in_chans != 3:
             raise UnsupportedModelError(
-                f"the model takes images of {model.embeds.in_chans} channels, and photos have 3: it cannot be judged on them"
+                f"the model takes images of {model.embeds.in_chans} channels, and photos have 3: it cannot be judged"
             )
         return create_transform(
             is_training=False,
