@@ -175,4 +175,6 @@ def module_of(node: ir.Node) -> str:
 
 
 def _scopes(node: ir.Node) -> list[str]:
-    return list(ast.literal_eval(node.metadata_props.get(_SCOPES, "[]")))
+    """Return the exporter's note of where a node came from; nothing for nodes that it made up itself."""
+    scopes = list(ast.literal_eval(node.metadata_props.get(_SCOPES, "[]")))
+    return [] if any(scope.startswith("_empty_nn_module_stack") for scope in scopes) else scopes

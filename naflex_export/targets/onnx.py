@@ -71,6 +71,20 @@ def write_onnx(program: Program, folder: Path, settings: BuildSettings, opset: i
     Raises:
         BuildError: the exporter refused, or the graph fails a check.
     """
+    model = translate(program, settings, opset)
+    weights = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
+    external = weights > settings.external_data_bytes
+    settings.announce("writing the weights" + (" to a file of their own" if external else ""))
+    ir.save(model, folder / FILE, external_data=WEIGHTS if external else None)
+    return {"opset": opset, "nodes": model.graph.num_nodes(), "external_data": external}
+
+
+def translate(program: Program, settings: BuildSettings, opset: int) -> ir.Model:
+    """Return the program as an ONNX graph with named dimensions, checked.
+
+    Raises:
+        BuildError: the exporter refused, or the graph fails a check.
+    """
     settings.announce(f"translating to ONNX opset {opset}")
     with _quiet(settings.verbose):
         try:
@@ -83,12 +97,7 @@ def write_onnx(program: Program, folder: Path, settings: BuildSettings, opset: i
     passes.rename_outputs(model, [spec.name for spec in program.outputs])
     passes.strip_traces(model)
     passes.require(passes.check_graph(model, program))
-
-    weights = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
-    external = weights > settings.external_data_bytes
-    settings.announce("writing the weights" + (" to a file of their own" if external else ""))
-    ir.save(model, folder / FILE, external_data=WEIGHTS if external else None)
-    return {"opset": opset, "nodes": model.graph.num_nodes(), "external_data": external}
+    return model
 
 
 class OnnxRunner(Runner):
