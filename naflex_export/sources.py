@@ -37,11 +37,13 @@ class ModelSource:
         model: a timm name, or `module:factory` for a callable that returns a model.
         weights: "pretrained" (from the hub, or as the factory returns it), "random", or the path of a checkpoint.
         seed: of random weights.
+        patch_interpolator: make a timm model that takes other patch sizes than its own. A factory decides by itself.
     """
 
     model: str = DEFAULT_MODEL
     weights: str = "pretrained"
     seed: int = 0
+    patch_interpolator: bool = False
 
     def load(self) -> nn.Module:
         """Return the model, in float32 and eval mode.
@@ -77,6 +79,8 @@ class ModelSource:
         elif self.weights != "pretrained":
             path = Path(self.weights)
             described |= {"weights": str(path.resolve()), "checkpoint_sha256": sha256_of(path)}
+        if self.patch_interpolator:
+            described["patch_interpolator"] = True
         return described
 
     def _create(self) -> nn.Module:
@@ -86,6 +90,8 @@ class ModelSource:
         if not timm.is_model(name):
             raise RequestError(_unknown_model(self.model))
         options: dict[str, Any] = {} if name.startswith("naflexvit") else {"use_naflex": True}
+        if self.patch_interpolator:
+            options["enable_patch_interpolator"] = True
         try:
             model = timm.create_model(self.model, pretrained=self.weights == "pretrained", **options)
         except TypeError as error:

@@ -94,4 +94,4 @@ class Unflattened(nn.Module):
 
     def forward(self, patches: Tensor, *rest: Tensor) -> Any:
         """Return what the encoder returns for patches [B, N, P*P*C] seen as [B, N, P, P, C] (or [B, N, C, P, P])."""
-        return self.encoder(patches.unflatten(2, self.shape), *rest)
+        return self.encoder(patches.reshape(*patches.shape[:2], *self.shape), *rest)
