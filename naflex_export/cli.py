@@ -205,7 +205,7 @@ def _print_artifact(artifact: Artifact, stages: Stages) -> None:
     manifest = artifact.manifest
     out.print(f"[bold green]passed[/], published {escape(str(artifact.path))}", soft_wrap=True)
     for name, file in manifest.files.items():
-        if name != REPORT.as_posix():
+        if Path(name).name not in (MANIFEST, REPORT.name):
             out.print(f"  {name}  {file['bytes'] / 2**20:.1f} MiB", soft_wrap=True, highlight=False)
     for spec in manifest.inputs:
         out.print(f"  in   {escape(str(spec))}", highlight=False, soft_wrap=True)

@@ -188,11 +188,11 @@ def test_sizes_that_are_none_are_refused(sizes: list[object]) -> None:
             "patch size 8 .* no patch interpolator; make it with timm.create_model(..., enable_patch_interpolator=True",
         ),
         (
-            {"enable_patch_interpolator": True, "input_norm_layer": "layernorm"},
-            "patch size 8 .* nor an input norm .* expected embed_proj_type='linear' and input_norm_layer=None",
+            {"enable_patch_interpolator": True, "embed_proj_type": "conv"},
+            "patch size 8 .* resamples a linear projection only.* expected embed_proj_type='linear'",
         ),
     ],
-    ids=["no-interpolator", "input-norm"],
+    ids=["no-interpolator", "conv"],
 )
 def test_models_that_cannot_are_refused_by_name(options: dict[str, object], message: str, tmp_path: Path) -> None:
     import re
@@ -234,7 +234,9 @@ def test_a_timm_name_is_made_with_an_interpolator(name: str, monkeypatch: pytest
     import timm
 
     true = timm.create_model
-    monkeypatch.setattr(timm, "create_model", lambda name, **kw: true(name, **{**kw, "depth": 1, "embed_dim": 64}))
+    monkeypatch.setattr(
+        timm, "create_model", lambda name, **kw: true(name, **{**kw, "depth": 1, "embed_dim": 64, "num_heads": 2})
+    )
     source = ModelSource(name, "random", patch_interpolator=True)
     assert source.load().embeds.supports_patch_interpolation
     assert source.describe()["patch_interpolator"] is True

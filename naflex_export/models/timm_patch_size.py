@@ -62,8 +62,8 @@ def check_interpolates(model: NaFlexVit, patch_size: int) -> None:
             "make it with timm.create_model(..., enable_patch_interpolator=True)",
         )
     else:
-        why = "timm resamples neither a convolution nor an input norm with patch_coord"
-        remedy = "expected embed_proj_type='linear' and input_norm_layer=None"
+        why = "with patch_coord timm resamples a linear projection only, without a norm ahead of it"
+        remedy = "expected embed_proj_type='linear' and embeds.norm_input=None"
     raise UnsupportedModelError(f"patch size {patch_size} is not one this model takes: {why}; {remedy}")
 
 
