@@ -19,10 +19,9 @@ from naflex_export import __version__
 from naflex_export.accuracy.gate import GateReport
 from naflex_export.accuracy.report import table, write_json
 from naflex_export.artifact import MANIFEST, Manifest, check_destination
-from naflex_export.entry_points import parse_patch_sizes
 from naflex_export.errors import NaflexExportError, RequestError
 from naflex_export.export import REPORT, Artifact, export, judge_artifact
-from naflex_export.grid import Bucket, check_buckets
+from naflex_export.grid import Bucket, check_buckets, parse_patch_sizes
 from naflex_export.program import DTYPES
 from naflex_export.progress import Stages
 from naflex_export.sources import DEFAULT_MODEL, ModelSource

@@ -1,42 +1,12 @@
-"""Several patch sizes in one artifact: which ones are asked for, and a Runner that picks the right one."""
+"""Several patch sizes in one artifact: a Runner that picks the right one."""
 
 from __future__ import annotations
-
-import re
-from collections.abc import Sequence
 
 from torch import Tensor
 
 from naflex_export.artifact import Manifest
 from naflex_export.errors import InputError, RequestError
 from naflex_export.targets.runner import Runner
-
-
-def parse_patch_sizes(text: str) -> tuple[int, ...]:
-    """Return the patch sizes written as `8,16,32`.
-
-    Raises:
-        RequestError: the text has another form, or its numbers are no patch sizes.
-    """
-    if not re.fullmatch(r"-?\d+(,-?\d+)*", text.replace(" ", "")):
-        raise RequestError(f"patch sizes {text!r} are malformed: expected numbers of pixels, such as 8,16,32")
-    return check_patch_sizes([int(number) for number in text.split(",")])
-
-
-def check_patch_sizes(sizes: Sequence[int]) -> tuple[int, ...]:
-    """Return the patch sizes in increasing order.
-
-    Raises:
-        RequestError: there is none, one is no integer of at least 1, or one comes twice.
-    """
-    if not sizes:
-        raise RequestError("no patch size was given: expected at least one, such as 16")
-    for size in sizes:
-        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-            raise RequestError(f"patch size {size!r}: expected an integer of at least 1, in pixels")
-        if sizes.count(size) > 1:
-            raise RequestError(f"patch size {size} was given {sizes.count(size)} times: give each size once")
-    return tuple(sorted(sizes))
 
 
 class EntryPoints(Runner):

@@ -16,9 +16,9 @@ from naflex_export.accuracy.gate import GateReport, GateSettings, judge, merged
 from naflex_export.accuracy.report import verdict, write_json
 from naflex_export.artifact import SCHEMA_ENTRY_POINTS, Manifest, check_destination, staged
 from naflex_export.cases import Photos, load_photos
-from naflex_export.entry_points import EntryPoints, check_patch_sizes
+from naflex_export.entry_points import EntryPoints
 from naflex_export.errors import BackendError, RequestError
-from naflex_export.grid import Bucket, check_buckets
+from naflex_export.grid import Bucket, check_buckets, check_patch_sizes
 from naflex_export.models import family_of
 from naflex_export.program import check_dtype, trace
 from naflex_export.progress import Stages

@@ -13,8 +13,7 @@ from click.testing import CliRunner, Result
 import naflex_export as nx
 from naflex_export.cases import Batch, noise_batch
 from naflex_export.cli import export_command, gate_command
-from naflex_export.entry_points import check_patch_sizes, parse_patch_sizes
-from naflex_export.grid import Grid
+from naflex_export.grid import Grid, check_patch_sizes, parse_patch_sizes
 from naflex_export.program import trace
 from naflex_export.sources import ModelSource
 
@@ -178,6 +177,11 @@ def test_wrong_sizes_are_refused(text: str, message: str, tmp_path: Path) -> Non
 def test_sizes_that_are_none_are_refused(sizes: list[object]) -> None:
     with pytest.raises(nx.RequestError, match="no patch size was given|expected an integer of at least 1"):
         check_patch_sizes(sizes)  # type: ignore[arg-type]
+
+
+def test_a_size_that_is_none_is_refused_by_the_gate_too() -> None:
+    with pytest.raises(nx.RequestError, match="patch size 0: expected an integer of at least 1, in pixels"):
+        nx.gate(lambda *inputs: inputs[0], tiny.flexible(), patch_size=0)
 
 
 @pytest.mark.parametrize(

@@ -149,7 +149,7 @@ def gate(
         manifest = candidate.manifest
         buckets, dtype = buckets or manifest.buckets, dtype or manifest.dtype
         outputs = candidate.output_names
-        patch_size = patch_size or manifest.model.get("patch_size")
+        patch_size = patch_size if patch_size is not None else manifest.model.get("patch_size")
     chosen = check_buckets(buckets or [Bucket()])
     photos = load_photos(Path(images) if images is not None else None)
     settings = GateSettings(chosen, dtype or "float32", tuple(outputs), seed, patch_size)

@@ -13,6 +13,7 @@ from timm.models import NaFlexVit
 from torch import Tensor, nn
 
 from naflex_export.errors import UnsupportedModelError
+from naflex_export.grid import check_patch_sizes
 from naflex_export.patch_resample import axis_pinv, resample_kernel, resample_weight
 from naflex_export.resample import Mode, Resampling
 
@@ -52,8 +53,10 @@ def check_interpolates(model: NaFlexVit, patch_size: int) -> None:
     """Check that a model takes patches of other sizes than its own, so that eager can be the judge of them.
 
     Raises:
-        UnsupportedModelError: it does not; the message says how to make one that does.
+        RequestError: the size is below 1.
+        UnsupportedModelError: the model does not; the message says how to make one that does.
     """
+    check_patch_sizes([patch_size])
     if model.embeds.supports_patch_interpolation:
         return
     if model.embeds.patch_interpolator is None:
