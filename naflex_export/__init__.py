@@ -1,6 +1,7 @@
 """Exact, loop-free NaFlex vision transformers, exported to torch.compile, AOTInductor, ONNX and TensorRT."""
 
 from naflex_export.accuracy.gate import GateReport, gate
+from naflex_export.entry_points import EntryPoints
 from naflex_export.errors import (
     ArtifactError,
     BackendError,
@@ -26,6 +27,7 @@ __all__ = [
     "Bucket",
     "BuildError",
     "CompiledModel",
+    "EntryPoints",
     "GateFailure",
     "GateReport",
     "Grid",

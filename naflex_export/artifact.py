@@ -22,6 +22,8 @@ from naflex_export.program import TensorSpec
 
 MANIFEST = "manifest.json"
 SCHEMA = 1
+SCHEMA_ENTRY_POINTS = 2
+"""Of a folder that holds an artifact for each patch size; see docs/architecture.md."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,13 @@ class Manifest:
         partial.replace(folder / MANIFEST)
         return written
 
+    @property
+    def entry_points(self) -> dict[int, str]:
+        """Folders of whole artifacts inside this one, by patch size; empty for an artifact of one size."""
+        if self.schema != SCHEMA_ENTRY_POINTS:
+            return {}
+        return {int(size): name for size, name in self.build["entry_points"].items()}
+
     @classmethod
     def read(cls, folder: Path) -> Manifest:
         """Return the manifest of an artifact's folder.
@@ -84,14 +93,19 @@ class Manifest:
         except (OSError, ValueError) as error:
             raise ArtifactError(f"{str(path)!r} cannot be read ({error}): export again") from error
         schema = fields.get("schema") if isinstance(fields, dict) else None
-        if schema != SCHEMA:
-            raise ArtifactError(f"{str(path)!r} has schema {schema!r}: this release reads {SCHEMA}")
+        if schema not in (SCHEMA, SCHEMA_ENTRY_POINTS):
+            raise ArtifactError(
+                f"{str(path)!r} has schema {schema!r}: this release reads {SCHEMA} and {SCHEMA_ENTRY_POINTS}"
+            )
         try:
             fields["inputs"] = _specs(fields["inputs"])
             fields["outputs"] = _specs(fields["outputs"])
             fields["buckets"] = tuple(Bucket(b["tokens"], tuple(b["batch"])) for b in fields["buckets"])
-            return cls(**fields)
-        except (KeyError, TypeError) as error:
+            manifest = cls(**fields)
+            for name in manifest.entry_points.values():
+                manifest.files[f"{name}/{MANIFEST}"]  # listed, so `verify` sees that it is there and inside
+            return manifest
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ArtifactError(f"{str(path)!r} is damaged ({error}): export again") from error
 
     def verify(self, folder: Path) -> None:

@@ -21,7 +21,7 @@ from naflex_export.accuracy.report import baseline_lines, invariance_line, table
 from naflex_export.artifact import MANIFEST, Manifest, check_destination
 from naflex_export.errors import NaflexExportError, RequestError
 from naflex_export.export import REPORT, Artifact, export, judge_artifact
-from naflex_export.grid import Bucket, check_buckets
+from naflex_export.grid import Bucket, check_buckets, parse_patch_sizes
 from naflex_export.program import DTYPES
 from naflex_export.progress import Stages
 from naflex_export.sources import DEFAULT_MODEL, TRANSFORMERS_PREFIX, ModelSource
@@ -76,6 +76,13 @@ seed_option = click.option("--seed", default=0, show_default=True, help="Of gene
     metavar="TOKENS:MIN,OPT,MAX",
     help="Token budget and batch sizes; may be repeated.  [default: 256:1,8,32]",
 )
+@click.option(
+    "--patch-size",
+    "patch_sizes",
+    metavar="SIZE,...",
+    help="Patch sizes in pixels, such as 8,16,32: an entry point for each, in its own folder patchSIZE, with the patch "
+    "projection resampled and folded into the weight.  [default: the model's own]",
+)
 @click.option("--out", "folder", type=click.Path(path_type=Path), help="[default: artifacts/MODEL-TARGET]")
 @click.option("--tokens", "with_tokens", is_flag=True, help="Give the encoder's tokens beside its features.")
 @images_option
@@ -90,6 +97,7 @@ def export_command(
     weights: str,
     dtype: str,
     buckets: tuple[str, ...],
+    patch_sizes: str | None,
     folder: Path | None,
     with_tokens: bool,
     images: Path | None,
@@ -99,14 +107,16 @@ def export_command(
 ) -> None:
     """Export MODEL to TARGET and judge the artifact against the eager model.
 
-    MODEL is a timm name, hf: and a transformers model's folder or hub id, or module:factory.
+    MODEL is a timm name, hf: and a transformers model's folder or hub id, or module:factory. With --patch-size a timm
+    model is made with enable_patch_interpolator=True; a factory must return one that was.
 
     Exit codes: 0 done and passed, 1 the gate failed, 2 the request was wrong, 3 a backend or device is missing.
     """
     _quiet_libraries(verbose)
     folder = folder or Path("artifacts") / f"{_file_name(model)}-{target}"
     chosen = check_buckets([Bucket.parse(text) for text in buckets] or [Bucket()])
-    source = ModelSource(model, weights, seed)
+    sizes = None if patch_sizes is None else parse_patch_sizes(patch_sizes)
+    source = ModelSource(model, weights, seed, patch_interpolator=sizes is not None)
     source.check()
     check_destination(folder)
     if weights == "random":
@@ -122,6 +132,7 @@ def export_command(
         chosen,
         dtype,
         outputs=("features", "tokens") if with_tokens else ("features",),
+        patch_sizes=sizes,
         images=images,
         seed=seed,
         require_run=require_run,
@@ -175,7 +186,7 @@ def gate_command(
         )
     stages = Stages(err)
     with stages.stage("load"):
-        loaded = ModelSource(model, kept, noted.get("seed", 0)).load()
+        loaded = ModelSource(model, kept, noted.get("seed", 0), noted.get("patch_interpolator", False)).load()
     with stages.stage("gate"):
         found = judge_artifact(artifact, loaded, images, seed, require_run)
     for path in reports:
@@ -201,7 +212,7 @@ def _print_artifact(artifact: Artifact, stages: Stages) -> None:
     manifest = artifact.manifest
     out.print(f"[bold green]passed[/], published {escape(str(artifact.path))}", soft_wrap=True)
     for name, file in manifest.files.items():
-        if name != REPORT.as_posix():
+        if Path(name).name not in (MANIFEST, REPORT.name):
             out.print(f"  {name}  {file['bytes'] / 2**20:.1f} MiB", soft_wrap=True, highlight=False)
     for spec in manifest.inputs:
         out.print(f"  in   {escape(str(spec))}", highlight=False, soft_wrap=True)

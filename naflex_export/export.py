@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from naflex_export.accuracy.gate import GateReport, GateSettings, judge
+from naflex_export.accuracy.gate import GateReport, GateSettings, judge, merged
 from naflex_export.accuracy.report import verdict, write
-from naflex_export.artifact import Manifest, check_destination, staged
+from naflex_export.artifact import SCHEMA_ENTRY_POINTS, Manifest, check_destination, staged
 from naflex_export.cases import Photos, load_photos
+from naflex_export.entry_points import EntryPoints
 from naflex_export.errors import BackendError, RequestError
-from naflex_export.grid import Bucket, check_buckets
+from naflex_export.grid import Bucket, check_buckets, check_patch_sizes
 from naflex_export.models import Family, family_of
 from naflex_export.program import check_dtype, trace
 from naflex_export.progress import Stages
@@ -35,12 +36,14 @@ class Artifact:
     Attributes:
         path: its folder.
         manifest: what it says of itself.
-        report: the gate's report.
+        report: the gate's report; of all patch sizes together where there are several.
+        entry_points: the artifact of each patch size, if `patch_sizes` were asked for.
     """
 
     path: Path
     manifest: Manifest
     report: GateReport
+    entry_points: dict[int, Artifact] = dataclasses.field(default_factory=dict)
 
 
 def export(
@@ -51,6 +54,7 @@ def export(
     dtype: str = "float32",
     *,
     outputs: Sequence[str] = ("features",),
+    patch_sizes: Sequence[int] | None = None,
     images: Path | str | None = None,
     seed: int = 0,
     require_run: bool = False,
@@ -68,16 +72,20 @@ def export(
         buckets: what the artifact serves; one of 256 tokens by default.
         dtype: "float32", "float16" or "bfloat16", of the weights and of floating inputs and outputs.
         outputs: "features" (pooled, through the head), "tokens" (the encoder's), or both.
+        patch_sizes: make an entry point for each of these patch sizes, in pixels: an artifact of its own in the folder
+            `patch<size>`, with the patch projection resampled and folded into its weight. The model must have been made
+            with `enable_patch_interpolator=True`. By default one artifact for the model's own size.
         images: a folder of photos to judge on; by default the three that ship with the package.
         seed: of the generated batches to judge on.
         require_run: refuse an artifact that this machine can build and not run.
         source: where the model came from, for the manifest, so that `naflex-gate` can load it again.
         stages: shows and times the stages.
         settings: what the build takes besides the program.
-        on_report: called with the gate's report, passed or failed.
+        on_report: called with the gate's report, passed or failed; once for each patch size.
 
     Raises:
         RequestError: an argument is not possible; nothing was built.
+        UnsupportedModelError: the model is not known, or takes no other patch sizes and was asked to.
         BackendError: a package or device is missing.
         BuildError: a graph check or the backend's builder rejected the model.
         GateFailure: the gate failed; nothing was published, and the report is beside `out`.
@@ -85,6 +93,7 @@ def export(
     out, stages = Path(out), stages or Stages()
     settings = dataclasses.replace(settings or BuildSettings(), announce=stages.announce)
     backend, ordered = target_named(target), check_buckets(buckets or [Bucket()])
+    sizes = check_patch_sizes(patch_sizes) if patch_sizes is not None else ()
     check_dtype(dtype)
     check_destination(out)
     photos = load_photos(Path(images) if images is not None else None)
@@ -92,11 +101,12 @@ def export(
     family = family_of(model)
     if family.is_vectorized(model):
         raise RequestError("the model is vectorized: pass the original, which the gate compares with")
-    preprocessing = family.preprocessing(model)
+    preprocessing = {size: _sized(family, model, size).preprocessing(model) for size in sizes or (None,)}
 
-    with stages.stage("trace"):
-        program = trace(model, ordered, dtype, outputs)
-    with staged(out) as folder:
+    def make(folder: Path, patch_size: int | None) -> Artifact:
+        """Build and judge one artifact in its folder."""
+        with stages.stage("trace"):
+            program = trace(model, ordered, dtype, outputs, patch_size)
         with stages.stage("build"):
             build = backend.build(program, folder, settings)
         draft = Manifest(
@@ -110,8 +120,9 @@ def export(
                 **family.describe(model),
                 "source": source or {},
                 "weights_sha256": weights_sha256(model),
+                **({} if patch_size is None else {"patch_size": patch_size}),
             },
-            preprocessing=preprocessing,
+            preprocessing=preprocessing[patch_size],
             versions=_versions(family, backend),
             build=build,
         ).write(folder)
@@ -120,18 +131,55 @@ def export(
             subject = _open_to_judge(backend, folder, draft, require_run)
         with stages.stage("gate"):
             report = judge_subject(subject, model, photos, draft, seed)
+        named = report if patch_size is None else merged({patch_size: report})
         if on_report is not None:
-            on_report(report)
+            on_report(named)
         if not report.passed:
-            write(report, out.with_name(out.name + ".rejected.json"))
-            report.raise_for_failure()
+            write(named, out.with_name(out.name + ".rejected.json"))
+            named.raise_for_failure()
         write(report, folder / REPORT)
         manifest = dataclasses.replace(draft, gate=verdict(report)).write(folder)
-    return Artifact(out, manifest, report)
+        return Artifact(out / folder.relative_to(staging), manifest, report)
+
+    with staged(out) as staging:
+        if not sizes:
+            return make(staging, None)
+        entry_points = {}
+        for size in sizes:
+            folder = staging / f"patch{size}"
+            folder.mkdir()
+            entry_points[size] = make(folder, size)
+        report = merged({size: artifact.report for size, artifact in entry_points.items()})
+        write(report, staging / REPORT)
+        manifest = _manifest_of(entry_points, report).write(staging)
+    return Artifact(out, manifest, report, entry_points)
+
+
+def _sized(family: Family, model: nn.Module, patch_size: int | None) -> Family:
+    """Return the family at a patch size, or as it is for the model's own."""
+    return family if patch_size is None else family.at_patch_size(model, patch_size)
+
+
+def _manifest_of(entry_points: dict[int, Artifact], report: GateReport) -> Manifest:
+    """Return the manifest of the folder that holds an artifact for each patch size: what they have in common."""
+    first = next(iter(entry_points.values())).manifest
+    patches, *others = first.inputs
+    return dataclasses.replace(
+        first,
+        inputs=(dataclasses.replace(patches, shape=(*patches.shape[:2], "values")), *others),
+        model={key: value for key, value in first.model.items() if key != "patch_size"},
+        preprocessing={**first.preprocessing, "patch_size": [[size, size] for size in entry_points]},
+        build={"entry_points": {str(size): artifact.path.name for size, artifact in entry_points.items()}},
+        gate=verdict(report),
+        schema=SCHEMA_ENTRY_POINTS,
+    )
 
 
 def load(path: Path | str, device: torch.device | str | None = None, check_inputs: bool = True) -> Runner:
     """Return a Runner for an artifact, after checking size and sha256 of each of its files.
+
+    An artifact of several patch sizes gives `EntryPoints`: a Runner that picks by the width of the patches, and
+    `run[16]` for one size. The folder of one size can be loaded by itself.
 
     Args:
         path: the artifact's folder.
@@ -147,7 +195,13 @@ def load(path: Path | str, device: torch.device | str | None = None, check_input
     manifest.verify(folder)
     backend = target_named(manifest.target)
     backend.require()
-    return backend.open(folder, manifest, None if device is None else torch.device(device), check_inputs)
+    at = None if device is None else torch.device(device)
+    if not manifest.entry_points:
+        return backend.open(folder, manifest, at, check_inputs)
+    runners = {}
+    for size, name in manifest.entry_points.items():
+        runners[size] = backend.open(folder / name, Manifest.read(folder / name), at, check_inputs)
+    return EntryPoints(manifest, runners)
 
 
 def judge_artifact(
@@ -167,6 +221,11 @@ def judge_artifact(
             f"the reference's weights ({found[:12]}) are not those the artifact was made from "
             f"({manifest.model['weights_sha256'][:12]}): export again, or give the model and weights it was made from"
         )
+    if manifest.entry_points:
+        folders = {size: path / name for size, name in manifest.entry_points.items()}
+        return merged(
+            {size: judge_artifact(part, reference, images, seed, require_run) for size, part in folders.items()}
+        )
     backend = target_named(manifest.target)
     backend.require()
     subject = _open_to_judge(backend, path, manifest, require_run)
@@ -176,7 +235,7 @@ def judge_artifact(
 def judge_subject(subject: StandIn, reference: nn.Module, photos: Photos, manifest: Manifest, seed: int) -> GateReport:
     """Return the report of the gate on what `_open_to_judge` gave."""
     names = tuple(spec.name for spec in manifest.outputs)
-    settings = GateSettings(manifest.buckets, manifest.dtype, names, seed)
+    settings = GateSettings(manifest.buckets, manifest.dtype, names, seed, manifest.model.get("patch_size"))
     report = judge(subject.runner, reference, photos, settings)
     return dataclasses.replace(report, judged=subject.judged, not_run=subject.not_run)
 

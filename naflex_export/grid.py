@@ -1,4 +1,4 @@
-"""Grids, buckets and patch coordinates: plain integers, no tensors."""
+"""Grids, buckets, patch coordinates and patch sizes: plain integers, no tensors."""
 
 from __future__ import annotations
 
@@ -88,6 +88,33 @@ def check_buckets(buckets: Sequence[Bucket]) -> tuple[Bucket, ...]:
         if one.tokens == other.tokens:
             raise RequestError(f"buckets {one} and {other} have the same tokens: give each budget once")
     return ordered
+
+
+def parse_patch_sizes(text: str) -> tuple[int, ...]:
+    """Return the patch sizes written as `8,16,32`.
+
+    Raises:
+        RequestError: the text has another form, or its numbers are no patch sizes.
+    """
+    if not re.fullmatch(r"-?\d+(,-?\d+)*", text.replace(" ", "")):
+        raise RequestError(f"patch sizes {text!r} are malformed: expected numbers of pixels, such as 8,16,32")
+    return check_patch_sizes([int(number) for number in text.split(",")])
+
+
+def check_patch_sizes(sizes: Sequence[int]) -> tuple[int, ...]:
+    """Return the patch sizes in increasing order.
+
+    Raises:
+        RequestError: there is none, one is no integer of at least 1, or one comes twice.
+    """
+    if not sizes:
+        raise RequestError("no patch size was given: expected at least one, such as 16")
+    for size in sizes:
+        if not _is_count(size):
+            raise RequestError(f"patch size {size!r}: expected an integer of at least 1, in pixels")
+        if sizes.count(size) > 1:
+            raise RequestError(f"patch size {size} was given {sizes.count(size)} times: give each size once")
+    return tuple(sorted(sizes))
 
 
 def _is_count(value: object) -> bool:

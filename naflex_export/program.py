@@ -75,6 +75,7 @@ def trace(
     buckets: Sequence[Bucket],
     dtype: str = "float32",
     outputs: Sequence[str] = ("features",),
+    patch_size: int | None = None,
 ) -> Program:
     """Return the vectorized model as one graph with named dynamic dimensions.
 
@@ -86,12 +87,14 @@ def trace(
         buckets: their largest tokens and batch bound the graph's dimensions.
         dtype: of the weights and of the floating inputs and outputs.
         outputs: names of the outputs, in order.
+        patch_size: fold the patch projection, resampled to this size, into the weight; by default the model's own.
 
     Raises:
-        RequestError: a dtype, bucket or output name is not possible.
+        RequestError: a dtype, bucket, output name or patch size is not possible.
         BuildError: torch.export refused, or fixed a dimension that must stay open.
     """
     family, torch_dtype, ordered = family_of(model), check_dtype(dtype), check_buckets(buckets)
+    family = family if patch_size is None else family.at_patch_size(model, patch_size)
     own = copy.deepcopy(family.vectorize(model)).to(torch_dtype).eval()
     encoder = family.encoder(own, tuple(outputs)).eval()
     # the example must fit, whatever the buckets are; a Runner holds its callers to the buckets

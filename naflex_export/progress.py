@@ -14,7 +14,7 @@ class Stages:
     """Times named stages; shows them on a terminal and stays quiet anywhere else.
 
     Attributes:
-        seconds: how long each finished stage took, in order.
+        seconds: how long each finished stage took, in order; all its turns together.
     """
 
     def __init__(self, console: Console | None = None) -> None:
@@ -33,9 +33,10 @@ class Stages:
                 self._progress.add_task(name)
             yield
         self._progress = None
-        self.seconds[name] = time.perf_counter() - started
+        seconds = time.perf_counter() - started
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
         if self._console is not None and self._console.is_terminal:
-            self._console.print(f"  [green]done[/]  {name}  [dim]{self.seconds[name]:.1f} s[/]")
+            self._console.print(f"  [green]done[/]  {name}  [dim]{seconds:.1f} s[/]")
 
     def announce(self, step: str) -> None:
         """Name what the present stage is doing."""

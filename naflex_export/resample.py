@@ -158,8 +158,10 @@ class _Scale:
         return (2 * sample + self.half) * self.denominator.unsqueeze(-1) - centre
 
 
-def resampling_matrix(source: int, target: int, how: Resampling = BICUBIC) -> Tensor:
-    """Return the [target, source] float32 matrix that resizes an axis, computed in float64.
+def resampling_matrix(
+    source: int, target: int, how: Resampling = BICUBIC, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Return the [target, source] matrix that resizes an axis, computed in float64 on the CPU.
 
     `resampling_matrix(S, n, how) @ x` equals `F.interpolate` of `x` along its first axis.
 
@@ -168,9 +170,9 @@ def resampling_matrix(source: int, target: int, how: Resampling = BICUBIC) -> Te
     """
     if source < 1 or target < 1:
         raise RequestError(f"cannot resample {source} samples to {target}: expected both lengths to be at least 1")
-    position = torch.arange(target, dtype=torch.float64)
+    position = torch.arange(target, dtype=torch.float64, device="cpu")
     length = torch.full_like(position, target)
-    return axis_weights(position, length, source, how).to(torch.float32)
+    return axis_weights(position, length, source, how).to(dtype)
 
 
 def resample_at(

@@ -46,11 +46,13 @@ class ModelSource:
         weights: "pretrained" (from the hub or the folder, or as the factory returns it), "random", or the path of a
             checkpoint.
         seed: of random weights.
+        patch_interpolator: make a timm model that takes other patch sizes than its own. A factory decides by itself.
     """
 
     model: str = DEFAULT_MODEL
     weights: str = "pretrained"
     seed: int = 0
+    patch_interpolator: bool = False
 
     def load(self) -> nn.Module:
         """Return the model, in float32 and eval mode.
@@ -93,6 +95,8 @@ class ModelSource:
         elif self.weights != "pretrained":
             path = Path(self.weights)
             described |= {"weights": str(path.resolve()), "checkpoint_sha256": sha256_of(path)}
+        if self.patch_interpolator:
+            described["patch_interpolator"] = True
         return described
 
     @property
@@ -108,6 +112,8 @@ class ModelSource:
         if not timm.is_model(name):
             raise RequestError(_unknown_model(self.model))
         options: dict[str, Any] = {} if name.startswith("naflexvit") else {"use_naflex": True}
+        if self.patch_interpolator:
+            options["enable_patch_interpolator"] = True
         try:
             model = timm.create_model(self.model, pretrained=self.weights == "pretrained", **options)
         except TypeError as error:

@@ -57,7 +57,7 @@ def test_manifest_says_what_is_there(artifact: Path) -> None:
         (lambda a: (a / "extra.so").write_bytes(b""), "'extra.so' .* is not in the manifest"),
         (lambda a: (a / MANIFEST).unlink(), "is no artifact: it has no manifest.json"),
         (lambda a: (a / MANIFEST).write_text("{"), "cannot be read"),
-        (lambda a: edit(a, schema=7), "has schema 7: this release reads 1"),
+        (lambda a: edit(a, schema=7), "has schema 7: this release reads 1 and 2"),
         (lambda a: edit(a, inputs=None), "is damaged"),
         (lambda a: edit(a, files={"../model.pt2": {"bytes": 1, "sha256": ""}}), "leads out of"),
     ],

@@ -28,6 +28,11 @@ def classifier() -> nn.Module:
     return naflexvit("naflexvit_base_patch16_gap", num_classes=10)
 
 
+def flexible() -> nn.Module:
+    """Return a tiny SigLIP 2 encoder that takes patches of any size."""
+    return naflexvit(enable_patch_interpolator=True)
+
+
 def constant() -> nn.Module:
     """Return a classifier whose head is zero, as timm leaves it untrained: nothing can be judged by it."""
     model = classifier()

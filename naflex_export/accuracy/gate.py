@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from naflex_export.accuracy.compare import LIMITS, Limits, Measures, measure, sa
 from naflex_export.accuracy.invariances import Invariance, Run, check_invariances
 from naflex_export.accuracy.reference import SoundInterpolate
 from naflex_export.cases import Batch, Photos, generated_batches, load_photos, photo_batches
+from naflex_export.entry_points import EntryPoints
 from naflex_export.errors import GateFailure, RequestError
 from naflex_export.grid import Bucket, check_buckets
 from naflex_export.models import Family, family_of
@@ -43,6 +44,8 @@ class GateSettings:
     dtype: str
     outputs: tuple[str, ...]
     seed: int
+    patch_size: int | None = None
+    """The reference resamples its patch projection to this size by itself; None for patches of its own size."""
 
 
 @dataclass(frozen=True)
@@ -158,6 +161,7 @@ def gate(
     dtype: str | None = None,
     outputs: Sequence[str] = ("features",),
     seed: int = 0,
+    patch_size: int | None = None,
 ) -> GateReport:
     """Return how a candidate compares with the untouched eager model, on photos and on generated batches.
 
@@ -170,17 +174,28 @@ def gate(
         dtype: of the candidate; it chooses the limits.
         outputs: names of its outputs, in order.
         seed: of the generated batches.
+        patch_size: of the candidate's patches, where it is not the reference's own; a Runner's manifest says so itself,
+            and an artifact of several sizes is judged at each.
 
     Raises:
         RequestError: the reference is vectorized, or an argument is not possible.
     """
+    if isinstance(candidate, EntryPoints):
+        return merged(
+            {
+                size: gate(runner, reference, images=images, buckets=buckets, dtype=dtype, seed=seed)
+                for size, runner in candidate.runners.items()
+            }
+        )
     if isinstance(candidate, Runner):
         manifest = candidate.manifest
         buckets, dtype = buckets or manifest.buckets, dtype or manifest.dtype
         outputs = candidate.output_names
+        patch_size = patch_size if patch_size is not None else manifest.model.get("patch_size")
     chosen = check_buckets(buckets or [Bucket()])
     photos = load_photos(Path(images) if images is not None else None)
-    return judge(candidate, reference, photos, GateSettings(chosen, dtype or "float32", tuple(outputs), seed))
+    settings = GateSettings(chosen, dtype or "float32", tuple(outputs), seed, patch_size)
+    return judge(candidate, reference, photos, settings)
 
 
 def judge(candidate: Candidate, reference: nn.Module, photos: Photos, settings: GateSettings) -> GateReport:
@@ -188,6 +203,7 @@ def judge(candidate: Candidate, reference: nn.Module, photos: Photos, settings: 
     family, outputs, limits = family_of(reference), settings.outputs, LIMITS[settings.dtype]
     torch_dtype = check_dtype(settings.dtype)
     eager = float32_reference(reference)
+    family = family if settings.patch_size is None else family.at_patch_size(eager, settings.patch_size)
     encoder, baseline = family.encoder(eager, outputs), baseline_of(family, eager, settings)
     results, problems, invariances = [], [], []
     floors: dict[str, list[float]] = {name: [] for name in outputs}
@@ -257,6 +273,28 @@ def _against_baseline(output: str, results: list[CaseResult], floor: list[float]
 
 def _root_mean_square(values: list[float]) -> float:
     return math.sqrt(sum(value * value for value in values) / len(values))
+
+
+def merged(reports: Mapping[int, GateReport]) -> GateReport:
+    """Return the reports of several patch sizes as one, its cases named after their sizes; passed if all have."""
+    first = next(iter(reports.values()))
+    results = [(f"patch{size}/", result) for size, report in reports.items() for result in report.results]
+    problems = [f"patch{size}/{problem}" for size, report in reports.items() for problem in report.problems]
+    return replace(
+        first,
+        results=tuple(replace(result, case=prefix + result.case) for prefix, result in results),
+        problems=tuple(problems),
+        invariances=tuple(
+            replace(found, name=f"patch{size}/{found.name}")
+            for size, report in reports.items()
+            for found in report.invariances
+        ),
+        baselines=tuple(
+            replace(found, output=f"patch{size}/{found.output}")
+            for size, report in reports.items()
+            for found in report.baselines
+        ),
+    )
 
 
 def batches(family: Family, model: nn.Module, photos: Photos, settings: GateSettings) -> Iterator[tuple[Bucket, Batch]]:

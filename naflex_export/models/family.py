@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from PIL.Image import Image
 from torch import Tensor, nn
 
-from naflex_export.errors import RequestError
+from naflex_export.errors import RequestError, UnsupportedModelError
 from naflex_export.layouts import Layout
 
 
@@ -81,6 +81,19 @@ class Family(ABC):
     @abstractmethod
     def describe(self, model: nn.Module) -> dict[str, Any]:
         """Return the architecture's name and configuration, as plain JSON values."""
+
+    def at_patch_size(self, model: nn.Module, patch_size: int) -> Family:
+        """Return the family as it is for flat patches of another size than the model's own.
+
+        Its `vectorize` folds the resampled patch projection into the weight; its `encoder` of an untouched model lets
+        the model resample by itself.
+
+        Raises:
+            UnsupportedModelError: the model takes no patches of other sizes.
+        """
+        raise UnsupportedModelError(
+            f"patch size {patch_size} cannot be had: models of {self.name} take one patch size only"
+        )
 
 
 def check_outputs(outputs: tuple[str, ...]) -> None:

@@ -15,6 +15,7 @@ import torch
 from PIL.Image import Image
 from timm.data.config import resolve_data_config
 from timm.data.transforms_factory import create_transform
+from timm.layers.patch_embed import PatchEmbedInterpolator
 from timm.models import NaFlexVit
 from timm.models.naflexvit import NaFlexEmbeds, create_attention_mask
 from torch import Tensor, nn
@@ -23,6 +24,12 @@ from naflex_export.errors import UnsupportedModelError
 from naflex_export.layouts import TIMM
 from naflex_export.models.family import Family, check_outputs
 from naflex_export.models.timm_known import refuse_unknown
+from naflex_export.models.timm_patch_size import (
+    Unflattened,
+    VectorizedPatchInterpolator,
+    check_interpolates,
+    folded,
+)
 from naflex_export.models.timm_rope import VectorizedNaFlexVit
 from naflex_export.resample import Mode, Resampling, grids_of, resample_at, resample_axes_at
 
@@ -164,6 +171,8 @@ class TimmNaFlex(Family):
         shared = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
         twin = copy.deepcopy(model, shared)
         twin.embeds.__class__ = VectorizedNaFlexEmbeds
+        if type(twin.embeds.patch_interpolator) is PatchEmbedInterpolator:
+            twin.embeds.patch_interpolator.__class__ = VectorizedPatchInterpolator
         if twin.rope is not None:
             twin.__class__ = VectorizedNaFlexVit
         return twin
@@ -236,3 +245,29 @@ class TimmNaFlex(Family):
             "pos_embed_use_grid_sample": embeds.pos_embed_use_grid_sample,
             "rope": "" if naflex.rope is None else type(naflex.rope).__name__,
         }
+
+    def at_patch_size(self, model: Any, patch_size: int) -> Family:
+        check_interpolates(model, patch_size)
+        return TimmNaFlexAtPatchSize(patch_size)
+
+
+class TimmNaFlexAtPatchSize(TimmNaFlex):
+    """The family of timm's `NaFlexVit` where patches have another size than the model's own."""
+
+    def __init__(self, patch_size: int) -> None:
+        self.patch_size = patch_size
+
+    def vectorize(self, model: Any) -> nn.Module:
+        return super().vectorize(folded(model, self.patch_size))
+
+    def encoder(self, model: Any, outputs: tuple[str, ...]) -> nn.Module:
+        encoder = super().encoder(model, outputs)
+        if self.is_vectorized(model):
+            return encoder
+        return Unflattened(encoder, self.patch_size, model.embeds.channels_last)
+
+    def token_width(self, model: Any) -> int:
+        return self.patch_size * self.patch_size * model.embeds.in_chans
+
+    def preprocessing(self, model: Any) -> dict[str, Any]:
+        return {**super().preprocessing(model), "patch_size": [self.patch_size, self.patch_size]}
