@@ -40,13 +40,17 @@ class CompiledModel(nn.Module):
         self.train(model.training)
         self._family = family_of(model)
         self._buckets = check_buckets(buckets)
-        self._compiled = torch.compile(self.model, fullgraph=True, dynamic=True, **options)
+        compiled = torch.compile(self.model, fullgraph=True, dynamic=True, **options)
+        object.__setattr__(self, "_compiled", compiled)  # as a submodule it would hold every parameter once more
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
         """Return what the model returns, for its own inputs: tensors, or timm's dict of them."""
         if len(inputs) == 1 and isinstance(inputs[0], dict) and not named:
             inputs = tuple(inputs[0][name] for name in self._family.inputs)
-        return self._compiled(*pad_single_token(*inputs), **named)
+        # With `dynamic`, torch would make inputs of the model's float attributes, such as a drop rate: it then compiles
+        # a training graph twice, and fails where a size depends on one inside a checkpoint (torch 2.14).
+        with torch._dynamo.config.patch(specialize_float=True):
+            return self._compiled(*pad_single_token(*inputs), **named)
 
     def warmup(self) -> CompiledModel:
         """Compile now what the first calls would compile, in the model's present mode, dtype and device; return self.
@@ -70,6 +74,12 @@ class CompiledModel(nn.Module):
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Load a state under the model's own keys."""
         return self.model.load_state_dict(*args, **kwargs)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Take the model's own keys from a wrapper too, such as DistributedDataParallel, which loads child by child."""
+        for key in [key for key in state_dict if key.startswith(prefix)]:
+            state_dict[f"{prefix}model.{key.removeprefix(prefix)}"] = state_dict.pop(key)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def compile(model: nn.Module, buckets: Sequence[Bucket] | None = None, **options: Any) -> CompiledModel:
