@@ -184,15 +184,23 @@ def test_50_random_batches_train_in_two_graphs() -> None:
     compiled = nx.compile(copy.deepcopy(eager), backend=counter)
     draw = random.Random(0)
     for index in range(50):
-        tokens = draw.choice([1, 2, 5, 16, 31, 48])
+        tokens = draw.choice([5, 16, 31, 40])  # of which dropout keeps more than one, a size torch specializes
         heights = [draw.randint(1, tokens) for _ in range(draw.choice([1, 2, 3, 5]))]
         grids = [Grid(height, draw.randint(1, tokens // height)) for height in heights]
-        batch = noise_batch(f"random-{index}", grids, tokens + 1, 48)
+        batch = noise_batch(f"random-{index}", grids, tokens, 48)
         for model in (eager, compiled):
             torch.manual_seed(index)
             call(model, batch).square().sum().backward()
     assert worst(gradients(compiled), gradients(eager)) <= 1e-5
     assert counter.frame_count == 2
+
+
+def test_a_larger_compiled_function_takes_it_in() -> None:
+    eager = trainee(depth=1)
+    fast = nx.compile(eager, backend="eager")
+    outer = torch.compile(lambda batch: call(fast, batch).square().mean(), backend="eager", fullgraph=True)
+    expected = call(eager, BATCH).square().mean()
+    assert worst({"loss": outer(BATCH).detach()}, {"loss": expected.detach()}) <= 1e-5
 
 
 def test_inductor_trains_under_autocast_with_checkpoints() -> None:
@@ -313,9 +321,9 @@ def test_a_checkpoint_of_either_loads_into_the_other(out_of: str, into: str, for
         assert torch.equal(call(other, BATCH), expected)
 
 
-def made(kind: str, model: nn.Module) -> nn.Module:
+def made(kind: str, model: nn.Module, backend: str = "aot_eager") -> nn.Module:
     if kind == "compiled":
-        return nx.compile(model, backend="aot_eager")
+        return nx.compile(model, backend=backend)
     return nx.vectorize(model) if kind == "vectorized" else model
 
 
@@ -400,7 +408,7 @@ def run_rank(rank: int, folder: Path) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     found = {}
     for name, (kind, options) in DISTRIBUTED.items():
-        model = DistributedDataParallel(made(kind, trainee(**options)))
+        model = DistributedDataParallel(made(kind, trainee(**options), backend="eager"))
         for _ in range(2):  # a parameter without a gradient is an error of the second forward
             model.zero_grad()
             mean_loss(model, HALVES[rank]).backward()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,8 @@ class CompiledModel(nn.Module):
         model: the vectorized model; it shares the parameters of the model it was made from.
     """
 
+    _compiled: Callable[..., Any]
+
     def __init__(self, model: nn.Module, buckets: Sequence[Bucket], **options: Any) -> None:
         super().__init__()
         self.model = vectorize(model)
@@ -47,10 +49,13 @@ class CompiledModel(nn.Module):
         """Return what the model returns, for its own inputs: tensors, or timm's dict of them."""
         if len(inputs) == 1 and isinstance(inputs[0], dict) and not named:
             inputs = tuple(inputs[0][name] for name in self._family.inputs)
+        inputs = pad_single_token(*inputs)
+        if torch.compiler.is_compiling():  # part of a larger graph, whose settings are not ours
+            return self._compiled(*inputs, **named)
         # With `dynamic`, torch would make inputs of the model's float attributes, such as a drop rate: it then compiles
         # a training graph twice, and fails where a size depends on one inside a checkpoint (torch 2.14).
         with torch._dynamo.config.patch(specialize_float=True):
-            return self._compiled(*pad_single_token(*inputs), **named)
+            return self._compiled(*inputs, **named)
 
     def warmup(self) -> CompiledModel:
         """Compile now what the first calls would compile, in the model's present mode, dtype and device; return self.
