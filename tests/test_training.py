@@ -138,6 +138,15 @@ def test_the_same_seed_gives_eagers_gradients(options: Options, checkpointing: b
     assert worst(gradients(eager), {name: expected[name] for name in gradients(eager)}) > 1e-2  # another draw
 
 
+def test_augmentation_of_shared_grids_moves_the_generator_further() -> None:
+    """What docs/training.md says differs: the transforms are eager's, the dropout after them is not."""
+    shared = noise_batch("shared", (Grid(3, 4),) * 3, tokens=12, token_width=48)
+    for drop, same in ((0.0, True), (0.4, False)):
+        eager = trainee(**ROPE["rope-axial"], **AUGMENTED, patch_drop_rate=drop)
+        found = worst(step(nx.vectorize(copy.deepcopy(eager)), shared), step(eager, shared))
+        assert (found <= 1e-5) == same
+
+
 @cases({**FEW, "learned-noaa": LEARNED["learned-noaa"], "rope-axial": ROPE["rope-axial"]})
 def test_under_autocast_no_further_from_float32_than_eager(options: Options) -> None:
     """At most twice eager's own error in bfloat16, in the outputs and over all gradients."""
