@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -49,3 +51,33 @@ def position_embedding(
         flat = resize(grid_HWC, *size, how)[:height, :width].flatten(0, 1)
         rows.append(F.pad(flat, (0, 0, 0, tokens - len(flat))))
     return torch.stack(rows)
+
+
+def float64_model(model: Any, grids: Sequence[tuple[int, int]], resized_to: Sequence[tuple[int, int]] = ()) -> Any:
+    """Return a copy of timm's NaFlexVit, in float64, for images of `grids`: the loop above makes its embedding.
+
+    Unlike timm's own loop, which resizes in float32 whatever the model's dtype. Padding gets no embedding.
+    With `resized_to`, a larger grid for each image, the embedding is wrong: cut from a resize to that grid.
+    """
+    twin = copy.deepcopy(model).double()
+    embeds = twin.embeds
+    factorized = embeds.pos_embed_type == "factorized"
+    antialias = embeds.pos_embed_antialias and not embeds.pos_embed_use_grid_sample
+    how = Resampling(embeds.pos_embed_interp_mode, antialias, embeds.pos_embed_align_corners)
+    how = Resampling("bilinear", antialias=False) if factorized else how
+
+    def add(x_BNC: Tensor, patch_coord: Tensor) -> None:
+        # Tables of rows and columns are resized linearly, so their sum may be.
+        grid_HWC = embeds.pos_embed_y[0].unsqueeze(1) + embeds.pos_embed_x[0] if factorized else embeds.pos_embed[0]
+        as_it_is = None if factorized or embeds.pos_embed_use_grid_sample else tuple(grid_HWC.shape[:2])
+        rows = []
+        for grid, size in zip(grids, resized_to or grids, strict=True):
+            square = embeds.pos_embed_ar_preserving and tuple(grid) != as_it_is
+            target = (max(size),) * 2 if square else size
+            flat_NC = resize(grid_HWC, *target, how)[: grid[0], : grid[1]].flatten(0, 1)
+            rows.append(F.pad(flat_NC, (0, 0, 0, x_BNC.shape[1] - len(flat_NC))))
+        x_BNC.add_(torch.stack(rows))
+
+    kind = f"_apply_{embeds.pos_embed_type}_naflex_pos_embed"
+    setattr(embeds, f"{kind}_grid_sample" if embeds.pos_embed_use_grid_sample else kind, add)
+    return twin

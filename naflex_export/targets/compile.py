@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +36,21 @@ class CompiledModel(nn.Module):
         model: the vectorized model; it shares the parameters of the model it was made from.
     """
 
+    _compiled: Callable[..., Any]
+
     def __init__(self, model: nn.Module, buckets: Sequence[Bucket], **options: Any) -> None:
         super().__init__()
         self.model = vectorize(model)
         self.train(model.training)
         self._family = family_of(model)
         self._buckets = check_buckets(buckets)
-        self._tower = self._family.tower(self.model)
-        self._compiled = torch.compile(self._tower, fullgraph=True, dynamic=True, **options)
+        compiled = torch.compile(self._tower, fullgraph=True, dynamic=True, **options)
+        object.__setattr__(self, "_compiled", compiled)  # as a submodule it would hold every parameter once more
+
+    @property
+    def _tower(self) -> nn.Module:
+        """The part of the model that sees images."""
+        return self._family.tower(self.model)
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
         """Return what the model returns, for its own inputs: tensors, by name or in order, or timm's dict of them."""
@@ -53,7 +60,12 @@ class CompiledModel(nn.Module):
         patches = inputs[0] if inputs else named.get(names[0])
         if isinstance(patches, Tensor) and patches.shape[1] == 1:
             return self._tower(*inputs, **named)
-        return self._compiled(*inputs, **named)
+        if torch.compiler.is_compiling():  # part of a larger graph, whose settings are not ours
+            return self._compiled(*inputs, **named)
+        # With `dynamic`, torch would make inputs of the model's float attributes, such as a drop rate: it then compiles
+        # a training graph twice, and fails where a size depends on one inside a checkpoint (torch 2.14).
+        with torch._dynamo.config.patch(specialize_float=True):
+            return self._compiled(*inputs, **named)
 
     def warmup(self) -> CompiledModel:
         """Compile now what the first calls would compile, in the model's present mode, dtype and device; return self.
@@ -77,6 +89,12 @@ class CompiledModel(nn.Module):
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Load a state under the model's own keys."""
         return self.model.load_state_dict(*args, **kwargs)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Take the model's own keys from a wrapper too, such as DistributedDataParallel, which loads child by child."""
+        for key in [key for key in state_dict if key.startswith(prefix)]:
+            state_dict[f"{prefix}model.{key.removeprefix(prefix)}"] = state_dict.pop(key)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def compile(model: nn.Module, buckets: Sequence[Bucket] | None = None, **options: Any) -> CompiledModel:

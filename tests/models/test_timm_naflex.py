@@ -280,6 +280,60 @@ def test_intermediates_equal_eager(options: Options) -> None:
         assert share(found[BATCH.patch_valid], expected[BATCH.patch_valid]) <= 1e-5
 
 
+@pytest.mark.parametrize("drop", [0.0, 0.4], ids=["", "patch-dropout"])
+@cases({name: ALL[name] for name in ("learned-par", "factorized-sampled", "prefix", "key-only-mask")})
+def test_intermediates_in_a_dict_equal_eager(options: Options, drop: float) -> None:
+    """In training, with the mask of the tokens that dropout keeps; the refusals are timm's."""
+    eager = naflexvit(patch_drop_rate=drop, **options).train()
+    named = {"patches": BATCH.patches, "patch_coord": BATCH.patch_coord, "patch_valid": BATCH.patch_valid}
+    results = []
+    for model in (eager, nx.vectorize(eager)):
+        torch.manual_seed(3)
+        with torch.no_grad():
+            results.append(model.forward_intermediates(named, output_fmt="NLC", output_dict=True, norm=True))
+        with pytest.raises(ValueError, match="NCHW"):
+            model.forward_intermediates(named, output_fmt="NCHW", output_dict=True)
+    expected, found = results
+    assert found.keys() == expected.keys()
+    valid = expected["patch_valid"]
+    assert torch.equal(found["patch_valid"], valid)
+    assert (valid.shape[1] < BATCH.patch_valid.shape[1]) == bool(drop)
+    assert len(expected["image_intermediates"]) == 2
+    for layer, other in zip(found["image_intermediates"], expected["image_intermediates"], strict=True):
+        assert share(layer[valid], other[valid]) <= 1e-5
+    assert share(expected["image_intermediates"][0][valid], expected["image_intermediates"][1][valid]) > 1e-2
+    if drop:
+        with pytest.raises(ValueError, match="patch dropout"):
+            nx.vectorize(eager).forward_intermediates(named, output_fmt="NLC")
+
+
+@pytest.mark.parametrize("pool", ["avg", "token", "map"])
+def test_a_key_only_mask_pools_as_the_full_one_does(pool: str) -> None:
+    """With patch dropout too: both masks are made of the tokens that are kept."""
+    options = {"global_pool": pool, "class_token": pool == "token", "patch_drop_rate": 0.4}
+    full, compact = (naflexvit(use_key_only_attn_mask=on, **options) for on in (False, True))
+    unmasked = dataclasses.replace(BATCH, patch_valid=torch.ones_like(BATCH.patch_valid))
+    for training in (False, True):
+        results = []
+        for model, batch in ((full, BATCH), (compact, BATCH), (compact, unmasked)):
+            torch.manual_seed(3)
+            with torch.no_grad():
+                results.append(call(nx.vectorize(model.train(training)), batch))
+        assert share(results[1], results[0]) <= 1e-5
+        assert share(results[2], results[0]) > 1e-2
+
+
+@cases({name: ALL[name] for name in ("learned-bicubic-aa", "learned-bicubic-aa-sampled", "factorized", "learned-par")})
+def test_more_valid_tokens_than_the_coordinates_have_equals_eager(options: Options) -> None:
+    """Coordinates left at zero, as timm's own tests have them: an image of 1 x 1 with many tokens."""
+    eager = naflexvit(**options)
+    batch = dataclasses.replace(BATCH, patch_coord=torch.zeros_like(BATCH.patch_coord))
+    with torch.no_grad():
+        expected = call(eager, batch)
+        assert share(call(nx.vectorize(eager), batch), expected) <= 1e-5
+        assert share(call(eager, BATCH), expected) > 1e-2
+
+
 @pytest.mark.parametrize("projection", ["conv", "linear", "linear-channels-first"])
 @cases({name: ALL[name] for name in ("learned-bicubic-noaa-ac", "factorized-par", "learned-bicubic-aa-sampled")})
 def test_whole_images_keep_to_timms_own_code(options: Options, projection: str) -> None:
