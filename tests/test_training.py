@@ -386,7 +386,7 @@ def test_training_resumes_across_the_two(pictures: Path) -> None:
 
 
 def test_timms_optimizer_decays_the_same_parameters() -> None:
-    """Some are spared by name in timm, the position embedding among them; a compiled model's own names have a prefix."""
+    """Some are spared by name in timm, the position embedding among them; a compiled model's names have a prefix."""
     eager = trainee()
     compiled = nx.compile(eager, backend="eager")
 
