@@ -15,6 +15,9 @@ from naflex_export.grid import Grid
 MIXED = (Grid(3, 7), Grid(1, 24), Grid(24, 1), Grid(4, 4), Grid(1, 1), Grid(5, 4))
 
 
+torch.set_num_threads(1)  # one test process for each core
+
+
 @pytest.fixture(autouse=True)
 def _fresh_compiler() -> Iterator[None]:
     """Forget compiled graphs between tests: their guards would count against later ones."""
