@@ -1,7 +1,8 @@
 """Check every architecture that timm builds as a NaFlexVit, a CSV row each, and write `docs/architectures.md` from it.
 
     python tools/sweep_timm.py                    # go on where the CSV ends
-    python tools/sweep_timm.py --again NAME       # redo a row
+    python tools/sweep_timm.py NAME ...           # these only
+    python tools/sweep_timm.py --again NAME       # redo a row, and go on
     python tools/sweep_timm.py --only NAME        # print one row as JSON, in this process
     python tools/sweep_timm.py --summarize        # write the page for the docs
 
@@ -11,7 +12,7 @@ Each architecture has its true width, patch size and options, random weights, an
 - vectorize: `nx.vectorize` against eager, the features and the valid tokens of mixed grids with padding.
 - compile: `nx.compile` with backend "eager", one full graph with open sizes, for two batches without a recompile.
 - trace, onnx: the ONNX graph in ONNX Runtime on a CPU, for two batches of sizes that the trace never saw.
-- trt: the TensorRT library parses the ONNX graph of the trt target and builds an engine. It is not run: that takes a GPU.
+- trt: TensorRT parses the ONNX graph of the trt target and builds an engine, which is not run: that takes a GPU.
 
 Errors are the largest difference from eager as a share of eager's largest value. Every architecture runs in a process
 of its own, so that a crash or a timeout costs one row, which then says so.
@@ -23,6 +24,7 @@ import argparse
 import contextlib
 import csv
 import json
+import math
 import multiprocessing
 import os
 import subprocess
@@ -117,7 +119,7 @@ def create(name: str, **overrides: Any) -> tuple[NaFlexVit, int]:
     if not isinstance(whole, NaFlexVit):
         raise TypeError(f"timm builds {name!r} as a {type(whole).__name__}")
     heads = [module.num_kv_heads for module in whole.modules() if isinstance(module, AttentionRope)]
-    cut = {"depth": DEPTH, **({"num_kv_heads": (heads[0], min(heads))} if heads else {})}
+    cut = {"depth": DEPTH, **({"num_kv_heads": (heads[0], min(heads))[:DEPTH]} if heads else {})}
     model = timm.create_model(name, **_options(name), **overrides, **cut)
     randomize(model, seed=1)
     return model.eval(), len(whole.blocks)
@@ -289,13 +291,17 @@ def _record(
                 measure(given[index], wanted[index], _valid(wanted[index], batch)).max_share
                 for given, wanted, batch in zip(found, expected, inputs, strict=True)
             ),
-            key=lambda share: (share != share, share),  # not a number is worst
+            key=_badness,
         )
         row[f"{stage}_{output}"] = f"{worst:.2e}"
         if not worst <= LIMITS["float32"].max_share:
             too_large.append(f"{output} differ by {worst:.2g} of their scale")
     if too_large:
         raise BuildError(f"{', '.join(too_large)}: more than {LIMITS['float32'].max_share:g}")
+
+
+def _badness(share: float) -> tuple[bool, float]:
+    return math.isnan(share), share  # not a number is worse than any
 
 
 def _valid(output: Tensor, batch: Batch) -> Tensor | None:
@@ -338,8 +344,9 @@ def in_own_process(name: str, timeout: float, work: Callable[..., Row] = check) 
 
 def _send_row(name: str, sender: Connection, work: Callable[..., Row]) -> None:
     warnings.simplefilter("ignore")
-    row = work(name, on_stage=lambda stage, row: sender.send((stage, row)))
-    sender.send(("done", row))
+    with contextlib.suppress(BrokenPipeError):  # the sweep was stopped: nobody waits for this row
+        row = work(name, on_stage=lambda stage, row: sender.send((stage, row)))
+        sender.send(("done", row))
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -376,14 +383,122 @@ def sweep(names: Sequence[str], path: Path, one: Callable[[str], Row], jobs: int
             known.add(name)
             print(f"{len(known)} {name}: {row['failure'] or 'passed'}, {row['seconds']} s", flush=True)
 
-    with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(run, todo))
+    pool = ThreadPoolExecutor(jobs)
+    try:
+        for future in [pool.submit(run, name) for name in todo]:
+            future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
     return todo
+
+
+def summary(rows: Sequence[Row], missing: Sequence[str] = ()) -> str:
+    """Return the page for the docs: counts by kind and family, the worst error of each stage, and every failure.
+
+    Args:
+        rows: of the CSV.
+        missing: architectures without a row, which the page names.
+    """
+    refused = [row for row in rows if row["failure"].startswith("create:")]
+    built = [row for row in rows if row not in refused]
+    passed = [row for row in built if not row["failure"]]
+    lines = [
+        "# Architectures of timm",
+        "",
+        "Written from [`tools/results/sweep_timm.csv`](../tools/results/sweep_timm.csv) by "
+        "`python tools/sweep_timm.py --summarize`; do not edit.",
+        "",
+        f"timm builds {len(built)} architectures as a `NaFlexVit`; **{len(passed)} pass every stage, "
+        f"{len(built) - len(passed)} fail one**. {len(refused)} more of the same modules it refuses to build as one.",
+        "",
+        f"Each has its true width, patch size and options, {DEPTH} blocks, and random weights in which every parameter "
+        f"matters. It is compared with timm's eager model on mixed grids with padding, up to {BUCKET.tokens} tokens: "
+        f"{_listed(map(str, dict.fromkeys((*GRIDS, *OTHER_GRIDS))))}. An error is the largest difference as a share of "
+        f"eager's largest value, in float32 on a CPU, and fails above {LIMITS['float32'].max_share:g}. `compile` is "
+        '`nx.compile` with `backend="eager"`, one full graph for both batches; `onnx` is ONNX Runtime at shapes that '
+        "were never traced; engines of TensorRT are built and not run. "
+        "Full depth, other dtypes and GPUs are not judged here.",
+        "",
+        "Rows by date, commit of the package and versions:",
+        "",
+        *_table(
+            ("date", "commit", *VERSIONS, "rows"),
+            [(*key, count) for key, count in _counts(rows, ("date", "commit", *VERSIONS))],
+        ),
+    ]
+    if missing:
+        more = f" and {len(missing) - 10} more" if len(missing) > 10 else ""
+        lines += ["", f"**The sweep is not finished**: {len(missing)} have no row yet: {_listed(missing[:10])}{more}."]
+    lines += [
+        "",
+        "## Worst error of each stage",
+        "",
+        *_table(("stage", "judged", "median", "worst", "of"), _worst(built)),
+    ]
+    engines = [int(row["trt_engine_bytes"]) for row in built if row["trt_engine_bytes"]]
+    if engines:
+        sizes = f"{min(engines) / 2**20:.0f} to {max(engines) / 2**20:.0f} MiB"
+        lines += ["", f"TensorRT built {len(engines)} engines, of {sizes}."]
+    kind = ("pos_embed", "pos_resize", "rope", "pooling")
+    names = ("position embedding", "resized", "RoPE", "pooling")
+    lines += ["", "## Kinds", "", *_groups(built, kind, (*names, "prefix tokens"), "prefix_tokens")]
+    named = [{**row, "family": row["architecture"].split("_")[0]} for row in built]
+    lines += ["", "## Families", "", *_groups(named, ("module", "family"), ("timm module", "names", "widths"), "width")]
+    lines += ["", "## Failures", ""]
+    failed = [row for row in rows if row["failure"]]
+    lines += [f"- `{row['architecture']}`: {row['failure']}" for row in failed] or ["None."]
+    return "\n".join(lines) + "\n"
+
+
+def _worst(rows: Sequence[Row]) -> list[tuple[object, ...]]:
+    table = []
+    for column in ERRORS:
+        judged = sorted((row for row in rows if row[column]), key=lambda row: _badness(float(row[column])))
+        if judged:
+            middle, last = judged[len(judged) // 2], judged[-1]
+            name = column.replace("_", ", ")
+            table.append((name, len(judged), middle[column], last[column], f"`{last['architecture']}`"))
+    return table
+
+
+def _groups(rows: Sequence[Row], columns: Sequence[str], titles: Sequence[str], listed: str) -> list[str]:
+    """Return a table with a line for each combination of columns, and the values that one more column takes there."""
+    table = []
+    for key, count in _counts(rows, columns):
+        group = [row for row in rows if tuple(row[column] for column in columns) == key]
+        values = _listed(map(str, sorted({int(row[listed]) for row in group})))
+        worst = [_worst_of(group, stage) for stage in ("vectorize", "compile", "onnx")]
+        engines = sum(bool(row["trt_engine_bytes"]) for row in group)
+        table.append((*key, values, count, sum(not row["failure"] for row in group), *worst, engines))
+    return _table((*titles, "count", "passed", "vectorize", "compile", "onnx", "engines"), table)
+
+
+def _worst_of(rows: Sequence[Row], stage: str) -> str:
+    columns = [column for column in ERRORS if column.startswith(stage)]
+    found = [row[column] for row in rows for column in columns if row[column]]
+    return max(found, key=lambda text: _badness(float(text)), default="")
+
+
+def _counts(rows: Sequence[Row], columns: Sequence[str]) -> list[tuple[tuple[str, ...], int]]:
+    return sorted(Counter(tuple(row[column] for column in columns) for row in rows).items())
+
+
+def _listed(values: Iterable[str]) -> str:
+    return ", ".join(values)
+
+
+def _table(titles: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
+    return [_line(titles), _line(["---"] * len(titles)), *map(_line, rows)]
+
+
+def _line(cells: Sequence[object]) -> str:
+    return f"| {' | '.join(map(str, cells))} |"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("names", metavar="NAME", nargs="*", help="architectures to check; all of them by default")
     parser.add_argument("--only", metavar="NAME", help="print one row as JSON, without touching the CSV")
     parser.add_argument("--again", metavar="NAME", action="append", default=[], help="redo a row; may be repeated")
     parser.add_argument("--summarize", action="store_true", help=f"write {PAGE.relative_to(ROOT)} from the CSV")
@@ -395,12 +510,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         json.dump(check(given.only), sys.stdout, indent=1)
         return
     if given.summarize:
-        PAGE.write_text(summary(read_rows(given.csv)))
+        rows = read_rows(given.csv)
+        known = {row["architecture"] for row in rows}
+        PAGE.write_text(summary(rows, [name for name in architectures() if name not in known]))
         return
     os.environ["NAFLEX_SWEEP_COMMIT"] = package_commit()  # of the code that runs, whatever is committed meanwhile
     multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOAD)
     write_rows(given.csv, [row for row in read_rows(given.csv) if row["architecture"] not in given.again])
-    sweep(architectures(), given.csv, lambda name: in_own_process(name, given.timeout), given.jobs)
+    names = given.names or architectures()
+    sweep(names, given.csv, lambda name: in_own_process(name, given.timeout), given.jobs)
 
 
 PRELOAD = ["timm", "onnxruntime", "onnxscript", "torch._dynamo", "torch.onnx", "naflex_export.targets.tensorrt"]
