@@ -46,6 +46,13 @@ def test_every_architecture_is_found() -> None:
     assert not [name for name in names if name.startswith(("resnet", "beit_"))]
 
 
+def test_unknown_names_are_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with pytest.raises(SystemExit):
+        sweep.main(["--csv", str(tmp_path / "sweep.csv"), "resnet50"])
+    assert "resnet50: not among the " in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_heads_of_both_kinds_stay() -> None:
     model, depth = sweep.create("vit_large_patch16_sapiens2", embed_dim=64)
     assert [block.attn.num_kv_heads for block in model.blocks] == [16, 8]

@@ -506,19 +506,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--timeout", type=float, default=300, help="seconds for one architecture")
     parser.add_argument("--csv", type=Path, default=RESULTS)
     given = parser.parse_args(arguments)
+    every = architectures()
+    unknown = [name for name in (*given.names, *given.again, given.only) if name and name not in every]
+    if unknown:
+        parser.error(f"{_listed(unknown)}: not among the {len(every)} architectures of timm's NaFlexVit modules")
     if given.only:
         json.dump(check(given.only), sys.stdout, indent=1)
         return
     if given.summarize:
         rows = read_rows(given.csv)
         known = {row["architecture"] for row in rows}
-        PAGE.write_text(summary(rows, [name for name in architectures() if name not in known]))
+        PAGE.write_text(summary(rows, [name for name in every if name not in known]))
         return
     os.environ["NAFLEX_SWEEP_COMMIT"] = package_commit()  # of the code that runs, whatever is committed meanwhile
     multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOAD)
     write_rows(given.csv, [row for row in read_rows(given.csv) if row["architecture"] not in given.again])
-    names = given.names or architectures()
-    sweep(names, given.csv, lambda name: in_own_process(name, given.timeout), given.jobs)
+    sweep(given.names or every, given.csv, lambda name: in_own_process(name, given.timeout), given.jobs)
 
 
 PRELOAD = ["timm", "onnxruntime", "onnxscript", "torch._dynamo", "torch.onnx", "naflex_export.targets.tensorrt"]
