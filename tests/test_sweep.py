@@ -93,7 +93,7 @@ def test_outputs_that_prove_nothing_are_not_compared(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(sweep, "randomize", zero)
     row = sweep.check("naflexvit_base_patch16_siglip", **NARROW)
-    assert row["failure"].startswith("create: ValueError: features of the eager model prove nothing")
+    assert row["failure"].startswith("eager: ValueError: features of the eager model prove nothing")
 
 
 def test_the_sweep_goes_on_where_the_csv_ends(tmp_path: Path) -> None:
@@ -158,10 +158,27 @@ def test_the_page_counts_and_names() -> None:
     }
     worse = {**good, "architecture": "vit_small_patch16_224", "onnx_tokens": "9.00e-06"}
     broken = {**good, "architecture": "vit_base_patch16_224", "trt_engine_bytes": "", "failure": "trt: BuildError: no"}
-    page = sweep.summary([good, worse, broken], missing=["eva_one"])
-    assert "builds 3 architectures as a `NaFlexVit`; **2 pass every stage, 1 fail one**" in page
+    refused = {**sweep.new_row("eva02_enormous_patch14_clip_224"), "failure": "create: TypeError: no such option"}
+    page = sweep.summary([good, worse, broken, refused], missing=["eva_one"])
+    assert "Rows for 3 architectures that timm builds as a `NaFlexVit`: **2 pass every stage, 1 fail one**" in page
     assert "| onnx, tokens | 3 | 1.00e-06 | 9.00e-06 | `vit_small_patch16_224` |" in page
     assert "| learned |  | none | token | 1 | 3 | 2 | 1.00e-06 | 1.00e-06 | 9.00e-06 | 2 |" in page
     assert "- `vit_base_patch16_224`: trt: BuildError: no" in page
+    assert "1 more of timm's same modules did not build" in page
+    assert "- `eva02_enormous_patch14_clip_224`: create: TypeError: no such option" in page
     assert "1 have no row yet: eva_one" in page
     assert torch.__version__ in page
+
+
+@pytest.mark.parametrize(
+    ("architecture", "family"),
+    [
+        ("vit_base_patch16_siglip_gap_224", "vit siglip"),
+        ("vit_small_plus_patch16_dinov3", "vit dinov3"),
+        ("vit_pe_core_tiny_patch16_384", "vit_pe_core"),
+        ("vit_giant_patch14_reg4_dinov2", "vit dinov2"),
+        ("test_vit2", "test_vit2"),
+    ],
+)
+def test_family_names(architecture: str, family: str) -> None:
+    assert sweep.family_name(architecture) == family
