@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import re
-import sys
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
-
 from bless_graphs import GRAPHS, MODELS, compare, golden_texts
 
 from naflex_export.passes import FORBIDDEN_OPS
