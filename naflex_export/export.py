@@ -101,7 +101,7 @@ def export(
     family = family_of(model)
     if family.is_vectorized(model):
         raise RequestError("the model is vectorized: pass the original, which the gate compares with")
-    preprocessing = {size: _sized(family, model, size).preprocessing(model) for size in sizes or (None,)}
+    preprocessing = {size: family_of(model, size).preprocessing(model) for size in sizes or (None,)}
 
     def make(folder: Path, patch_size: int | None) -> Artifact:
         """Build and judge one artifact in its folder."""
@@ -153,11 +153,6 @@ def export(
         write(report, staging / REPORT)
         manifest = _manifest_of(entry_points, report).write(staging)
     return Artifact(out, manifest, report, entry_points)
-
-
-def _sized(family: Family, model: nn.Module, patch_size: int | None) -> Family:
-    """Return the family at a patch size, or as it is for the model's own."""
-    return family if patch_size is None else family.at_patch_size(model, patch_size)
 
 
 def _manifest_of(entry_points: dict[int, Artifact], report: GateReport) -> Manifest:

@@ -93,8 +93,7 @@ def trace(
         RequestError: a dtype, bucket, output name or patch size is not possible.
         BuildError: torch.export refused, or fixed a dimension that must stay open.
     """
-    family, torch_dtype, ordered = family_of(model), check_dtype(dtype), check_buckets(buckets)
-    family = family if patch_size is None else family.at_patch_size(model, patch_size)
+    family, torch_dtype, ordered = family_of(model, patch_size), check_dtype(dtype), check_buckets(buckets)
     own = copy.deepcopy(family.vectorize(model)).to(torch_dtype).eval()
     encoder = family.encoder(own, tuple(outputs)).eval()
     # the example must fit, whatever the buckets are; a Runner holds its callers to the buckets

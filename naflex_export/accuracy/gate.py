@@ -200,10 +200,10 @@ def gate(
 
 def judge(candidate: Candidate, reference: nn.Module, photos: Photos, settings: GateSettings) -> GateReport:
     """Return the report of `gate`, for photos already read and settings already chosen."""
-    family, outputs, limits = family_of(reference), settings.outputs, LIMITS[settings.dtype]
+    family, outputs = family_of(reference, settings.patch_size), settings.outputs
+    limits = LIMITS[settings.dtype]
     torch_dtype = check_dtype(settings.dtype)
     eager = float32_reference(reference)
-    family = family if settings.patch_size is None else family.at_patch_size(eager, settings.patch_size)
     encoder, baseline = family.encoder(eager, outputs), baseline_of(family, eager, settings)
     results, problems, invariances = [], [], []
     floors: dict[str, list[float]] = {name: [] for name in outputs}

@@ -36,18 +36,18 @@ FAMILIES = (
 )
 
 
-def family_of(model: nn.Module) -> Family:
-    """Return the family that a model belongs to.
+def family_of(model: nn.Module, patch_size: int | None = None) -> Family:
+    """Return the family that a model belongs to, for flat patches of the given size where it is not the model's own.
 
     Raises:
-        UnsupportedModelError: none owns it.
+        UnsupportedModelError: none owns it, or it takes no patches of that size.
     """
     for entry in FAMILIES:
         if entry.defined_in in sys.modules:
             module, name = entry.family.split(".")
             family: Family = getattr(importlib.import_module(f"{__name__}.{module}"), name)()
             if family.owns(model):
-                return family
+                return family if patch_size is None else family.at_patch_size(model, patch_size)
     known = ", ".join(entry.models for entry in FAMILIES)
     raise UnsupportedModelError(
         f"{type(model).__module__}.{type(model).__qualname__} is no model this release knows: expected {known}"
