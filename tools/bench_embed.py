@@ -242,11 +242,8 @@ def write_docs() -> None:
             f"| source grid | sizes | batch | pass | floor, ms | {' | '.join(names)} |",
             f"|---|---|--:|---|--:|{'--:|' * len(names)}",
         ]
-        settings = dict.fromkeys(tuple(row[n] for n in ("source", "sizes", "batch", "pass")) for row in rows)
-        for setting in settings:
-            of = {
-                r["candidate"]: r for r in rows if tuple(r[n] for n in ("source", "sizes", "batch", "pass")) == setting
-            }
+        for setting in dict.fromkeys(setting_of(row) for row in rows):
+            of = {row["candidate"]: row for row in rows if setting_of(row) == setting}
             cells = [f"{of[name]['ratio_to_floor']} ({of[name]['error']})" for name in names]
             lines.append(f"| {' | '.join(setting)} | {of['floor']['ms']} | {' | '.join(cells)} |")
         lines.append("")

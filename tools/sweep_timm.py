@@ -79,7 +79,6 @@ ERRORS = (
     "onnx_features",
     "onnx_tokens",
 )
-KIND = ("pos_embed", "rope", "pooling", "prefix_tokens")
 COLUMNS = (
     *("architecture", "module", "date", "commit", *VERSIONS),
     *("width", "depth", "patch", "pos_embed", "pos_grid", "pos_resize", "rope", "pooling", "prefix_tokens"),
