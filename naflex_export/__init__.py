@@ -1,6 +1,7 @@
 """Exact, loop-free NaFlex vision transformers, exported to torch.compile, AOTInductor, ONNX and TensorRT."""
 
-from naflex_export.accuracy.gate import GateReport, gate
+from naflex_export.accuracy.gate import gate
+from naflex_export.accuracy.results import GateReport
 from naflex_export.entry_points import EntryPoints
 from naflex_export.errors import (
     ArtifactError,

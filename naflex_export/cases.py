@@ -6,8 +6,10 @@ import errno
 import itertools
 import math
 import random
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 
@@ -104,38 +106,201 @@ def photo_batches(
     for start in range(0, len(names), size):
         patched = [transform(photos.images[name]) for name in names[start : start + size]]
         repeated = itertools.islice(itertools.cycle(patched), max(smallest, len(patched)))
-        yield _collate(f"photos-{start // size}", list(repeated), bucket.tokens)
+        yield _collate(f"photos-{bucket.tokens}-{start // size}", list(repeated), bucket.tokens)
 
 
-def generated_batches(bucket: Bucket, token_width: int, seed: int) -> Iterator[Batch]:
-    """Yield seeded batches made to be hard for a bucket, none of them of a shape that `program.EXAMPLE` has.
+@dataclass(frozen=True)
+class Plan:
+    """A batch to draw: its grids, the tokens that they are padded to, and the size of its patches' values."""
 
-    A mixed batch of grids that NaFlex's size rule gives; one image of one row; one of one column; the most square
-    grid with no padding; and small grids drowned in padding.
+    grids: Sequence[Grid]
+    tokens: int
+    scale: float = 1.0
+
+
+def _mixed(bucket: Bucket, draw: random.Random) -> Plan:
+    """Return grids that NaFlex's size rule gives, all different in one batch."""
+    usual = max(bucket.batch[0], min(bucket.batch[1], 8))
+    return Plan([_drawn_grid(bucket, draw) for _ in range(usual)], bucket.tokens)
+
+
+def _one_row(bucket: Bucket, draw: random.Random) -> Plan:
+    return Plan([Grid(1, bucket.tokens)] * bucket.batch[0], bucket.tokens)
+
+
+def _one_column(bucket: Bucket, draw: random.Random) -> Plan:
+    rows = max(1, bucket.tokens - 1)
+    return Plan([Grid(rows, 1)] * bucket.batch[0], rows)
+
+
+def _square(bucket: Bucket, draw: random.Random) -> Plan:
+    """Return the most square grid, with no padding."""
+    side = math.isqrt(bucket.tokens)
+    return Plan([Grid(side, side)] * bucket.batch[0], side * side)
+
+
+def _smallest(bucket: Bucket, draw: random.Random) -> Plan:
+    """Return images of a single patch, with no padding."""
+    return Plan([Grid(1, 1)] * bucket.batch[0], 1)
+
+
+def _padding(bucket: Bucket, draw: random.Random) -> Plan:
+    """Return small grids drowned in padding."""
+    usual = max(bucket.batch[0], min(bucket.batch[1], 8))
+    return Plan([_small_grid(bucket, draw) for _ in range(usual)], bucket.tokens)
+
+
+def _large_values(bucket: Bucket, draw: random.Random) -> Plan:
+    """Return patches ten times as large as a photo's, where a narrow dtype overflows first."""
+    return Plan([_drawn_grid(bucket, draw) for _ in range(bucket.batch[0])], bucket.tokens, scale=10.0)
+
+
+def _largest_batch(bucket: Bucket, draw: random.Random) -> Plan:
+    """Return as many images as the bucket takes, small ones, so that it costs little."""
+    return Plan([_small_grid(bucket, draw) for _ in range(bucket.batch[2])], min(9, bucket.tokens))
+
+
+def _full_batch(bucket: Bucket, draw: random.Random) -> Plan:
+    """Return as many images as the bucket takes, of as many tokens as it takes."""
+    return Plan([_drawn_grid(bucket, draw) for _ in range(bucket.batch[2])], bucket.tokens)
+
+
+PLANS: dict[str, Callable[[Bucket, random.Random], Plan]] = {
+    "mixed": _mixed,
+    "one-row": _one_row,
+    "one-column": _one_column,
+    "square": _square,
+    "smallest": _smallest,
+    "padding": _padding,
+    "large-values": _large_values,
+    "largest-batch": _largest_batch,
+    "full-batch": _full_batch,
+}
+"""What hurts, for one bucket; `every-grid`, which is several batches, is beside it."""
+
+EVERY_GRID = "every-grid"
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How many cases to judge on.
+
+    Attributes:
+        kinds: of generated batches, drawn for every seed.
+        once: further kinds, drawn for the first seed only.
+        num_seeds: how many seeds, from the one asked for on.
     """
-    draw = random.Random(f"{seed} {bucket}")
-    tokens, batch = bucket.tokens, max(bucket.batch[0], min(bucket.batch[1], 8))
-    side = math.isqrt(tokens)
-    mixed = [naflex_grid(MAX_ASPECT ** draw.uniform(-1, 1), tokens) for _ in range(batch)]
-    small = [Grid(draw.randint(1, min(3, side)), draw.randint(1, min(3, side))) for _ in range(batch)]
-    smallest = bucket.batch[0]
-    plans = {
-        "mixed": (mixed, tokens),
-        "one-row": ([Grid(1, tokens)] * smallest, tokens),
-        "one-column": ([Grid(max(1, tokens - 1), 1)] * smallest, max(1, tokens - 1)),
-        "square": ([Grid(side, side)] * smallest, side * side),
-        "padding": (small, tokens),
-    }
-    for name, (grids, padded) in plans.items():
-        yield noise_batch(f"{name}-seed{seed}", grids, padded, token_width)
+
+    kinds: tuple[str, ...]
+    once: tuple[str, ...] = ()
+    num_seeds: int = 1
 
 
-def noise_batch(name: str, grids: Sequence[Grid], tokens: int, token_width: int) -> Batch:
-    """Return a batch of normal noise, drawn from its name, for the given grids."""
+_STANDARD = ("mixed", "one-row", "one-column", "square", "smallest", "padding", "large-values", "largest-batch")
+
+STANDARD = "standard"
+
+EFFORTS = {
+    "quick": Effort(("mixed", "one-column")),
+    STANDARD: Effort(_STANDARD),
+    "thorough": Effort(_STANDARD, once=("full-batch", EVERY_GRID), num_seeds=4),
+}
+
+
+@dataclass(frozen=True)
+class Scope:
+    """Which cases to judge on.
+
+    Attributes:
+        seed: of the generated batches.
+        effort: of `EFFORTS`.
+        only: names of the cases to run again, such as `mixed-256-seed3`; these say their seeds themselves.
+
+    Raises:
+        RequestError: the effort is unknown.
+    """
+
+    seed: int = 0
+    effort: str = STANDARD
+    only: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.effort not in EFFORTS:
+            raise RequestError(f"effort {self.effort!r} is unknown: expected one of {', '.join(EFFORTS)}")
+
+
+def cases_of(bucket: Bucket, scope: Scope, num_photos: int) -> list[str]:
+    """Return the names of the cases that a bucket is judged on."""
+    photos = [f"photos-{bucket.tokens}-{number}" for number in range(math.ceil(num_photos / bucket.batch[1]))]
+    if scope.only:
+        kinds, seeds = (*EFFORTS["thorough"].kinds, *EFFORTS["thorough"].once), _seeds_in(scope.only)
+        known = [*photos, *(name for seed in seeds for kind in kinds for name in _names(kind, bucket, seed))]
+        return [name for name in known if name in scope.only]
+    effort = EFFORTS[scope.effort]
+    names = list(photos)
+    for seed in range(scope.seed, scope.seed + effort.num_seeds):
+        kinds = effort.kinds + (effort.once if seed == scope.seed else ())
+        names += [name for kind in kinds for name in _names(kind, bucket, seed)]
+    return names
+
+
+def generated_batch(name: str, bucket: Bucket, token_width: int) -> Batch:
+    """Return the seeded batch of a name that `cases_of` gave, such as `mixed-256-seed0`.
+
+    The name says its kind, its bucket's tokens and its seed: with the bucket's batch sizes, all it is drawn from. None
+    is of the shape that `program.EXAMPLE` has.
+
+    Args:
+        name: the batch's.
+        bucket: what the candidate serves.
+        token_width: values in a flattened patch.
+    """
+    kind, number, seed = _parsed(name)
+    plan = _plans(kind, bucket, seed)[number]
+    return noise_batch(name, plan.grids, plan.tokens, token_width, plan.scale)
+
+
+def _names(kind: str, bucket: Bucket, seed: int) -> list[str]:
+    if kind != EVERY_GRID:
+        return [f"{kind}-{bucket.tokens}-seed{seed}"]
+    return [f"{kind}-{number}-{bucket.tokens}-seed{seed}" for number in range(len(_plans(kind, bucket, seed)))]
+
+
+def _parsed(name: str) -> tuple[str, int, int]:
+    """Return the kind, the number within the kind and the seed that a name says."""
+    found = re.fullmatch(r"([a-z-]+?)(?:-(\d+))?-\d+-seed(\d+)", name)
+    assert found is not None  # `cases_of` made it
+    return found[1], int(found[2] or 0), int(found[3])
+
+
+def _seeds_in(names: Sequence[str]) -> list[int]:
+    found = (re.search(r"-seed(\d+)$", name) for name in names)
+    return sorted({int(match[1]) for match in found if match})
+
+
+def _plans(kind: str, bucket: Bucket, seed: int) -> list[Plan]:
+    if kind != EVERY_GRID:
+        return [PLANS[kind](bucket, random.Random(f"{kind} {bucket} {seed}"))]
+    grids, size = naflex_grids(bucket.tokens), max(bucket.batch[0], min(bucket.batch[1], 8))
+    chunks = [grids[start : start + size] for start in range(0, len(grids), size)]
+    return [Plan((chunk * size)[: max(len(chunk), bucket.batch[0])], bucket.tokens) for chunk in chunks]
+
+
+def _drawn_grid(bucket: Bucket, draw: random.Random) -> Grid:
+    return naflex_grid(MAX_ASPECT ** draw.uniform(-1, 1), bucket.tokens)
+
+
+def _small_grid(bucket: Bucket, draw: random.Random) -> Grid:
+    side = min(3, math.isqrt(bucket.tokens))
+    return Grid(draw.randint(1, side), draw.randint(1, side))
+
+
+def noise_batch(name: str, grids: Sequence[Grid], tokens: int, token_width: int, scale: float = 1.0) -> Batch:
+    """Return a batch of normal noise of a standard deviation, drawn from its name, for the given grids."""
     draw = torch.Generator().manual_seed(random.Random(name).getrandbits(63))
     patched = [
         {
-            "patches": torch.randn(grid.tokens, token_width, generator=draw),
+            "patches": scale * torch.randn(grid.tokens, token_width, generator=draw),
             "patch_coord": torch.tensor(grid.coordinates()),
             "patch_valid": torch.ones(grid.tokens, dtype=torch.bool),
         }
@@ -149,6 +314,17 @@ def naflex_grid(aspect: float, tokens: int) -> Grid:
     height, width = 4096 * math.sqrt(aspect), 4096 / math.sqrt(aspect)
     _, (pixels_h, pixels_w) = get_image_size_for_seq((round(height), round(width)), 16, tokens)
     return Grid(pixels_h // 16, pixels_w // 16)
+
+
+@lru_cache
+def naflex_grids(tokens: int) -> tuple[Grid, ...]:
+    """Return the grids that NaFlex's size rule gives images of up to `MAX_ASPECT`, tall to wide.
+
+    All of them but a few that only a sliver of aspect ratios meets: 61 of 62 for 256 tokens.
+    """
+    steps = 2**16
+    aspects = (MAX_ASPECT ** (1 - 2 * step / steps) for step in range(steps + 1))
+    return tuple(dict.fromkeys(naflex_grid(aspect, tokens) for aspect in aspects))
 
 
 def _collate(name: str, patched: list[dict[str, Tensor]], tokens: int) -> Batch:

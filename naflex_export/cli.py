@@ -16,9 +16,10 @@ from rich.console import Console
 from rich.markup import escape
 
 from naflex_export import __version__
-from naflex_export.accuracy.gate import GateReport
 from naflex_export.accuracy.report import baseline_lines, invariance_line, table, write
+from naflex_export.accuracy.results import GateReport
 from naflex_export.artifact import MANIFEST, Manifest, check_destination
+from naflex_export.cases import STANDARD, Scope
 from naflex_export.errors import NaflexExportError, RequestError
 from naflex_export.export import REPORT, Artifact, export, judge_artifact
 from naflex_export.grid import Bucket, check_buckets, parse_patch_sizes
@@ -56,6 +57,18 @@ verbose_option = click.option("--verbose", is_flag=True, help="Let the backends'
 require_run_option = click.option(
     "--require-run", is_flag=True, help="Fail (exit 3) where the artifact can be built and not run."
 )
+quick_option = click.option(
+    "--quick",
+    "effort",
+    flag_value="quick",
+    help="Judge on the photos, mixed grids and one column only, and check invariances in the largest bucket only.",
+)
+thorough_option = click.option(
+    "--thorough",
+    "effort",
+    flag_value="thorough",
+    help="Judge on four seeds, every grid of NaFlex's size rule up to 8:1, and the largest batch at full length.",
+)
 seed_option = click.option("--seed", default=0, show_default=True, help="Of generated batches and random weights.")
 
 
@@ -87,6 +100,8 @@ seed_option = click.option("--seed", default=0, show_default=True, help="Of gene
 @click.option("--tokens", "with_tokens", is_flag=True, help="Give the encoder's tokens beside its features.")
 @images_option
 @seed_option
+@quick_option
+@thorough_option
 @require_run_option
 @verbose_option
 @click.version_option(__version__, package_name="naflex_export")
@@ -102,6 +117,7 @@ def export_command(
     with_tokens: bool,
     images: Path | None,
     seed: int,
+    effort: str | None,
     require_run: bool,
     verbose: bool,
 ) -> None:
@@ -135,6 +151,7 @@ def export_command(
         patch_sizes=sizes,
         images=images,
         seed=seed,
+        effort=effort or STANDARD,
         require_run=require_run,
         source=source.describe(),
         stages=stages,
@@ -155,8 +172,17 @@ def export_command(
     type=click.Path(path_type=Path),
     help="Write the report here; .json, .md (for a CI summary) or .xml (JUnit). May be repeated.",
 )
+@click.option(
+    "--case",
+    "cases",
+    multiple=True,
+    metavar="NAME",
+    help="Judge on this case only, by the name that a report gives it; may be repeated. It says its seed itself.",
+)
 @images_option
 @seed_option
+@quick_option
+@thorough_option
 @require_run_option
 @verbose_option
 @click.version_option(__version__, package_name="naflex_export")
@@ -166,8 +192,10 @@ def gate_command(
     reference: str | None,
     weights: str | None,
     reports: tuple[Path, ...],
+    cases: tuple[str, ...],
     images: Path | None,
     seed: int,
+    effort: str | None,
     require_run: bool,
     verbose: bool,
 ) -> None:
@@ -188,7 +216,7 @@ def gate_command(
     with stages.stage("load"):
         loaded = ModelSource(model, kept, noted.get("seed", 0), noted.get("patch_interpolator", False)).load()
     with stages.stage("gate"):
-        found = judge_artifact(artifact, loaded, images, seed, require_run)
+        found = judge_artifact(artifact, loaded, images, Scope(seed, effort or STANDARD, cases), require_run)
     for path in reports:
         write(found, path)
     _print_report(found)

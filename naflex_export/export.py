@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from naflex_export.accuracy.gate import GateReport, GateSettings, judge, merged
+from naflex_export.accuracy.gate import GateSettings, judge
 from naflex_export.accuracy.report import verdict, write
+from naflex_export.accuracy.results import GateReport, merged, scopes_by_size
 from naflex_export.artifact import SCHEMA_ENTRY_POINTS, Manifest, check_destination, staged
-from naflex_export.cases import Photos, load_photos
+from naflex_export.cases import Photos, Scope, load_photos
 from naflex_export.entry_points import EntryPoints
 from naflex_export.errors import BackendError, RequestError
 from naflex_export.grid import Bucket, check_buckets, check_patch_sizes
@@ -57,6 +58,7 @@ def export(
     patch_sizes: Sequence[int] | None = None,
     images: Path | str | None = None,
     seed: int = 0,
+    effort: str = "standard",
     require_run: bool = False,
     source: dict[str, Any] | None = None,
     stages: Stages | None = None,
@@ -77,6 +79,7 @@ def export(
             with `enable_patch_interpolator=True`. By default one artifact for the model's own size.
         images: a folder of photos to judge on; by default the three that ship with the package.
         seed: of the generated batches to judge on.
+        effort: "quick", "standard" or "thorough": how many cases to judge on.
         require_run: refuse an artifact that this machine can build and not run.
         source: where the model came from, for the manifest, so that `naflex-gate` can load it again.
         stages: shows and times the stages.
@@ -95,6 +98,7 @@ def export(
     backend, ordered = target_named(target), check_buckets(buckets or [Bucket()])
     sizes = check_patch_sizes(patch_sizes) if patch_sizes is not None else ()
     check_dtype(dtype)
+    scope = Scope(seed, effort)
     check_destination(out)
     photos = load_photos(Path(images) if images is not None else None)
     backend.require()
@@ -130,7 +134,7 @@ def export(
         with stages.stage("reload"):
             subject = _open_to_judge(backend, folder, draft, require_run)
         with stages.stage("gate"):
-            report = judge_subject(subject, model, photos, draft, seed)
+            report = judge_subject(subject, model, photos, draft, scope)
         named = report if patch_size is None else merged({patch_size: report})
         if on_report is not None:
             on_report(named)
@@ -200,7 +204,7 @@ def load(path: Path | str, device: torch.device | str | None = None, check_input
 
 
 def judge_artifact(
-    path: Path, reference: nn.Module, images: Path | None = None, seed: int = 0, require_run: bool = False
+    path: Path, reference: nn.Module, images: Path | None, scope: Scope, require_run: bool = False
 ) -> GateReport:
     """Return the gate's report on an artifact as it lies on disk, after verifying it.
 
@@ -217,20 +221,24 @@ def judge_artifact(
             f"({manifest.model['weights_sha256'][:12]}): export again, or give the model and weights it was made from"
         )
     if manifest.entry_points:
-        folders = {size: path / name for size, name in manifest.entry_points.items()}
         return merged(
-            {size: judge_artifact(part, reference, images, seed, require_run) for size, part in folders.items()}
+            {
+                size: judge_artifact(path / manifest.entry_points[size], reference, images, part, require_run)
+                for size, part in scopes_by_size(scope, list(manifest.entry_points)).items()
+            }
         )
     backend = target_named(manifest.target)
     backend.require()
     subject = _open_to_judge(backend, path, manifest, require_run)
-    return judge_subject(subject, reference, load_photos(images), manifest, seed)
+    return judge_subject(subject, reference, load_photos(images), manifest, scope)
 
 
-def judge_subject(subject: StandIn, reference: nn.Module, photos: Photos, manifest: Manifest, seed: int) -> GateReport:
+def judge_subject(
+    subject: StandIn, reference: nn.Module, photos: Photos, manifest: Manifest, scope: Scope
+) -> GateReport:
     """Return the report of the gate on what `_open_to_judge` gave."""
     names = tuple(spec.name for spec in manifest.outputs)
-    settings = GateSettings(manifest.buckets, manifest.dtype, names, seed, manifest.model.get("patch_size"))
+    settings = GateSettings(manifest.buckets, manifest.dtype, names, scope, manifest.model.get("patch_size"))
     report = judge(subject.runner, reference, photos, settings)
     return dataclasses.replace(report, judged=subject.judged, not_run=subject.not_run)
 

@@ -15,7 +15,7 @@ import pytest
 if TYPE_CHECKING:
     from torch import nn
 
-    from naflex_export.accuracy.gate import GateReport
+    from naflex_export.accuracy.results import GateReport
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -41,11 +41,13 @@ def accuracy_gate() -> Callable[..., GateReport]:
 
     def judge(candidate: Any, reference: nn.Module, **options: Any) -> GateReport:
         from naflex_export.accuracy.gate import gate
+        from naflex_export.cases import Scope
         from naflex_export.errors import GateFailure
         from naflex_export.export import judge_artifact
 
         if isinstance(candidate, str | Path):
-            report = judge_artifact(Path(candidate), reference, **options)
+            scope = Scope(options.pop("seed", 0), options.pop("effort", "standard"), tuple(options.pop("cases", ())))
+            report = judge_artifact(Path(candidate), reference, options.pop("images", None), scope, **options)
         else:
             report = gate(candidate, reference, **options)
         try:

@@ -10,7 +10,17 @@ from PIL import Image
 from torch import nn
 
 import naflex_export as nx
-from naflex_export.cases import generated_batches, load_photos, naflex_grid, noise_batch, photo_batches
+from naflex_export.cases import (
+    Batch,
+    Scope,
+    cases_of,
+    generated_batch,
+    load_photos,
+    naflex_grid,
+    naflex_grids,
+    noise_batch,
+    photo_batches,
+)
 from naflex_export.grid import Grid
 from naflex_export.models import family_of
 from naflex_export.program import EXAMPLE, EXAMPLE_TOKENS
@@ -61,13 +71,44 @@ def test_folders_without_an_image_are_refused(tmp_path: Path) -> None:
 
 def test_generated_batches_are_seeded_and_differ_from_the_export_example() -> None:
     bucket = nx.Bucket(30, (1, 4, 8))
-    one, again, other = (list(generated_batches(bucket, 12, seed)) for seed in (0, 0, 1))
+
+    def made(seed: int) -> list[Batch]:
+        return [generated_batch(name, bucket, 12) for name in cases_of(bucket, Scope(seed), num_photos=0)]
+
+    one, again, other = (made(seed) for seed in (0, 0, 1))
     assert all(torch.equal(a.patches, b.patches) for a, b in zip(one, again, strict=True))
     assert not torch.equal(one[0].patches, other[0].patches)
     shapes = {tuple(batch.patch_valid.shape) for batch in one}
     assert (len(EXAMPLE), EXAMPLE_TOKENS) not in shapes and (1, 30) in shapes
     for batch in one:
         assert all(grid.tokens <= 30 for grid in batch.grids)
+
+
+def test_efforts_say_which_cases() -> None:
+    bucket = nx.Bucket(30, (2, 4, 8))
+    quick, standard, thorough = (
+        cases_of(bucket, Scope(5, effort), num_photos=5) for effort in ("quick", "standard", "thorough")
+    )
+    assert quick == ["photos-30-0", "photos-30-1", "mixed-30-seed5", "one-column-30-seed5"]
+    assert set(quick) < set(standard) < set(thorough)
+    assert {"mixed-30-seed8", "full-batch-30-seed5", "every-grid-0-30-seed5"} <= set(thorough)
+    grids = set()
+    for name in thorough[2:]:
+        batch = generated_batch(name, bucket, 12)
+        assert batch.name == name and 2 <= len(batch.grids) <= 8
+        assert batch.patch_valid.shape[1] <= 30
+        grids |= set(batch.grids) if name.startswith("every-grid") else set()
+    assert grids == set(naflex_grids(30)) and len(grids) > 10
+    with pytest.raises(nx.RequestError, match="effort 'hard' is unknown: expected one of quick, standard, thorough"):
+        Scope(effort="hard")
+
+
+def test_a_case_is_made_again_from_its_name() -> None:
+    bucket = nx.Bucket(30, (2, 4, 8))
+    only = Scope(only=("every-grid-1-30-seed7", "large-values-30-seed7", "photos-30-1", "mixed-31-seed0"))
+    assert cases_of(bucket, only, num_photos=5) == ["photos-30-1", "large-values-30-seed7", "every-grid-1-30-seed7"]
+    large = generated_batch("large-values-30-seed7", bucket, 12)
+    assert large.patches[large.patch_valid].std() > 8
 
 
 def test_grids_follow_the_size_rule() -> None:

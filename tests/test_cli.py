@@ -41,7 +41,7 @@ def test_export_prints_the_verdict_the_signature_and_the_times(tmp_path: Path) -
     )  # fmt: skip
     assert done.exit_code == 0, done.output
     assert "random weights: a dry run" in flat(done.stderr)
-    assert "mixed features" in done.stdout and "mixed tokens" in done.stdout
+    assert "mixed-16 features" in done.stdout and "mixed-9 tokens" in done.stdout
     assert "passed, published" in flat(done.stdout)
     assert "in patches: float32 [batch, tokens, 48]" in flat(done.stdout)
     assert "out tokens: float32 [batch, tokens, 32]" in flat(done.stdout)
@@ -74,7 +74,7 @@ def test_gate_judges_an_artifact_again(artifact: Path, tmp_path: Path) -> None:
     assert done.stdout.rstrip().endswith("passed")
     assert "### Accuracy gate: passed" in (tmp_path / "r.md").read_text()
     report = json.loads((tmp_path / "r.json").read_text())
-    assert report["passed"] and report["seed"] == 7 and report["results"][2]["case"] == "mixed-seed7"
+    assert report["passed"] and report["seed"] == 7 and report["results"][2]["case"] == "mixed-16-seed7"
 
 
 def test_gate_refuses_a_reference_with_other_weights(artifact: Path, tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def test_each_size_is_a_whole_artifact(artifact: nx.Artifact) -> None:
     assert folders == ["gate", "manifest.json", "patch3", "patch4", "patch6"]
     for size in SIZES:
         fields = json.loads((artifact.path / f"patch{size}" / "manifest.json").read_text())
-        assert fields["schema"] == 1 and fields["gate"]["passed"] is True and fields["gate"]["cases"] == 7
+        assert fields["schema"] == 1 and fields["gate"]["passed"] is True and fields["gate"]["cases"] == 10
         assert fields["inputs"][0]["shape"] == ["batch", "tokens", size * size * 3]
         assert fields["preprocessing"]["patch_size"] == [size, size]
         assert fields["model"]["patch_size"] == size
@@ -54,11 +54,11 @@ def test_the_manifest_on_top_says_what_they_have_in_common(artifact: nx.Artifact
     assert fields["build"] == {"entry_points": {"3": "patch3", "4": "patch4", "6": "patch6"}}
     assert fields["inputs"][0]["shape"] == ["batch", "tokens", "values"]
     assert fields["preprocessing"]["patch_size"] == [[3, 3], [4, 4], [6, 6]]
-    assert fields["gate"]["passed"] is True and fields["gate"]["cases"] == 21
+    assert fields["gate"]["passed"] is True and fields["gate"]["cases"] == 30
     assert {"patch3/model.onnx", "patch6/manifest.json", "gate/report.json"} <= set(fields["files"])
     report = json.loads((artifact.path / "gate" / "report.json").read_text())
     cases = [result["case"] for result in report["results"]]
-    assert {"patch3/photos-0", "patch6/mixed-seed0"} <= set(cases)
+    assert {"patch3/photos-16-0", "patch6/mixed-16-seed0"} <= set(cases)
 
 
 def test_an_artifact_of_one_size_is_as_it_was(tmp_path: Path) -> None:
@@ -101,8 +101,8 @@ def test_what_no_entry_point_takes_is_refused(artifact: nx.Artifact) -> None:
 def test_the_gate_judges_every_size_again(artifact: nx.Artifact) -> None:
     run = nx.load(artifact.path)
     report = nx.gate(run, tiny.flexible())
-    assert report.passed and len(report.results) == 21
-    assert len(nx.gate(run[6], tiny.flexible()).results) == 7
+    assert report.passed and len(report.results) == 30
+    assert len(nx.gate(run[6], tiny.flexible()).results) == 10
 
 
 @pytest.mark.parametrize("outputs", [("features",), ("features", "tokens")], ids=["features", "tokens-too"])
@@ -135,7 +135,7 @@ def test_a_wrong_fold_fails_the_gate(tmp_path: Path, monkeypatch: pytest.MonkeyP
         return kernel.permute(0, 2, 3, 1).flatten(1)
 
     monkeypatch.setattr("naflex_export.models.timm_patch_size.resample_weight", resized)
-    with pytest.raises(nx.GateFailure, match=r"patch6/mixed-seed0 \[features\]: max_share"):
+    with pytest.raises(nx.GateFailure, match=r"patch6/mixed-16-seed0 \[features\]: max_share"):
         nx.export(tiny.flexible(), "compile", tmp_path / "a", BUCKETS, patch_sizes=(4, 6))
     assert [path.name for path in tmp_path.iterdir()] == ["a.rejected.json"]
 

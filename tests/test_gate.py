@@ -65,11 +65,13 @@ def test_a_dtype_that_eager_itself_overflows_in_is_named() -> None:
 def test_cases_are_photos_and_hard_grids(siglip: nn.Module) -> None:
     report = judge(siglip, siglip)
     cases = {result.case: result for result in report.results}
-    assert list(cases) == ["photos-0", *(f"{n}-seed0" for n in ("mixed", "one-row", "one-column", "square", "padding"))]
-    assert cases["photos-0"].images == 3 and len(set(cases["photos-0"].grids)) == 3
-    assert cases["one-row-seed0"].grids == ("1x24",)
-    assert len(set(cases["mixed-seed0"].grids)) > 1
-    padding = cases["padding-seed0"]
+    kinds = ("mixed", "one-row", "one-column", "square", "smallest", "padding", "large-values", "largest-batch")
+    assert list(cases) == ["photos-24-0", *(f"{kind}-24-seed0" for kind in kinds)]
+    assert cases["largest-batch-24-seed0"].images == 8 and cases["smallest-24-seed0"].tokens == 1
+    assert cases["photos-24-0"].images == 3 and len(set(cases["photos-24-0"].grids)) == 3
+    assert cases["one-row-24-seed0"].grids == ("1x24",)
+    assert len(set(cases["mixed-24-seed0"].grids)) > 1
+    padding = cases["padding-24-seed0"]
     assert all(int(h) * int(w) <= 9 for h, w in (grid.split("x") for grid in padding.grids)) and padding.tokens == 24
 
 
@@ -238,6 +240,67 @@ def test_a_broken_invariance_fails_the_gate() -> None:
     assert [found.broken for found in judge(tiny.classifier(), tiny.classifier()).invariances] == [""] * 4
 
 
+def test_a_candidate_that_raises_fails() -> None:
+    def candidate(*inputs: Tensor) -> Tensor:
+        if len(inputs[0]) > 4:
+            raise ValueError("at most 4 images")
+        return tiny.classifier()(*inputs)
+
+    (problem,) = judge(candidate, tiny.classifier()).problems
+    assert problem == "largest-batch-24-seed0: the candidate raised ValueError: at most 4 images"
+
+
+def test_figures_are_there_for_each_image_grid_and_bucket(classifier: nn.Module) -> None:
+    """An error in the images of one grid shows there, and nowhere else."""
+
+    def candidate(patches: Tensor, coord: Tensor, valid: Tensor) -> Tensor:
+        out = classifier(patches, coord, valid)
+        is_row_B1 = (coord[..., 0].amax(dim=1, keepdim=True) == 0) & (valid.sum(dim=1, keepdim=True) == 24)
+        return torch.where(is_row_B1, 1.5 * out, out)
+
+    report = nx.gate(candidate, classifier, buckets=[nx.Bucket(24, (1, 4, 8)), nx.Bucket(9, (1, 2, 4))])
+    grids = {summary.of: summary for summary in report.by_grid}
+    assert grids["1x24"].relative_l2 == pytest.approx(0.5)
+    assert all(found.relative_l2 < 1e-5 for name, found in grids.items() if name != "1x24")
+    buckets = {summary.of: summary for summary in report.by_bucket}
+    assert buckets["24:1,4,8"].relative_l2 == pytest.approx(0.5) and buckets["9:1,2,4"].relative_l2 < 1e-5
+    assert sum(found.images for found in report.by_grid) == sum(found.images for found in report.by_bucket)
+    assert report.to_json()["by_grid"][0]["of"] in grids
+
+
+def test_the_sizes_of_errors_are_counted(classifier: nn.Module) -> None:
+    report = judge(nx.vectorize(copy.deepcopy(classifier)).half(), classifier, dtype="float16")
+    candidate, baseline = report.distributions
+    assert (candidate.of, baseline.of) == ("candidate", "baseline")
+    images = sum(result.images for result in report.results)
+    assert sum(candidate.counts) == sum(baseline.counts) == 10 * images
+    usual = candidate.decades[candidate.counts.index(max(candidate.counts))]
+    assert usual in (-4, -3)  # errors of up to 1e-3: float16 has 11 bits
+    broken = judge(lambda *inputs: torch.full((len(inputs[0]), 10), float("nan")), classifier)
+    assert broken.distributions[0].counts[-1] == sum(broken.distributions[0].counts)
+
+
+def test_a_failed_case_can_be_run_again_by_its_name(classifier: nn.Module) -> None:
+    wrong = lambda *inputs: 1.2 * classifier(*inputs)  # noqa: E731
+    first = judge(wrong, classifier, seed=3)
+    name = first.failures[2].split()[0]
+    again = judge(wrong, classifier, cases=[name])
+    assert again.only == (name,) and [result.case for result in again.results] == [name] == ["one-row-24-seed3"]
+    assert again.results[0] == first.results[2] and not again.invariances
+    with pytest.raises(nx.RequestError, match="case 'mixed-9-seed0' does not exist: expected a name such as photos"):
+        judge(wrong, classifier, cases=["mixed-9-seed0"])
+
+
+def test_quick_and_thorough_skip_and_add(classifier: nn.Module) -> None:
+    buckets = [nx.Bucket(9, (1, 2, 4)), nx.Bucket(24, (1, 4, 8))]
+    quick, standard, thorough = (
+        nx.gate(classifier, classifier, buckets=buckets, effort=effort) for effort in ("quick", "standard", "thorough")
+    )
+    assert [len(report.invariances) for report in (quick, standard, thorough)] == [4, 8, 8]
+    assert len(quick.results) == 6 + 1 and len(standard.results) == 18 + 1
+    assert len(thorough.by_grid) > len(standard.by_grid) and thorough.effort == "thorough"
+
+
 def test_only_valid_tokens_are_compared(siglip: nn.Module) -> None:
     def candidate(*inputs: Tensor) -> dict[str, Tensor]:
         encoded = siglip.forward_features(*inputs)["patches"]
@@ -289,7 +352,7 @@ def test_a_failed_gate_publishes_nothing(monkeypatch: pytest.MonkeyPatch, siglip
 
     true = timm_naflex.resample_at
     monkeypatch.setattr(timm_naflex, "resample_at", lambda *inputs: 1.1 * true(*inputs))
-    with pytest.raises(nx.GateFailure, match=r"mixed-seed0 \[features\]: max_share") as caught:
+    with pytest.raises(nx.GateFailure, match=r"mixed-24-seed0 \[features\]: max_share") as caught:
         export(siglip, "compile", tmp_path / "a", BUCKET)
     assert caught.value.exit_code == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.rejected.json"]
@@ -311,11 +374,11 @@ def test_markdown_and_junit_name_what_failed(classifier: nn.Module, tmp_path: Pa
     good, bad = judge(classifier, classifier), judge(lambda *inputs: 1.2 * classifier(*inputs), classifier)
     assert as_markdown(good).startswith("### Accuracy gate: passed\n")
     text = as_markdown(bad)
-    assert "### Accuracy gate: **FAILED**" in text and "- mixed-seed0 [features]: max_share" in text
-    assert text.count("| FAIL |") == 6 and "| limit | | | float32 | 1.0e-04 |" in text
+    assert "### Accuracy gate: **FAILED**" in text and "- mixed-24-seed0 [features]: max_share" in text
+    assert text.count("| FAIL |") == 9 and "| limit | | | float32 | 1.0e-04 |" in text
     suite = ElementTree.fromstring(as_junit(bad))
-    assert suite.get("tests") == "10" and suite.get("failures") == "6"
-    failure = suite.find("testcase[@name='photos-0 [features]']/failure")
+    assert suite.get("tests") == "13" and suite.get("failures") == "9"
+    failure = suite.find("testcase[@name='photos-24-0 [features]']/failure")
     assert failure is not None and "relative_l2 0.2 > 0.0001" in str(failure.get("message"))
     assert ElementTree.fromstring(as_junit(good)).get("failures") == "0"
     with pytest.raises(nx.RequestError, match="ends in '.txt': expected one of .json, .md, .xml"):

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from naflex_export.grid import Grid
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,8 @@ class Measures:
         worst_cosine: cosine of the image whose direction differs most.
         top1_agreement: share of images whose highest class is the reference's, or ties with it there; None where
             outputs are no logits.
+        top5_agreement: share of the five highest classes that are among the reference's, or tie with its fifth; None
+            where there are no more than five classes.
     """
 
     max_abs: float
@@ -27,16 +32,27 @@ class Measures:
     relative_l2: float
     worst_cosine: float
     top1_agreement: float | None = None
+    top5_agreement: float | None = None
+
+
+@dataclass(frozen=True)
+class ImageMeasures:
+    """Distance of a candidate from the reference for one image: its grid, and measures as in `Measures`."""
+
+    grid: str
+    max_abs: float
+    relative_l2: float
+    cosine: float
 
 
 @dataclass(frozen=True)
 class Limits:
-    """The worst measures that pass, for one dtype."""
+    """The worst measures that pass, for one dtype; `agreement` is that of the highest class and of the highest five."""
 
     max_share: float
     relative_l2: float
     worst_cosine: float
-    top1_agreement: float
+    agreement: float
 
     def broken_by(self, measures: Measures) -> list[str]:
         """Return what exceeds these limits, in words; a measure that is not a number exceeds any."""
@@ -45,8 +61,9 @@ class Limits:
             value, limit = getattr(measures, name), getattr(self, name)
             if not value <= limit:
                 broken.append(f"{name} {value:.2g} > {limit:.2g}")
-        for name in ("worst_cosine", "top1_agreement"):
-            value, limit = getattr(measures, name), getattr(self, name)
+        least = {"worst_cosine": self.worst_cosine, "top1_agreement": self.agreement, "top5_agreement": self.agreement}
+        for name, limit in least.items():
+            value = getattr(measures, name)
             if value is not None and not value >= limit:
                 broken.append(f"{name} {value:.6f} < {limit:.6f}")
         return broken
@@ -54,11 +71,11 @@ class Limits:
 
 LIMITS: dict[str, Limits] = {
     # Reordered float32 sums: 12 to 27 blocks measure 1e-6 to 3e-6; 30 times that is still far below any real fault.
-    "float32": Limits(max_share=1e-4, relative_l2=1e-4, worst_cosine=1 - 1e-6, top1_agreement=1.0),
+    "float32": Limits(max_share=1e-4, relative_l2=1e-4, worst_cosine=1 - 1e-6, agreement=1.0),
     # Ten times the 1e-3 that base models measure. One image in 32 may have two classes within rounding.
-    "float16": Limits(max_share=2e-2, relative_l2=1e-2, worst_cosine=1 - 1e-4, top1_agreement=0.96),
+    "float16": Limits(max_share=2e-2, relative_l2=1e-2, worst_cosine=1 - 1e-4, agreement=0.96),
     # Three times the 1e-2 that eager bfloat16 itself measures.
-    "bfloat16": Limits(max_share=5e-2, relative_l2=3e-2, worst_cosine=1 - 5e-4, top1_agreement=0.85),
+    "bfloat16": Limits(max_share=5e-2, relative_l2=3e-2, worst_cosine=1 - 5e-4, agreement=0.85),
 }
 
 
@@ -72,22 +89,47 @@ def measure(candidate: Tensor, reference: Tensor, valid: Tensor | None = None, t
         tie: for logits, the difference between two classes that counts as none, as a share of the logits' root mean
             square: below what the dtype may move them by, either may come out on top.
     """
-    difference, expected, given = (
-        _rows(tensor.detach().cpu().double(), valid)
-        for tensor in (candidate.detach().cpu().double() - reference.detach().cpu().double(), reference, candidate)
-    )
-    cosine_B = torch.nn.functional.cosine_similarity(given, expected, dim=1, eps=1e-300)
-    agreement = None
-    if tie is not None:
-        behind_B = expected.amax(dim=1) - expected.gather(1, given.argmax(dim=1, keepdim=True)).squeeze(1)
-        agreement = float((behind_B <= tie * expected.square().mean().sqrt()).double().mean())
+    difference, expected, given = _compared(candidate, reference, valid)
+    cosine_B = _cosines(given, expected)
+    top1, top5 = (None, None) if tie is None else (_agreement(given, expected, k, tie) for k in (1, 5))
     return Measures(
         max_abs=float(difference.abs().max()),
         max_share=_ratio(difference.abs().max(), expected.abs().max()),
         relative_l2=_ratio(difference.norm(), expected.norm()),
         worst_cosine=float(cosine_B.min()) if bool(cosine_B.isfinite().all()) else math.nan,
-        top1_agreement=agreement,
+        top1_agreement=top1,
+        top5_agreement=top5,
     )
+
+
+def measure_images(
+    candidate: Tensor, reference: Tensor, grids: Sequence[Grid], valid: Tensor | None = None
+) -> tuple[ImageMeasures, ...]:
+    """Return how far a candidate is from the reference for each image by itself; arguments as of `measure`."""
+    difference, expected, given = _compared(candidate, reference, valid)
+    columns = difference.abs().amax(dim=1), difference.norm(dim=1) / expected.norm(dim=1), _cosines(given, expected)
+    rows = zip(grids, *(column.tolist() for column in columns), strict=True)
+    return tuple(ImageMeasures(str(grid), *found) for grid, *found in rows)
+
+
+DECADES = range(-10, 2)
+"""Powers of ten that `spread_of` sorts errors by."""
+
+
+def spread_of(candidate: Tensor, reference: Tensor, valid: Tensor | None = None) -> Tensor:
+    """Return how many values have an error of each size, as a share of the reference's root mean square.
+
+    Returns:
+        [len(DECADES) + 1] int64: errors below the lowest of `DECADES`, up to each of the next, and above the highest;
+        an error that is not a number is above.
+    """
+    difference, expected, _ = _compared(candidate, reference, valid)
+    inside = (
+        torch.ones_like(difference, dtype=torch.bool) if valid is None else _rows(torch.ones_like(reference), valid)
+    )
+    shares = difference.abs()[inside.bool()] / expected[inside.bool()].square().mean().sqrt()
+    edges = torch.tensor([10.0**power for power in DECADES], dtype=torch.float64)
+    return torch.bincount(torch.bucketize(shares.nan_to_num(nan=math.inf), edges), minlength=len(edges) + 1)
 
 
 def says_nothing(reference: Tensor, valid: Tensor | None = None, images_differ: bool = True) -> str:
@@ -104,6 +146,25 @@ def says_nothing(reference: Tensor, valid: Tensor | None = None, images_differ: 
     if images_differ and len(rows) > 1 and torch.allclose(rows, rows[:1].expand_as(rows), rtol=1e-9, atol=0):
         return "it is the same for every image"
     return ""
+
+
+def _compared(candidate: Tensor, reference: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Return difference, reference and candidate in float64, one row per image."""
+    given, expected = candidate.detach().cpu().double(), reference.detach().cpu().double()
+    return _rows(given - expected, valid), _rows(expected, valid), _rows(given, valid)
+
+
+def _cosines(given: Tensor, expected: Tensor) -> Tensor:
+    return torch.nn.functional.cosine_similarity(given, expected, dim=1, eps=1e-300)
+
+
+def _agreement(given: Tensor, expected: Tensor, k: int, tie: float) -> float | None:
+    """Return the share of the candidate's k highest classes that are among the reference's, or tie with its k-th."""
+    if k > 1 and expected.shape[1] <= k:
+        return None
+    least_B1 = expected.topk(k, dim=1).values[:, -1:]
+    behind_BK = least_B1 - expected.gather(1, given.topk(k, dim=1).indices)
+    return float((behind_BK <= tie * expected.square().mean().sqrt()).double().mean())
 
 
 def _rows(values: Tensor, valid: Tensor | None) -> Tensor:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from xml.etree import ElementTree
 
 from rich.box import SIMPLE
 from rich.table import Table
 
-from naflex_export.accuracy.gate import BASELINE_FACTOR, GateReport
+from naflex_export.accuracy.results import BASELINE_FACTOR, CaseResult, GateReport
 from naflex_export.errors import RequestError
 
 
@@ -55,7 +56,7 @@ def as_markdown(report: GateReport) -> str:
     limits = report.limits
     lines.append(
         f"| limit | | | {report.dtype} | {limits.max_share:.1e} | {limits.relative_l2:.1e} "
-        f"| {1 - limits.worst_cosine:.0e} | {_percent(limits.top1_agreement)} | |"
+        f"| {1 - limits.worst_cosine:.0e} | {_percent(limits.agreement)} | |"
     )
     notes = [*baseline_lines(report), invariance_line(report)]
     lines += ["", *(f"- {_cell(note)}" for note in notes if note)]
@@ -103,15 +104,15 @@ def table(report: GateReport) -> Table:
     )
     rows.add_column("case", no_wrap=True)
     rows.add_column("images, grids", no_wrap=True)
-    for heading in ("max abs", "of max", "rel L2", "1-cos", *(["top-1"] if logits else []), ""):
+    for heading in (*([] if several else ["max abs"]), "of max", "rel L2", "1-cos", *(["top-1"] if logits else []), ""):
         rows.add_column(heading, justify="right", no_wrap=True)
     for result in report.results:
         found = result.measures
-        name = result.case.removesuffix(f"-seed{report.seed}")
+        name = _short_name(result, report)
         rows.add_row(
             f"{name} {result.output}" if several else name,
             f"{result.images}: {_shorten(result.grids)}",
-            f"{found.max_abs:.1e}",
+            *([] if several else [f"{found.max_abs:.1e}"]),
             f"{found.max_share:.1e}",
             f"{found.relative_l2:.1e}",
             f"{1 - found.worst_cosine:.0e}",
@@ -123,11 +124,11 @@ def table(report: GateReport) -> Table:
     rows.add_row(
         "limit",
         report.dtype,
-        "",
+        *([] if several else [""]),
         f"{limits.max_share:.1e}",
         f"{limits.relative_l2:.1e}",
         f"{1 - limits.worst_cosine:.0e}",
-        *([_percent(limits.top1_agreement)] if logits else []),
+        *([_percent(limits.agreement)] if logits else []),
         "",
     )
     return rows
@@ -163,6 +164,13 @@ def verdict(report: GateReport) -> dict[str, object]:
         "invariances": len(report.invariances),
         "report": "gate/report.json",
     }
+
+
+def _short_name(result: CaseResult, report: GateReport) -> str:
+    """Return a case's name without what is the same for all: the seed, and the tokens of the only bucket."""
+    name = result.case.removesuffix(f"-seed{report.seed}")
+    several = len({found.bucket for found in report.results}) > 1
+    return name if several else re.sub(rf"-{result.bucket.split(':')[0]}(?=-|$)", "", name, count=1)
 
 
 def _shorten(grids: tuple[str, ...]) -> str:

@@ -327,9 +327,9 @@ def test_artifact_equals_eager_at_shapes_never_used_for_export(
     artifact = nx.export(model, target, tmp_path / "a", [BUCKET], outputs=("features", "tokens"))
     assert artifact.report.passed and artifact.report.not_run == ""
     assert {result.case.split("-seed")[0] for result in artifact.report.results} >= {
-        "photos-0",
-        "one-column",
-        "padding",
+        "photos-30-0",
+        "one-column-30",
+        "padding-30",
     }
     run = nx.load(tmp_path / "a")
     for grids, tokens in UNSEEN.values():
@@ -403,7 +403,7 @@ def test_the_gate_rejects_another_resize(
     how = nx.models.siglip2.Resampling(**{"mode": "bilinear", **change})
     monkeypatch.setattr("naflex_export.models.siglip2.BILINEAR", how)
     report = nx.gate(nx.vectorize(model), reference=model, buckets=[BUCKET])
-    with pytest.raises(nx.GateFailure, match="photos-0"):
+    with pytest.raises(nx.GateFailure, match="photos-30-0"):
         report.raise_for_failure()
 
 

@@ -1,0 +1,255 @@
+"""What the gate found: plain values, their worst and their summaries; no models and no tensors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from naflex_export.accuracy.compare import ImageMeasures, Limits, Measures
+from naflex_export.accuracy.invariances import Invariance
+from naflex_export.cases import Scope
+from naflex_export.errors import GateFailure, RequestError
+
+BASELINE_FACTOR = 2.0
+"""How many times eager's own error in a low precision a candidate's may be."""
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """One output of one batch: its shape, how far the candidate is, and what exceeds the limits.
+
+    `case` is the batch's name, by which `naflex-gate --case` runs it again.
+    """
+
+    case: str
+    output: str
+    bucket: str
+    images: int
+    tokens: int
+    grids: tuple[str, ...]
+    measures: Measures
+    per_image: tuple[ImageMeasures, ...]
+    broken: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class BaselineResult:
+    """How a candidate's error compares with that of eager in the candidate's dtype, for one output over all cases.
+
+    Attributes:
+        output: its name.
+        candidate: root mean square over the cases of its relative L2 error against the float32 reference.
+        baseline: the same of eager in the candidate's dtype.
+    """
+
+    output: str
+    candidate: float
+    baseline: float
+
+    @property
+    def broken(self) -> str:
+        """Return what is wrong, empty where nothing is."""
+        if not math.isfinite(self.baseline):
+            return "eager itself is not finite in this dtype: keep the model in float32, or try bfloat16"
+        if not self.candidate <= BASELINE_FACTOR * self.baseline:
+            return f"error {self.candidate:.2g} is more than {BASELINE_FACTOR:g} times eager's own {self.baseline:.2g}"
+        return ""
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """How large the errors of single values are, for one output over all cases.
+
+    Attributes:
+        output: its name.
+        of: "candidate" or "baseline".
+        dtype: that it ran in.
+        decades: powers of ten of the bins' upper edges, as shares of the reference's root mean square in each case.
+        counts: values with an error up to each edge and above the one before it, and last those above all.
+    """
+
+    output: str
+    of: str
+    dtype: str
+    decades: tuple[int, ...]
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The worst of some measures over all cases of one bucket, or over all images of one grid, for one output."""
+
+    of: str
+    output: str
+    images: int
+    max_abs: float
+    relative_l2: float
+    worst_cosine: float
+
+
+@dataclass(frozen=True)
+class GateReport:
+    """What the gate found.
+
+    Attributes:
+        dtype: of the candidate; it chose the limits.
+        limits: the worst measures that pass.
+        results: one for each output of each batch.
+        problems: what is wrong beyond the measures, such as a reference that proves nothing.
+        invariances: what moved the candidate's own features, and whether it should.
+        baselines: in low precision, one for each output: the error beside eager's own in that dtype.
+        distributions: how large the errors of single values are.
+        seed: of the generated batches.
+        effort: "quick", "standard" or "thorough": how many cases there were.
+        only: the cases asked for, if not all of them.
+        judged: what ran as the candidate.
+        not_run: what was built and could not be run here; empty where the artifact itself was judged.
+        skipped_photos: why each file among the photos was left out.
+    """
+
+    dtype: str
+    limits: Limits
+    results: tuple[CaseResult, ...]
+    problems: tuple[str, ...] = ()
+    invariances: tuple[Invariance, ...] = ()
+    baselines: tuple[BaselineResult, ...] = ()
+    distributions: tuple[Distribution, ...] = ()
+    seed: int = 0
+    effort: str = "standard"
+    only: tuple[str, ...] = ()
+    judged: str = "the candidate"
+    not_run: str = ""
+    skipped_photos: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def passed(self) -> bool:
+        """Whether there is something to compare, no problem, and every measure is within its limit."""
+        return bool(self.results) and not self.failures
+
+    @property
+    def worst(self) -> dict[str, float | None]:
+        """The worst of each measure over all cases; a measure that is not a number is the worst there is."""
+        choices = {"max_abs": max, "max_share": max, "relative_l2": max}
+        choices |= dict.fromkeys(("worst_cosine", "top1_agreement", "top5_agreement"), min)
+        measured = {name: [getattr(result.measures, name) for result in self.results] for name in choices}
+        there = {name: [value for value in values if value is not None] for name, values in measured.items()}
+        return {name: _worst(there[name], choose) if there[name] else None for name, choose in choices.items()}
+
+    @property
+    def by_bucket(self) -> tuple[Summary, ...]:
+        """The worst of each bucket and output."""
+        return _summaries(
+            Summary(result.bucket, result.output, result.images, m.max_abs, m.relative_l2, m.worst_cosine)
+            for result in self.results
+            for m in [result.measures]
+        )
+
+    @property
+    def by_grid(self) -> tuple[Summary, ...]:
+        """The worst image of each grid and output."""
+        return _summaries(
+            Summary(image.grid, result.output, 1, image.max_abs, image.relative_l2, image.cosine)
+            for result in self.results
+            for image in result.per_image
+        )
+
+    @property
+    def failures(self) -> list[str]:
+        """What failed, a line for each, in words."""
+        lines = list(self.problems)
+        lines += [f"{r.case} [{r.output}]: {', '.join(r.broken)}" for r in self.results if r.broken]
+        lines += [f"all cases [{r.output}]: {r.broken}" for r in self.baselines if r.broken]
+        lines += [f"invariance: {r.broken}" for r in self.invariances if r.broken]
+        return lines
+
+    def raise_for_failure(self) -> None:
+        """Raise GateFailure, naming what failed, unless the gate passed."""
+        if not self.passed:
+            raise GateFailure("the gate failed:\n  " + "\n  ".join(self.failures or ["nothing was compared"]))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as plain JSON values; numbers that JSON lacks are written as text."""
+        summaries = {name: [asdict(found) for found in getattr(self, name)] for name in ("by_bucket", "by_grid")}
+        told = {"passed": self.passed, "failures": self.failures, "worst": self.worst}
+        return _plain({**told, **summaries, **asdict(self)})
+
+
+def merged(reports: Mapping[int, GateReport]) -> GateReport:
+    """Return the reports of several patch sizes as one, its cases named after their sizes; passed if all have."""
+    first = next(iter(reports.values()))
+    results = [(f"patch{size}/", result) for size, report in reports.items() for result in report.results]
+    problems = [f"patch{size}/{problem}" for size, report in reports.items() for problem in report.problems]
+    return replace(
+        first,
+        results=tuple(replace(result, case=prefix + result.case) for prefix, result in results),
+        problems=tuple(problems),
+        only=tuple(f"patch{size}/{name}" for size, report in reports.items() for name in report.only),
+        invariances=tuple(
+            replace(found, name=f"patch{size}/{found.name}")
+            for size, report in reports.items()
+            for found in report.invariances
+        ),
+        baselines=tuple(
+            replace(found, output=f"patch{size}/{found.output}")
+            for size, report in reports.items()
+            for found in report.baselines
+        ),
+        distributions=tuple(
+            replace(found, output=f"patch{size}/{found.output}")
+            for size, report in reports.items()
+            for found in report.distributions
+        ),
+    )
+
+
+def scopes_by_size(scope: Scope, sizes: Sequence[int]) -> dict[int, Scope]:
+    """Return the part of a scope for each patch size: `merged` names its cases `patch8/mixed-256-seed0`.
+
+    Raises:
+        RequestError: a case asked for names no size of these.
+    """
+    if not scope.only:
+        return dict.fromkeys(sizes, scope)
+    prefixes = {f"patch{size}": size for size in sizes}
+    parts: dict[int, list[str]] = {}
+    for name in scope.only:
+        prefix, _, case = name.partition("/")
+        if prefix not in prefixes:
+            raise RequestError(f"case {name!r} names no patch size: expected {', '.join(prefixes)} and / before it")
+        parts.setdefault(prefixes[prefix], []).append(case)
+    return {size: replace(scope, only=tuple(names)) for size, names in parts.items()}
+
+
+def _worst(values: Sequence[float], choose: Callable[[Sequence[float]], float]) -> float:
+    """Return what `choose` picks; a value that is not a number is the worst there is."""
+    unordered = [value for value in values if math.isnan(value)]
+    return unordered[0] if unordered else choose(values)
+
+
+def _summaries(rows: Iterable[Summary]) -> tuple[Summary, ...]:
+    """Return the worst of each `of` and output, in order of appearance."""
+    groups: dict[tuple[str, str], list[Summary]] = {}
+    for row in rows:
+        groups.setdefault((row.of, row.output), []).append(row)
+    return tuple(
+        Summary(
+            *key,
+            images=sum(row.images for row in found),
+            max_abs=_worst([row.max_abs for row in found], max),
+            relative_l2=_worst([row.relative_l2 for row in found], max),
+            worst_cosine=_worst([row.worst_cosine for row in found], min),
+        )
+        for key, found in groups.items()
+    )
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not (abs(value) <= 1e300):
+        return str(value)
+    return value

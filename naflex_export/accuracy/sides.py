@@ -1,0 +1,97 @@
+"""The sides of the comparison, each run on a batch: reference, candidate, and in low precision the baseline."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from naflex_export.accuracy.reference import SoundInterpolate
+from naflex_export.cases import Batch
+from naflex_export.errors import RequestError
+from naflex_export.models import Family, family_of
+from naflex_export.program import check_dtype
+from naflex_export.targets.runner import Runner
+
+Candidate = Callable[..., Any]
+Outputs = dict[str, Tensor]
+
+
+class Sides:
+    """Runs reference, candidate and baseline on the same batches.
+
+    Attributes:
+        candidate: what is judged; it takes its patches in `dtype`.
+        family: the model's.
+        outputs: names of the outputs, in order.
+        dtype: the candidate's.
+        eager: the reference, in float32 and eval mode on a CPU.
+        baseline: the same eager model in `dtype`; None in float32, whose floor the limits know.
+    """
+
+    def __init__(
+        self, candidate: Candidate, reference: nn.Module, outputs: tuple[str, ...], dtype: str, patch_size: int | None
+    ) -> None:
+        self.candidate, self.outputs, self.dtype = candidate, outputs, check_dtype(dtype)
+        self.family: Family = family_of(reference, patch_size)
+        self.eager = float32_reference(reference)
+        low = dtype != "float32"
+        self.baseline = copy.deepcopy(self.eager).to(self.dtype) if low else None
+        self._reference_encoder = self.family.encoder(self.eager, outputs)
+        self._baseline_encoder = self.family.encoder(self.baseline, outputs) if self.baseline is not None else None
+
+    def reference_of(self, batch: Batch) -> Outputs:
+        """Return the reference's outputs, by name."""
+        with torch.no_grad(), SoundInterpolate():
+            return dict(zip(self.outputs, self._reference_encoder(*self.inputs(batch, torch.float32)), strict=True))
+
+    def baseline_of(self, batch: Batch) -> Outputs:
+        """Return the baseline's outputs, by name; nothing in float32."""
+        if self._baseline_encoder is None:
+            return {}
+        with torch.no_grad(), SoundInterpolate():
+            return dict(zip(self.outputs, self._baseline_encoder(*self.inputs(batch)), strict=True))
+
+    def candidate_of(self, batch: Batch, checked: bool = True) -> Outputs:
+        """Return the candidate's outputs, by name; whatever names it gives.
+
+        Args:
+            batch: what to run.
+            checked: with a Runner's checks of what it is given, as a caller has them.
+        """
+        inputs = self.inputs(batch)
+        with torch.no_grad():
+            if isinstance(self.candidate, Runner) and not checked:
+                given = self.candidate.execute(tuple(tensor.to(self.candidate.device) for tensor in inputs))
+                return dict(zip(self.outputs, given, strict=True))
+            found = self.family.unpack(self.candidate(*inputs))
+        return dict(found) if isinstance(found, dict) else {self.outputs[0]: found}
+
+    def inputs(self, batch: Batch, dtype: torch.dtype | None = None) -> tuple[Tensor, ...]:
+        """Return a batch as the model takes it, floating tensors in a dtype, by default the candidate's."""
+        dtype = dtype or self.dtype
+        arranged = self.family.layout.arrange(batch)
+        return tuple(tensor.to(dtype) if tensor.is_floating_point() else tensor for tensor in arranged)
+
+    def valid_rows(self, batch: Batch) -> Tensor:
+        """Return [B, prefix + N] bool, the valid tokens of an encoder's output: prefix tokens always are."""
+        prefix = batch.patch_valid.new_ones(len(batch.patch_valid), self.family.num_prefix_tokens(self.eager))
+        return torch.cat([prefix, batch.patch_valid], dim=1)
+
+
+def float32_reference(model: nn.Module) -> nn.Module:
+    """Return the model itself if it is in float32 and eval mode on a CPU, else such a copy of it.
+
+    Raises:
+        RequestError: it is vectorized, so it would be no reference.
+    """
+    if family_of(model).is_vectorized(model):
+        raise RequestError("the reference is a vectorized model: pass the original, which nothing of ours has touched")
+    state = [*model.parameters(), *model.buffers()]
+    fit = all(t.device.type == "cpu" and (t.dtype == torch.float32 or not t.is_floating_point()) for t in state)
+    if fit and not any(module.training for module in model.modules()):
+        return model
+    return copy.deepcopy(model).to("cpu", torch.float32).eval()
