@@ -41,22 +41,6 @@ def test_no_graph_loops_branches_or_resizes(name: str) -> None:
     assert "[batch, tokens, 12]" in TEXTS[name]
 
 
-def test_timms_model_is_many_graphs_and_the_vectorized_one_is_one() -> None:
-    """What the README draws; how many timm's are depends on torch."""
-    batch = noise_batch("explain", EXAMPLE, EXAMPLE_TOKENS, 12)
-
-    def explained(model: nn.Module) -> tuple[int, int]:
-        torch._dynamo.reset()
-        with torch.no_grad():
-            found = torch._dynamo.explain(model)(batch.patches, batch.patch_coord, batch.patch_valid)
-        return found.graph_count, found.graph_break_count
-
-    model = bless_graphs.tiny(depth=1)
-    graphs, breaks = explained(model)
-    assert graphs > 1 and breaks > 0
-    assert explained(nx.vectorize(model)) == (1, 0)
-
-
 def test_a_changed_graph_is_a_readable_difference() -> None:
     name = "learned.onnx.txt"
     changed = TEXTS[name].replace("= ReduceMax(", "= ReduceMin(")
