@@ -237,9 +237,7 @@ def judge_subject(
     subject: StandIn, reference: nn.Module, photos: Photos, manifest: Manifest, scope: Scope
 ) -> GateReport:
     """Return the report of the gate on what `_open_to_judge` gave."""
-    names = tuple(spec.name for spec in manifest.outputs)
-    settings = GateSettings(manifest.buckets, manifest.dtype, names, scope, manifest.model.get("patch_size"))
-    report = judge(subject.runner, reference, photos, settings)
+    report = judge(subject.runner, reference, photos, GateSettings.of(manifest, scope))
     return dataclasses.replace(report, judged=subject.judged, not_run=subject.not_run)
 
 

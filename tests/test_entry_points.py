@@ -105,6 +105,14 @@ def test_the_gate_judges_every_size_again(artifact: nx.Artifact) -> None:
     assert len(nx.gate(run[6], tiny.flexible()).results) == 10
 
 
+def test_the_gate_takes_buckets_and_a_dtype_for_every_size(artifact: nx.Artifact) -> None:
+    run = nx.load(artifact.path)
+    smaller = nx.gate(run, tiny.flexible(), buckets=[nx.Bucket(9, (1, 2, 4))])
+    assert smaller.passed and {result.bucket for result in smaller.results} == {"9:1,2,4"}
+    with pytest.raises(nx.RequestError, match="dtype 'float8' is not supported"):
+        nx.gate(run, tiny.flexible(), dtype="float8")
+
+
 @pytest.mark.parametrize("outputs", [("features",), ("features", "tokens")], ids=["features", "tokens-too"])
 @pytest.mark.parametrize("options", [{}, {"patchify_channels_last": False}], ids=["channels-last", "channels-first"])
 def test_a_folded_graph_is_an_ordinary_one(options: dict[str, object], outputs: tuple[str, ...]) -> None:

@@ -22,6 +22,7 @@ from naflex_export.accuracy.compare import DECADES, LIMITS, measure, measure_ima
 from naflex_export.accuracy.invariances import Run, check_invariances
 from naflex_export.accuracy.results import BaselineResult, CaseResult, Distribution, GateReport, merged, scopes_by_size
 from naflex_export.accuracy.sides import Candidate, Sides
+from naflex_export.artifact import Manifest
 from naflex_export.cases import Batch, Photos, Scope, cases_of, generated_batch, load_photos, photo_batches
 from naflex_export.entry_points import EntryPoints
 from naflex_export.errors import RequestError
@@ -39,6 +40,12 @@ class GateSettings:
     scope: Scope
     patch_size: int | None = None
     """The reference resamples its patch projection to this size by itself; None for patches of its own size."""
+
+    @classmethod
+    def of(cls, manifest: Manifest, scope: Scope) -> GateSettings:
+        """Return the settings for an artifact of one patch size, as its manifest has them."""
+        outputs = tuple(spec.name for spec in manifest.outputs)
+        return cls(manifest.buckets, manifest.dtype, outputs, scope, manifest.model.get("patch_size"))
 
 
 def gate(
@@ -75,24 +82,25 @@ def gate(
     """
     scope = Scope(seed, effort, tuple(cases))
     photos = load_photos(Path(images) if images is not None else None)
+
+    def settings_of(runner: Runner, scope: Scope) -> GateSettings:
+        """Return what the runner's manifest says, but for what the caller says."""
+        own = GateSettings.of(runner.manifest, scope)
+        return replace(own, buckets=check_buckets(buckets or own.buckets), dtype=dtype or own.dtype)
+
     if isinstance(candidate, EntryPoints):
         return merged(
             {
-                size: judge(candidate.runners[size], reference, photos, _settings_of(candidate.runners[size], part))
+                size: judge(candidate[size], reference, photos, settings_of(candidate[size], part))
                 for size, part in scopes_by_size(scope, list(candidate.runners)).items()
             }
         )
     if isinstance(candidate, Runner):
-        settings = _settings_of(candidate, scope)
-        settings = replace(
-            settings,
-            buckets=check_buckets(buckets or settings.buckets),
-            dtype=dtype or settings.dtype,
-            patch_size=settings.patch_size if patch_size is None else patch_size,
-        )
-    else:
-        chosen = check_buckets(buckets or [Bucket()])
-        settings = GateSettings(chosen, dtype or "float32", tuple(outputs), scope, patch_size)
+        settings = settings_of(candidate, scope)
+        size = settings.patch_size if patch_size is None else patch_size
+        return judge(candidate, reference, photos, replace(settings, patch_size=size))
+    chosen = check_buckets(buckets or [Bucket()])
+    settings = GateSettings(chosen, dtype or "float32", tuple(outputs), scope, patch_size)
     return judge(candidate, reference, photos, settings)
 
 
@@ -209,12 +217,6 @@ def check_only(only: Sequence[str], buckets: Sequence[Bucket], photos: Photos) -
         if name not in found:
             usual = [case for bucket in buckets for case in cases_of(bucket, Scope(), len(photos.images))]
             raise RequestError(f"case {name!r} does not exist: expected a name such as {', '.join(usual)}")
-
-
-def _settings_of(runner: Runner, scope: Scope) -> GateSettings:
-    manifest = runner.manifest
-    outputs, patch_size = tuple(runner.output_names), manifest.model.get("patch_size")
-    return GateSettings(manifest.buckets, manifest.dtype, outputs, scope, patch_size)
 
 
 def _unchecked_features(sides: Sides) -> Run:
