@@ -106,7 +106,11 @@ def photo_batches(
     for start in range(0, len(names), size):
         patched = [transform(photos.images[name]) for name in names[start : start + size]]
         repeated = itertools.islice(itertools.cycle(patched), max(smallest, len(patched)))
-        yield _collate(f"photos-{bucket.tokens}-{start // size}", list(repeated), bucket.tokens)
+        yield _collate(_photos_name(bucket, start // size), list(repeated), bucket.tokens)
+
+
+def _photos_name(bucket: Bucket, number: int) -> str:
+    return f"photos-{bucket.tokens}-{number}"
 
 
 @dataclass(frozen=True)
@@ -119,9 +123,8 @@ class Plan:
 
 
 def _mixed(bucket: Bucket, draw: random.Random) -> Plan:
-    """Return grids that NaFlex's size rule gives, all different in one batch."""
-    usual = max(bucket.batch[0], min(bucket.batch[1], 8))
-    return Plan([_drawn_grid(bucket, draw) for _ in range(usual)], bucket.tokens)
+    """Return grids that NaFlex's size rule gives, several in one batch."""
+    return Plan([_drawn_grid(bucket, draw) for _ in range(_usual_batch(bucket))], bucket.tokens)
 
 
 def _one_row(bucket: Bucket, draw: random.Random) -> Plan:
@@ -146,8 +149,7 @@ def _smallest(bucket: Bucket, draw: random.Random) -> Plan:
 
 def _padding(bucket: Bucket, draw: random.Random) -> Plan:
     """Return small grids drowned in padding."""
-    usual = max(bucket.batch[0], min(bucket.batch[1], 8))
-    return Plan([_small_grid(bucket, draw) for _ in range(usual)], bucket.tokens)
+    return Plan([_small_grid(bucket, draw) for _ in range(_usual_batch(bucket))], bucket.tokens)
 
 
 def _large_values(bucket: Bucket, draw: random.Random) -> Plan:
@@ -189,11 +191,13 @@ class Effort:
         kinds: of generated batches, drawn for every seed.
         once: further kinds, drawn for the first seed only.
         num_seeds: how many seeds, from the one asked for on.
+        every_bucket: check invariances in every bucket, not only in the largest.
     """
 
     kinds: tuple[str, ...]
     once: tuple[str, ...] = ()
     num_seeds: int = 1
+    every_bucket: bool = True
 
 
 _STANDARD = ("mixed", "one-row", "one-column", "square", "smallest", "padding", "large-values", "largest-batch")
@@ -201,7 +205,7 @@ _STANDARD = ("mixed", "one-row", "one-column", "square", "smallest", "padding", 
 STANDARD = "standard"
 
 EFFORTS = {
-    "quick": Effort(("mixed", "one-column")),
+    "quick": Effort(("mixed", "one-column"), every_bucket=False),
     STANDARD: Effort(_STANDARD),
     "thorough": Effort(_STANDARD, once=("full-batch", EVERY_GRID), num_seeds=4),
 }
@@ -231,17 +235,15 @@ class Scope:
 
 def cases_of(bucket: Bucket, scope: Scope, num_photos: int) -> list[str]:
     """Return the names of the cases that a bucket is judged on."""
-    photos = [f"photos-{bucket.tokens}-{number}" for number in range(math.ceil(num_photos / bucket.batch[1]))]
+    effort = EFFORTS["thorough" if scope.only else scope.effort]
     if scope.only:
-        kinds, seeds = (*EFFORTS["thorough"].kinds, *EFFORTS["thorough"].once), _seeds_in(scope.only)
-        known = [*photos, *(name for seed in seeds for kind in kinds for name in _names(kind, bucket, seed))]
-        return [name for name in known if name in scope.only]
-    effort = EFFORTS[scope.effort]
-    names = list(photos)
-    for seed in range(scope.seed, scope.seed + effort.num_seeds):
-        kinds = effort.kinds + (effort.once if seed == scope.seed else ())
-        names += [name for kind in kinds for name in _names(kind, bucket, seed)]
-    return names
+        kinds_of = dict.fromkeys(_seeds_in(scope.only), effort.kinds + effort.once)
+    else:
+        kinds_of = dict.fromkeys(range(scope.seed, scope.seed + effort.num_seeds), effort.kinds)
+        kinds_of[scope.seed] += effort.once
+    names = [_photos_name(bucket, number) for number in range(math.ceil(num_photos / bucket.batch[1]))]
+    names += [name for seed, kinds in kinds_of.items() for kind in kinds for name in _names(kind, bucket, seed)]
+    return [name for name in names if not scope.only or name in scope.only]
 
 
 def generated_batch(name: str, bucket: Bucket, token_width: int) -> Batch:
@@ -281,9 +283,14 @@ def _seeds_in(names: Sequence[str]) -> list[int]:
 def _plans(kind: str, bucket: Bucket, seed: int) -> list[Plan]:
     if kind != EVERY_GRID:
         return [PLANS[kind](bucket, random.Random(f"{kind} {bucket} {seed}"))]
-    grids, size = naflex_grids(bucket.tokens), max(bucket.batch[0], min(bucket.batch[1], 8))
+    grids, size = naflex_grids(bucket.tokens), _usual_batch(bucket)
     chunks = [grids[start : start + size] for start in range(0, len(grids), size)]
     return [Plan((chunk * size)[: max(len(chunk), bucket.batch[0])], bucket.tokens) for chunk in chunks]
+
+
+def _usual_batch(bucket: Bucket) -> int:
+    """Return how many images a batch has where the number is not the point: the bucket's usual, up to 8 if it may."""
+    return max(bucket.batch[0], min(bucket.batch[1], 8))
 
 
 def _drawn_grid(bucket: Bucket, draw: random.Random) -> Grid:

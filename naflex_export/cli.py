@@ -67,7 +67,7 @@ thorough_option = click.option(
     "--thorough",
     "effort",
     flag_value="thorough",
-    help="Judge on four seeds, every grid of NaFlex's size rule up to 8:1, and the largest batch at full length.",
+    help="Judge on four seeds, the grids of NaFlex's size rule up to 8:1, and the largest batch at full length.",
 )
 seed_option = click.option("--seed", default=0, show_default=True, help="Of generated batches and random weights.")
 

@@ -124,10 +124,8 @@ def spread_of(candidate: Tensor, reference: Tensor, valid: Tensor | None = None)
         an error that is not a number is above.
     """
     difference, expected, _ = _compared(candidate, reference, valid)
-    inside = (
-        torch.ones_like(difference, dtype=torch.bool) if valid is None else _rows(torch.ones_like(reference), valid)
-    )
-    shares = difference.abs()[inside.bool()] / expected[inside.bool()].square().mean().sqrt()
+    inside = _rows(torch.ones(reference.shape), valid).bool()
+    shares = difference.abs()[inside] / expected[inside].square().mean().sqrt()
     edges = torch.tensor([10.0**power for power in DECADES], dtype=torch.float64)
     return torch.bincount(torch.bucketize(shares.nan_to_num(nan=math.inf), edges), minlength=len(edges) + 1)
 

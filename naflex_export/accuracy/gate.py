@@ -23,7 +23,7 @@ from naflex_export.accuracy.invariances import Run, check_invariances
 from naflex_export.accuracy.results import BaselineResult, CaseResult, Distribution, GateReport, merged, scopes_by_size
 from naflex_export.accuracy.sides import Candidate, Sides
 from naflex_export.artifact import Manifest
-from naflex_export.cases import Batch, Photos, Scope, cases_of, generated_batch, load_photos, photo_batches
+from naflex_export.cases import EFFORTS, Batch, Photos, Scope, cases_of, generated_batch, load_photos, photo_batches
 from naflex_export.entry_points import EntryPoints
 from naflex_export.errors import RequestError
 from naflex_export.grid import Bucket, check_buckets
@@ -116,7 +116,7 @@ def judge(candidate: Candidate, reference: nn.Module, photos: Photos, settings: 
     invariances = []
     if "features" in settings.outputs and not tally.problems and not scope.only:
         width, floor = sides.family.token_width(sides.eager), tally.limits.relative_l2
-        for bucket in settings.buckets[-1:] if scope.effort == "quick" else settings.buckets:
+        for bucket in settings.buckets if EFFORTS[scope.effort].every_bucket else settings.buckets[-1:]:
             invariances += check_invariances(_unchecked_features(sides), bucket, width, floor, scope.seed)
     return replace(
         tally.report(),

@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 from rich.box import SIMPLE
 from rich.table import Table
 
-from naflex_export.accuracy.results import BASELINE_FACTOR, CaseResult, GateReport
+from naflex_export.accuracy.results import BASELINE_FACTOR, GateReport
 from naflex_export.errors import RequestError
 
 
@@ -92,8 +92,12 @@ def _cell(text: str) -> str:
 
 
 def table(report: GateReport) -> Table:
-    """Return the report as a table: a row for each output of each batch, the limits below."""
+    """Return the report as a table: a row for each output of each batch, the limits below.
+
+    Case names go without what is the same for all: the seed, and the tokens of the only bucket.
+    """
     several = len({result.output for result in report.results}) > 1
+    one_bucket = len({result.bucket for result in report.results}) == 1
     logits = any(result.measures.top1_agreement is not None for result in report.results)
     rows = Table(
         title=f"{report.judged}, against eager float32",
@@ -108,7 +112,9 @@ def table(report: GateReport) -> Table:
         rows.add_column(heading, justify="right", no_wrap=True)
     for result in report.results:
         found = result.measures
-        name = _short_name(result, report)
+        name = result.case.removesuffix(f"-seed{report.seed}")
+        if one_bucket:
+            name = re.sub(rf"-{result.bucket.split(':')[0]}(?=-|$)", "", name, count=1)
         rows.add_row(
             f"{name} {result.output}" if several else name,
             f"{result.images}: {_shorten(result.grids)}",
@@ -164,13 +170,6 @@ def verdict(report: GateReport) -> dict[str, object]:
         "invariances": len(report.invariances),
         "report": "gate/report.json",
     }
-
-
-def _short_name(result: CaseResult, report: GateReport) -> str:
-    """Return a case's name without what is the same for all: the seed, and the tokens of the only bucket."""
-    name = result.case.removesuffix(f"-seed{report.seed}")
-    several = len({found.bucket for found in report.results}) > 1
-    return name if several else re.sub(rf"-{result.bucket.split(':')[0]}(?=-|$)", "", name, count=1)
 
 
 def _shorten(grids: tuple[str, ...]) -> str:

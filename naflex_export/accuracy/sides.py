@@ -29,7 +29,6 @@ class Sides:
         outputs: names of the outputs, in order.
         dtype: the candidate's.
         eager: the reference, in float32 and eval mode on a CPU.
-        baseline: the same eager model in `dtype`; None in float32, whose floor the limits know.
     """
 
     def __init__(
@@ -38,22 +37,22 @@ class Sides:
         self.candidate, self.outputs, self.dtype = candidate, outputs, check_dtype(dtype)
         self.family: Family = family_of(reference, patch_size)
         self.eager = float32_reference(reference)
-        low = dtype != "float32"
-        self.baseline = copy.deepcopy(self.eager).to(self.dtype) if low else None
-        self._reference_encoder = self.family.encoder(self.eager, outputs)
-        self._baseline_encoder = self.family.encoder(self.baseline, outputs) if self.baseline is not None else None
+        self._reference = self.family.encoder(self.eager, outputs)
+        self._baseline = None
+        if self.dtype != torch.float32:
+            self._baseline = self.family.encoder(copy.deepcopy(self.eager).to(self.dtype), outputs)
 
     def reference_of(self, batch: Batch) -> Outputs:
         """Return the reference's outputs, by name."""
         with torch.no_grad(), SoundInterpolate():
-            return dict(zip(self.outputs, self._reference_encoder(*self.inputs(batch, torch.float32)), strict=True))
+            return dict(zip(self.outputs, self._reference(*self.inputs(batch, torch.float32)), strict=True))
 
     def baseline_of(self, batch: Batch) -> Outputs:
-        """Return the baseline's outputs, by name; nothing in float32."""
-        if self._baseline_encoder is None:
+        """Return the outputs of eager in `dtype`, by name; nothing in float32, whose floor the limits know."""
+        if self._baseline is None:
             return {}
         with torch.no_grad(), SoundInterpolate():
-            return dict(zip(self.outputs, self._baseline_encoder(*self.inputs(batch)), strict=True))
+            return dict(zip(self.outputs, self._baseline(*self.inputs(batch)), strict=True))
 
     def candidate_of(self, batch: Batch, checked: bool = True) -> Outputs:
         """Return the candidate's outputs, by name; whatever names it gives.
