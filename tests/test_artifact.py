@@ -14,6 +14,7 @@ import tiny
 
 import naflex_export as nx
 from naflex_export.artifact import MANIFEST, Manifest, sha256_of, staged
+from naflex_export.cases import Scope, cases_of
 from naflex_export.export import export, load
 
 
@@ -44,7 +45,9 @@ def test_manifest_says_what_is_there(artifact: Path) -> None:
     manifest = Manifest.read(artifact)
     assert manifest.inputs[0].shape == ("batch", "tokens", 48)
     report = json.loads((artifact / "gate" / "report.json").read_text())
-    assert report["passed"] is True and len(report["results"]) == 6
+    cases = cases_of(nx.Bucket(16), Scope(), num_photos=3)
+    assert report["passed"] is True and [result["case"] for result in report["results"]] == cases
+    assert fields["gate"]["cases"] == len(cases)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from naflex_export.cases import Scope, cases_of
 from naflex_export.cli import export_command
+from naflex_export.grid import Bucket
 
 RUNS = [
     ("naflexvit_base_patch16_siglip", "trt", "float32"),
@@ -27,6 +29,8 @@ def test_a_full_size_model_goes_through_the_command_line(model: str, target: str
     done = CliRunner().invoke(export_command, arguments)
     assert done.exit_code == 0, done.output
     manifest = json.loads((out / "manifest.json").read_text())
-    assert manifest["gate"]["passed"] is True and manifest["gate"]["cases"] == 6
+    assert manifest["gate"]["passed"] is True and manifest["gate"]["cases"] == len(
+        cases_of(Bucket(), Scope(), num_photos=3)
+    )
     if "so400m" in model:
         assert manifest["files"]["model.onnx.data"]["bytes"] > 1.6e9
