@@ -90,6 +90,54 @@ class Summary:
 
 
 @dataclass(frozen=True)
+class Tap:
+    """What one module gave in one batch: the candidate's values beside the reference's.
+
+    Attributes:
+        module: its name in the model, such as "blocks.7.attn".
+        relative_l2: norm of the difference over norm of the reference, over valid tokens.
+        floor: what the same measure may be: what rounding explains in the candidate's dtype.
+        max_abs: largest magnitude of the candidate's values; not finite where one of them is not.
+        reference_max_abs: largest magnitude of the reference's.
+        dtype_max: the largest number that the candidate's dtype holds.
+    """
+
+    module: str
+    relative_l2: float
+    floor: float
+    max_abs: float
+    reference_max_abs: float
+    dtype_max: float
+
+    @property
+    def deviates(self) -> bool:
+        """Whether the module has left the floor; a measure that is not a number has."""
+        return not self.relative_l2 <= self.floor
+
+
+@dataclass(frozen=True)
+class Location:
+    """Where a candidate first deviates from the reference, module by module, on one case.
+
+    Attributes:
+        case: name of the batch.
+        taps: the modules that both sides show, in the order in which the reference runs them.
+        advice: what to try, in words; empty where nothing deviates.
+        untapped: why there are no taps; empty where there are.
+    """
+
+    case: str
+    taps: tuple[Tap, ...] = ()
+    advice: str = ""
+    untapped: str = ""
+
+    @property
+    def first(self) -> Tap | None:
+        """The first module that leaves the floor, if one does."""
+        return next((tap for tap in self.taps if tap.deviates), None)
+
+
+@dataclass(frozen=True)
 class GateReport:
     """What the gate found.
 
@@ -101,6 +149,7 @@ class GateReport:
         invariances: what moved the candidate's own features, and whether it should.
         baselines: in low precision, one for each output: the error beside eager's own in that dtype.
         distributions: how large the errors of single values are.
+        location: where the candidate first deviates, if that was looked for: after a failure, or where asked to.
         seed: of the generated batches.
         effort: "quick", "standard" or "thorough": how many cases there were.
         only: the cases asked for, if not all of them.
@@ -116,6 +165,7 @@ class GateReport:
     invariances: tuple[Invariance, ...] = ()
     baselines: tuple[BaselineResult, ...] = ()
     distributions: tuple[Distribution, ...] = ()
+    location: Location | None = None
     seed: int = 0
     effort: str = "standard"
     only: tuple[str, ...] = ()
