@@ -136,6 +136,37 @@ def axis_taps(position: Tensor, length: Tensor, source: int, how: Resampling) ->
     return sample.clamp(0, source - 1).long(), weights
 
 
+def grid_taps(
+    source: tuple[int, int], coord_BN2: Tensor, lengths_B2: Tensor | None, how: Resampling
+) -> tuple[Tensor, Tensor]:
+    """Return the few cells of a source grid that each token reads without antialias, and their weights.
+
+    Args:
+        source: height and width of the grid.
+        coord_BN2: [B, N, 2] integer (y, x) of each token.
+        lengths_B2: [B, 2] lengths to resize to, as in `resample_at`.
+        how: the resize to reproduce, without antialias.
+
+    Returns:
+        Indices [B, N, T] int64 into the cells, row by row, and weights [B, N, T] float32; T is 4 or 16.
+
+    Raises:
+        RequestError: as `axis_taps`.
+    """
+    position_BN2, length_BN2 = _positions(coord_BN2, lengths_B2)
+    (y_BN, x_BN), (height_BN, width_BN) = position_BN2.unbind(-1), length_BN2.unbind(-1)
+    row_BNT, row_weight_BNT = axis_taps(y_BN, height_BN, source[0], how)
+    column_BNT, column_weight_BNT = axis_taps(x_BN, width_BN, source[1], how)
+    cell_BNTT = row_BNT.unsqueeze(-1) * source[1] + column_BNT.unsqueeze(-2)
+    weight_BNTT = row_weight_BNT.unsqueeze(-1) * column_weight_BNT.unsqueeze(-2)
+    return cell_BNTT.flatten(-2), weight_BNTT.flatten(-2)
+
+
+def reads_taps(source: tuple[int, int], how: Resampling) -> bool:
+    """Whether a grid is read at its taps: it is too large for a weight a cell, and few cells matter to a token."""
+    return not how.antialias and source[0] * source[1] > DENSE_CELLS
+
+
 @dataclass(frozen=True)
 class _Scale:
     """Source samples per target sample, as a ratio of integers held in float tensors, and how centres lie."""
@@ -201,17 +232,14 @@ def resample_at(
         unless `fill_padding`.
     """
     source_h, source_w, _ = grid_HWC.shape
+    grid_HWC = grid_HWC.float()
+    kept_BN1 = None if fill_padding else inside(coord_BN2)
+    if reads_taps((source_h, source_w), how):
+        cell_BNT, weight_BNT = grid_taps((source_h, source_w), coord_BN2, lengths_B2, how)
+        return _sum_of_taps(grid_HWC, cell_BNT, weight_BNT if kept_BN1 is None else weight_BNT * kept_BN1)
+
     position_BN2, length_BN2 = _positions(coord_BN2, lengths_B2)
     (y_BN, x_BN), (height_BN, width_BN) = position_BN2.unbind(-1), length_BN2.unbind(-1)
-    kept_BN1 = None if fill_padding else inside(coord_BN2)
-    grid_HWC = grid_HWC.float()
-
-    if not how.antialias and source_h * source_w > DENSE_CELLS:
-        row_BNT, row_weight_BNT = axis_taps(y_BN, height_BN, source_h, how)
-        column_BNT, column_weight_BNT = axis_taps(x_BN, width_BN, source_w, how)
-        row_weight_BNT = row_weight_BNT if kept_BN1 is None else row_weight_BNT * kept_BN1
-        return _sum_of_taps(grid_HWC, (row_BNT, row_weight_BNT), (column_BNT, column_weight_BNT))
-
     rows_BNH = axis_weights(y_BN, height_BN, source_h, how)
     rows_BNH = rows_BNH if kept_BN1 is None else rows_BNH * kept_BN1
     columns_BNW = axis_weights(x_BN, width_BN, source_w, how)
@@ -278,24 +306,21 @@ def _dense(rows_BNH: Tensor, columns_BNW: Tensor, grid_HWC: Tensor) -> Tensor:
     return (rows_BNH.unsqueeze(-1) * columns_BNW.unsqueeze(-2)).flatten(-2) @ grid_HWC.flatten(0, 1)
 
 
-def _sum_of_taps(grid_HWC: Tensor, rows: tuple[Tensor, Tensor], columns: tuple[Tensor, Tensor]) -> Tensor:
-    """Return the weighted sum [B, N, C] of the cells where the tapped rows and columns cross.
+def _sum_of_taps(grid_HWC: Tensor, cell_BNT: Tensor, weight_BNT: Tensor) -> Tensor:
+    """Return the weighted sum [B, N, C] of the cells that each token taps.
 
     One tap at a time: all 16 at once would hold 16 times the result.
     """
     cells_SC = grid_HWC.flatten(0, 1)
-    total_BNC = None
-    for row_BN, row_weight_BN in zip(*(tensor.unbind(-1) for tensor in rows), strict=True):
-        for column_BN, column_weight_BN in zip(*(tensor.unbind(-1) for tensor in columns), strict=True):
-            cell_BNC = torch.nn.functional.embedding(row_BN * grid_HWC.shape[1] + column_BN, cells_SC)
-            weighted_BNC = cell_BNC * (row_weight_BN * column_weight_BN).unsqueeze(-1)
-            total_BNC = weighted_BNC if total_BNC is None else total_BNC + weighted_BNC
-    assert total_BNC is not None  # there are two taps at least
-    return total_BNC
+    weighted = (
+        torch.nn.functional.embedding(cell_BN, cells_SC) * weight_BN.unsqueeze(-1)
+        for cell_BN, weight_BN in zip(cell_BNT.unbind(-1), weight_BNT.unbind(-1), strict=True)
+    )
+    return reduce(torch.add, weighted)
 
 
 def full_precision(device_type: str) -> AbstractContextManager[object]:
     """Return a context in which autocast leaves float32 matmuls alone; free where autocast is off."""
-    if torch.is_autocast_enabled(device_type):
+    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
         return torch.autocast(device_type, enabled=False)
     return nullcontext()

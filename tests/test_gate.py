@@ -332,8 +332,8 @@ def test_the_reference_never_passes_through_vectorize(siglip: nn.Module, monkeyp
 
     fast = nx.vectorize(siglip)
     assert judge(fast, siglip).passed
-    true = timm_naflex.resample_at
-    monkeypatch.setattr(timm_naflex, "resample_at", lambda *inputs: 1.1 * true(*inputs))
+    true = timm_naflex.add_resampled
+    monkeypatch.setattr(timm_naflex, "add_resampled", lambda x, grid, *how, **kind: true(x, 1.1 * grid, *how, **kind))
     assert judge(siglip, siglip).passed
     assert not judge(fast, siglip).passed
     with pytest.raises(nx.RequestError, match="the reference is a vectorized model"):
@@ -350,8 +350,8 @@ def test_the_reference_is_judged_in_float32_and_left_as_it_is() -> None:
 def test_a_failed_gate_publishes_nothing(monkeypatch: pytest.MonkeyPatch, siglip: nn.Module, tmp_path: Path) -> None:
     from naflex_export.models import timm_naflex
 
-    true = timm_naflex.resample_at
-    monkeypatch.setattr(timm_naflex, "resample_at", lambda *inputs: 1.1 * true(*inputs))
+    true = timm_naflex.add_resampled
+    monkeypatch.setattr(timm_naflex, "add_resampled", lambda x, grid, *how, **kind: true(x, 1.1 * grid, *how, **kind))
     with pytest.raises(nx.GateFailure, match=r"mixed-24-seed0 \[features\]: max_share") as caught:
         export(siglip, "compile", tmp_path / "a", BUCKET)
     assert caught.value.exit_code == 1

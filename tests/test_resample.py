@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import pytest
 import torch
 from conftest import MIXED
+from evaluations import EVALUATIONS
 from reference import axis_matrix, position_embedding
+from torch import Tensor
 
 from naflex_export.cases import noise_batch
 from naflex_export.errors import RequestError
 from naflex_export.grid import Grid
-from naflex_export.resample import Resampling, axis_weights, resample_at, resampling_matrix
+from naflex_export.resample import Resampling, axis_weights, resampling_matrix
 
 KINDS = [
     pytest.param(Resampling(mode, antialias, corners), id=f"{mode}{'-aa' * antialias}{'-ac' * corners}")
@@ -58,30 +61,35 @@ def test_same_length_is_the_identity(how: Resampling) -> None:
 @pytest.mark.parametrize("square", [False, True], ids=["free", "aspect-preserving"])
 @pytest.mark.parametrize("how", KINDS)
 @pytest.mark.parametrize("source", [(7, 7), (16, 16), (5, 9)], ids=lambda s: f"g{s[0]}x{s[1]}")
-def test_resample_at_reads_the_resized_grid(how: Resampling, source: tuple[int, int], square: bool) -> None:
+@pytest.mark.parametrize("evaluate", EVALUATIONS)
+def test_tokens_read_the_resized_grid(
+    evaluate: Callable[..., Tensor], how: Resampling, source: tuple[int, int], square: bool
+) -> None:
     grid = torch.randn(*source, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     batch = noise_batch("resample", MIXED, tokens=26, token_width=1)
     lengths = torch.tensor([[max(g)] * 2 for g in MIXED]) if square else None
-    ours = resample_at(grid.float(), batch.patch_coord, how, lengths)
+    ours = evaluate(grid.float(), batch.patch_coord, how, lengths)
     expected = position_embedding(grid, MIXED, 26, how, square)
     assert (ours - expected).abs().max() <= 1e-6 * grid.abs().max()
     assert not ours[~batch.patch_valid].any()
 
 
-def test_swapped_axes_would_be_seen() -> None:
+@pytest.mark.parametrize("evaluate", EVALUATIONS)
+def test_swapped_axes_would_be_seen(evaluate: Callable[..., Tensor]) -> None:
     """The comparison above can fail: (x, y) in place of (y, x) is far outside its bound."""
     grid = torch.randn(7, 7, 8, generator=torch.Generator().manual_seed(0))
     batch = noise_batch("resample", [Grid(3, 7)], tokens=21, token_width=1)
-    swapped = resample_at(grid, batch.patch_coord.flip(-1), Resampling())
+    swapped = evaluate(grid, batch.patch_coord.flip(-1), Resampling())
     assert (swapped - position_embedding(grid, [Grid(3, 7)], 21, Resampling())).abs().max() > 0.1
 
 
-def test_autocast_leaves_the_resample_in_float32() -> None:
+@pytest.mark.parametrize("evaluate", EVALUATIONS)
+def test_autocast_leaves_the_resample_in_float32(evaluate: Callable[..., Tensor]) -> None:
     grid = torch.randn(7, 7, 8, generator=torch.Generator().manual_seed(0))
     coord = noise_batch("resample", MIXED, tokens=26, token_width=1).patch_coord
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        cast = resample_at(grid, coord, Resampling())
-    assert torch.equal(cast, resample_at(grid, coord, Resampling()))
+        cast = evaluate(grid, coord, Resampling())
+    assert torch.equal(cast, evaluate(grid, coord, Resampling()))
 
 
 def test_impossible_requests_are_refused() -> None:

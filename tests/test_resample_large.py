@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import pytest
 import torch
 from conftest import MIXED
+from evaluations import EVALUATIONS
 from reference import position_embedding
+from torch import Tensor
 
 from naflex_export import resample
 from naflex_export.cases import noise_batch
 from naflex_export.errors import RequestError
-from naflex_export.resample import Resampling, axis_taps, axis_weights, resample_at, resample_axes_at
+from naflex_export.resample import Resampling, axis_taps, axis_weights, reads_taps, resample_axes_at
 
 SPARSE = [
     pytest.param(Resampling(mode, antialias=False, align_corners=corners), id=f"{mode}{'-ac' * corners}")
@@ -42,16 +45,18 @@ def test_an_antialiased_resize_has_no_taps() -> None:
 
 @pytest.mark.parametrize("fill", [False, True], ids=["zeros", "filled"])
 @pytest.mark.parametrize("antialias", [True, False], ids=["aa-blocks", "noaa-taps"])
-@pytest.mark.parametrize("cells", [1, 20, 1024], ids=lambda n: f"upto{n}")
+@pytest.mark.parametrize("cells", [1, 20, 62, 63, 1024], ids=lambda n: f"upto{n}")
+@pytest.mark.parametrize("evaluate", EVALUATIONS)
 def test_every_way_to_read_a_grid_gives_the_same(
-    cells: int, antialias: bool, fill: bool, monkeypatch: pytest.MonkeyPatch
+    evaluate: Callable[..., Tensor], cells: int, antialias: bool, fill: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A 9x7 grid: as a whole, in blocks of two rows and a last one of one, row by row, and by taps."""
     grid = torch.randn(9, 7, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     batch = noise_batch("large", MIXED, tokens=26, token_width=1)
     how = Resampling(antialias=antialias)
     monkeypatch.setattr(resample, "DENSE_CELLS", cells)
-    found = resample_at(grid.float(), batch.patch_coord, how, fill_padding=fill)
+    assert reads_taps((9, 7), how) == (not antialias and cells < 63)
+    found = evaluate(grid.float(), batch.patch_coord, how, fill_padding=fill)
     expected = position_embedding(grid, MIXED, 26, how)
     assert (found - expected)[batch.patch_valid].abs().max() <= 1e-6 * grid.abs().max()
     first = found[:, :1] if fill else torch.zeros(1)

@@ -60,15 +60,15 @@ def test_heads_of_both_kinds_stay() -> None:
 
 
 def test_wrong_results_give_a_row_that_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = timm_naflex.resample_at
+    right = timm_naflex.add_resampled
 
-    def transposed(grid: Tensor, *arguments: Any) -> Tensor:
-        return right(grid.transpose(0, 1), *arguments)
+    def transposed(x: Tensor, grid: Tensor, *arguments: Any, **named: Any) -> Tensor:
+        return right(x, grid.transpose(0, 1), *arguments, **named)
 
     def refuse(*arguments: Any, **named: Any) -> None:
         raise ValueError("not\ntoday")
 
-    monkeypatch.setattr(timm_naflex, "resample_at", transposed)
+    monkeypatch.setattr(timm_naflex, "add_resampled", transposed)
     monkeypatch.setattr(sweep.nx, "compile", refuse)
     monkeypatch.setattr(sweep, "trace", refuse)
     row = sweep.check("naflexvit_base_patch16_siglip", **NARROW)

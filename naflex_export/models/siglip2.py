@@ -19,11 +19,12 @@ from transformers import Siglip2ImageProcessor, Siglip2Model, Siglip2VisionModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.siglip2.modeling_siglip2 import Siglip2VisionEmbeddings
 
+from naflex_export.add_resampled import add_resampled
 from naflex_export.errors import RequestError, UnsupportedModelError
 from naflex_export.grid import Grid
 from naflex_export.layouts import TRANSFORMERS
 from naflex_export.models.family import Family, check_outputs
-from naflex_export.resample import Resampling, resample_at
+from naflex_export.resample import Resampling
 
 BILINEAR = Resampling(mode="bilinear", antialias=True, align_corners=False)
 
@@ -59,9 +60,8 @@ class VectorizedSiglip2VisionEmbeddings(Siglip2VisionEmbeddings):
         token_BN = torch.where(valid_BN, token_N, 0)
         row_BN = token_BN // width_B1.clamp(min=1)  # a width of zero is wrong input, and would end some backends
         coord_BN2 = torch.stack([row_BN, token_BN - row_BN * width_B1], dim=-1)
-        pos_BNC = resample_at(positional_embeddings, coord_BN2, BILINEAR, grid_B2)
-        pos_BNC = torch.where(valid_BN.unsqueeze(-1), pos_BNC, pos_BNC[:, :1])
-        return pos_BNC.to(positional_embeddings.dtype)
+        zero_BNC = positional_embeddings.new_zeros(*token_BN.shape, positional_embeddings.shape[-1])
+        return add_resampled(zero_BNC, positional_embeddings, coord_BN2, BILINEAR, grid_B2, fill_padding=True)
 
 
 class Siglip2Encoder(nn.Module):

@@ -1,8 +1,7 @@
 """timm's NaFlexVit: its position embeddings without the per-image loop.
 
-In `NaFlexEmbeds` only the methods change that resize a learned embedding for each image; in a model with RoPE, also the
-method that makes its angles, in `timm_rope.py`. Everything else, the patch projection, prefix tokens, blocks, pooling
-and head, is timm's own code.
+In `NaFlexEmbeds` only the forward of patches changes; in a model with RoPE, also the method that makes its angles, in
+`timm_rope.py`. Everything else, the layers themselves, whole images, blocks, pooling and head, is timm's own code.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from timm.models import NaFlexVit
 from timm.models.naflexvit import NaFlexEmbeds, create_attention_mask
 from torch import Tensor, nn
 
+from naflex_export.add_resampled import add_resampled
 from naflex_export.errors import UnsupportedModelError
 from naflex_export.layouts import TIMM
 from naflex_export.models.family import Family, check_outputs
@@ -31,38 +31,61 @@ from naflex_export.models.timm_patch_size import (
     folded,
 )
 from naflex_export.models.timm_rope import VectorizedNaFlexVit
-from naflex_export.resample import Mode, Resampling, grids_of, resample_at, resample_axes_at
+from naflex_export.resample import Mode, Resampling, grids_of, resample_axes_at
 
 
 class VectorizedNaFlexEmbeds(NaFlexEmbeds):
     """`NaFlexEmbeds` that resizes its learned embedding for all images of a batch at once.
 
-    Replaces the four NaFlex methods of timm 1.0.31 that add a position embedding, with the same result to float32
-    rounding, for padding tokens too. Each adds in place to `x` [B, N, C] the embedding of each token of `patch_coord`
-    [B, N, 2]. Whole images, [B, C, H, W], keep to timm's own methods.
+    Replaces the forward of timm 1.0.31 for patches [B, N, P*P*C] or, of any patch size, 5-D, with the same result to
+    float32 rounding, for padding tokens too. Whole images, [B, C, H, W], keep to timm's own methods.
     """
 
-    def _apply_learned_naflex_pos_embed(self, x: Tensor, patch_coord: Tensor) -> None:
-        grid_HWC = cast(Tensor, self.pos_embed)[0]
-        lengths_B2 = self._lengths(patch_coord, own_size=(grid_HWC.shape[0], grid_HWC.shape[1]))
-        x.add_(resample_at(grid_HWC, patch_coord, resampling_of(self), lengths_B2).to(x.dtype))
+    def forward(
+        self, x: Tensor, patch_coord: Tensor | None = None, patch_valid: Tensor | None = None
+    ) -> tuple[Tensor, tuple[int, int] | None]:
+        """Return the embedded patches [B, prefix + N, C], and None for the grid size, as timm does."""
+        if patch_coord is None or self.pos_embed_type not in ("learned", "factorized"):
+            return super().forward(x, patch_coord, patch_valid)
+        x = self.add_position(self._projected(x), patch_coord).view(*patch_coord.shape[:2], -1)
+        prefix = [token.expand(len(x), -1, -1) for token in (self.cls_token, self.reg_token) if token is not None]
+        if prefix:
+            x = torch.cat([*prefix, x], dim=1)
+        return self.pos_drop(x), None
 
-    def _apply_learned_naflex_pos_embed_grid_sample(self, x: Tensor, patch_coord: Tensor) -> None:
-        grid_HWC = cast(Tensor, self.pos_embed)[0]
-        lengths_B2 = self._lengths(patch_coord)
-        x.add_(resample_at(grid_HWC, patch_coord, resampling_of(self), lengths_B2, fill_padding=True).to(x.dtype))
+    def _projected(self, x: Tensor) -> Tensor:
+        """Return the projected patches [B, N, C], or [B * N, C] where a 3-D product would be a view.
 
-    def _apply_factorized_naflex_pos_embed(self, x: Tensor, patch_coord: Tensor) -> None:
-        x.add_(self._factorized(patch_coord, fill_padding=False).to(x.dtype))
+        A position is added in place, and autograd copies the whole of what a view is of, in either direction.
+        """
+        if self.enable_patch_interpolator and x.ndim == 5:
+            patch_size = tuple(x.shape[2:4] if self.channels_last else x.shape[3:5])
+            x = self.patch_interpolator(x, self.proj.weight, self.proj.bias, patch_size=patch_size, is_linear=True)
+        else:
+            x = x.flatten(2)
+            if self.norm_input is not None:
+                x = self.norm_input(x)
+            x = self.proj(x if torch.compiler.is_compiling() else x.flatten(0, 1))
+        return self.norm(x)
 
-    def _apply_factorized_naflex_pos_embed_grid_sample(self, x: Tensor, patch_coord: Tensor) -> None:
-        x.add_(self._factorized(patch_coord, fill_padding=True).to(x.dtype))
-
-    def _factorized(self, patch_coord: Tensor, fill_padding: bool) -> Tensor:
+    def add_position(self, x: Tensor, patch_coord: Tensor) -> Tensor:
+        """Return `x` [B * N, C] or [B, N, C], changed in place, with the embedding of each token of [B, N, 2] added."""
+        fill_padding = self.pos_embed_use_grid_sample
+        if self.pos_embed_type == "learned":
+            grid_HWC = cast(Tensor, self.pos_embed)[0]
+            # timm's grid_sample resizes a grid of just its size too, the others take it as it is
+            lengths_B2 = self._lengths(patch_coord, None if fill_padding else (grid_HWC.shape[0], grid_HWC.shape[1]))
+            return add_resampled(x, grid_HWC, patch_coord, resampling_of(self), lengths_B2, fill_padding=fill_padding)
         table_HC, table_WC = cast(Tensor, self.pos_embed_y)[0], cast(Tensor, self.pos_embed_x)[0]
-        lengths_B2 = self._lengths(patch_coord)
-        how = resampling_of(self)
-        return resample_axes_at(table_HC, table_WC, patch_coord, how, lengths_B2, fill_padding=fill_padding)
+        pos_BNC = resample_axes_at(
+            table_HC,
+            table_WC,
+            patch_coord,
+            resampling_of(self),
+            self._lengths(patch_coord),
+            fill_padding=fill_padding,
+        )
+        return x.add_(pos_BNC.to(x.dtype).view(x.shape))
 
     def _lengths(self, patch_coord: Tensor, own_size: tuple[int, int] | None = None) -> Tensor | None:
         """Return the [B, 2] lengths that keep the aspect ratio, each image's longer side twice; None for its own grid.

@@ -1,0 +1,21 @@
+"""Every way in which a learned grid is resized and read, to be put through the same tests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from naflex_export.resample import Resampling, resample_at
+from naflex_export.resample_cpu import add_resampled_on_cpu
+
+
+def add_to_zeros(grid: Tensor, coord: Tensor, how: Resampling, lengths: Tensor | None = None, **kind: Any) -> Tensor:
+    """Return what `resample_at` does, made by adding it to nothing on a CPU."""
+    zeros = torch.zeros(*coord.shape[:2], grid.shape[-1])
+    return add_resampled_on_cpu(zeros, grid, coord, how, lengths, **kind)
+
+
+EVALUATIONS = [pytest.param(resample_at, id="graph"), pytest.param(add_to_zeros, id="cpu")]
