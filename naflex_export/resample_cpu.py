@@ -101,9 +101,7 @@ def _gradient(
     how = Resampling(cast(Mode, interpolation), antialias, align_corners)
     with torch.no_grad(), full_precision("cpu"):
         reading = _reading((height, width), coord_BN2, lengths_B2, how, fill_padding)
-        total_HWC = grad.new_zeros(height, width, grad.shape[-1], dtype=torch.float32)
-        reading.add_gradient_(total_HWC, grad.reshape(*coord_BN2.shape[:2], -1))
-    return total_HWC
+        return reading.gradient(grad.reshape(*coord_BN2.shape[:2], -1), (height, width))
 
 
 @_gradient.register_fake
@@ -128,27 +126,106 @@ torch.library.register_autograd(_gradient, _backward, setup_context=_keep)
 
 def _reading(
     source: tuple[int, int], coord_BN2: Tensor, lengths_B2: Tensor, how: Resampling, fill_padding: bool
-) -> _ByGrid | _ByTap:
+) -> _Separable | _Tapped:
     """Return how a batch reads the source grid."""
-    kind = _ByTap if reads_taps(source, how) else _ByGrid
-    return kind.of(source, coord_BN2, lengths_B2, how, fill_padding)
+    targets = _targets(coord_BN2, lengths_B2, fill_padding)
+    if reads_taps(source, how):
+        return _Tapped(targets, fill_padding, *grid_taps(source, coord_BN2, lengths_B2, how))
+    rows = _matrices({target.lengths[0] for target in targets}, source[0], how)
+    columns = _matrices({target.lengths[1] for target in targets}, source[1], how)
+    axes = [
+        _Axes(rows[target.lengths[0]][: target.grid[0]], columns[target.lengths[1]][: target.grid[1]])
+        for target in targets
+    ]
+    return _Separable(targets, fill_padding, axes)
 
 
 @dataclass
 class _Target:
-    """A target grid, how it is read, and the images that have it.
+    """A target grid of a batch, and the images that have it.
 
     Attributes:
-        rows_hH: the resampling matrix of its rows.
-        columns_wW: that of its columns.
-        images: the images whose tokens go row by row through it.
-        others: further images, and the cell of the target that each of their tokens reads.
+        grid: its height and width.
+        lengths: what the source is resized to; the grid is its upper left corner.
+        images: the images whose tokens go row by row through the grid, all of it.
+        others: further images, and the cell that each of their tokens reads.
     """
+
+    grid: tuple[int, int]
+    lengths: tuple[int, int]
+    images: list[int] = field(default_factory=list)
+    others: list[tuple[int, Tensor]] = field(default_factory=list)
+
+    @property
+    def size(self) -> int:
+        """Number of cells."""
+        return self.grid[0] * self.grid[1]
+
+
+def _targets(coord_BN2: Tensor, lengths_B2: Tensor, fill_padding: bool) -> list[_Target]:
+    """Return the distinct target grids of a batch."""
+    grid_B2 = grids_of(coord_BN2)
+    size_B1, token_N = grid_B2.prod(dim=1, keepdim=True), torch.arange(coord_BN2.shape[1])
+    inside_BN = token_N < size_B1
+    read_BN = torch.ones_like(inside_BN) if fill_padding else inside_BN
+    cell_BN = coord_BN2[..., 0] * grid_B2[:, 1:] + coord_BN2[..., 1]
+    in_order_BN = ~read_BN | (cell_BN == torch.where(inside_BN, token_N, 0))
+    row_by_row_B = in_order_BN.all(dim=1) & (size_B1.squeeze(1) <= len(token_N))
+    targets: dict[tuple[int, ...], _Target] = {}
+    keys = zip(grid_B2.tolist(), lengths_B2.tolist(), row_by_row_B.tolist(), strict=True)
+    for image, ((h, w), (row_length, column_length), row_by_row) in enumerate(keys):
+        key = (h, w, row_length, column_length)
+        target = targets.setdefault(key, _Target((h, w), (row_length, column_length)))
+        if row_by_row:
+            target.images.append(image)
+        else:
+            target.others.append((image, cell_BN[image, read_BN[image]]))
+    return list(targets.values())
+
+
+@dataclass(frozen=True)
+class _Separable:
+    """Resizes the source once for each target, one axis after the other.
+
+    Attributes:
+        targets: of the batch.
+        fill_padding: whether padding reads the first cell.
+        axes: how each target is read.
+    """
+
+    targets: list[_Target]
+    fill_padding: bool
+    axes: list[_Axes]
+
+    def add_to_(self, x_BNC: Tensor, grid_HWC: Tensor) -> None:
+        """Add to each token the resized grid's value there."""
+        for target, axes in zip(self.targets, self.axes, strict=True):
+            pos_SC = axes.read(grid_HWC).to(x_BNC.dtype)
+            _add_to_images_(x_BNC, target, pos_SC, self.fill_padding)
+            for image, cell_n in target.others:
+                x_BNC[image, : len(cell_n)] += pos_SC[cell_n]
+
+    def gradient(self, grad_BNC: Tensor, source: tuple[int, int]) -> Tensor:
+        """Return the source grid's gradient [H, W, C] float32, for that of `add_to_`'s result."""
+        total_HWC = grad_BNC.new_zeros(*source, grad_BNC.shape[-1], dtype=torch.float32)
+        for target, axes in zip(self.targets, self.axes, strict=True):
+            grad_SC = total_HWC.new_zeros(target.size, total_HWC.shape[-1])
+            for image in target.images:
+                grad_SC += grad_BNC[image, : target.size]
+                if self.fill_padding:
+                    grad_SC[0] += grad_BNC[image, target.size :].sum(dim=0, dtype=torch.float32)
+            for image, cell_n in target.others:
+                grad_SC.index_add_(0, cell_n, grad_BNC[image, : len(cell_n)].float())
+            axes.add_gradient_(total_HWC, grad_SC)
+        return total_HWC
+
+
+@dataclass(frozen=True)
+class _Axes:
+    """How a target is read: the resampling matrices of its rows and of its columns."""
 
     rows_hH: Tensor
     columns_wW: Tensor
-    images: list[int] = field(default_factory=list)
-    others: list[tuple[int, Tensor]] = field(default_factory=list)
 
     @property
     def rows_come_first(self) -> bool:
@@ -176,62 +253,6 @@ class _Target:
             total_HWC.baddbmm_(self.columns_wW.mT.expand(H, W, w), lines_HwC)
 
 
-@dataclass(frozen=True)
-class _ByGrid:
-    """Resizes the source once for each distinct target grid of the batch, and adds it to that grid's images."""
-
-    targets: list[_Target]
-    fill_padding: bool
-
-    @classmethod
-    def of(
-        cls, source: tuple[int, int], coord_BN2: Tensor, lengths_B2: Tensor, how: Resampling, fill_padding: bool
-    ) -> _ByGrid:
-        grid_B2 = grids_of(coord_BN2)
-        size_B1, token_N = grid_B2.prod(dim=1, keepdim=True), torch.arange(coord_BN2.shape[1])
-        cell_BN = coord_BN2[..., 0] * grid_B2[:, 1:] + coord_BN2[..., 1]
-        expected_BN = torch.where(token_N < size_B1, token_N, 0)
-        read_BN = torch.tensor(fill_padding) | (token_N < size_B1)
-        row_by_row_B = ((cell_BN == expected_BN) | ~read_BN).all(dim=1) & (size_B1 <= len(token_N)).squeeze(1)
-
-        keys = torch.cat([grid_B2, lengths_B2], dim=1).tolist()
-        rows = _matrices({key[2] for key in keys}, source[0], how)
-        columns = _matrices({key[3] for key in keys}, source[1], how)
-        targets: dict[tuple[int, ...], _Target] = {}
-        for image, (key, row_by_row) in enumerate(zip(keys, row_by_row_B.tolist(), strict=True)):
-            h, w, row_length, column_length = key
-            target = targets.setdefault(tuple(key), _Target(rows[row_length][:h], columns[column_length][:w]))
-            if row_by_row:
-                target.images.append(image)
-            else:
-                target.others.append((image, cell_BN[image, read_BN[image]]))
-        return cls(list(targets.values()), fill_padding)
-
-    def add_to_(self, x_BNC: Tensor, grid_HWC: Tensor) -> None:
-        """Add to each token the resized grid's value there."""
-        for target in self.targets:
-            pos_SC = target.read(grid_HWC).to(x_BNC.dtype)
-            for image in target.images:
-                x_BNC[image, : len(pos_SC)] += pos_SC
-                if self.fill_padding:
-                    x_BNC[image, len(pos_SC) :] += pos_SC[0]
-            for image, cell_n in target.others:
-                x_BNC[image, : len(cell_n)] += pos_SC[cell_n]
-
-    def add_gradient_(self, total_HWC: Tensor, grad_BNC: Tensor) -> None:
-        """Add the source grid's gradient, for that of `add_to_`'s result."""
-        for target in self.targets:
-            size = len(target.rows_hH) * len(target.columns_wW)
-            grad_SC = total_HWC.new_zeros(size, total_HWC.shape[-1])
-            for image in target.images:
-                grad_SC += grad_BNC[image, :size]
-                if self.fill_padding:
-                    grad_SC[0] += grad_BNC[image, size:].sum(dim=0, dtype=torch.float32)
-            for image, cell_n in target.others:
-                grad_SC.index_add_(0, cell_n, grad_BNC[image, : len(cell_n)].float())
-            target.add_gradient_(total_HWC, grad_SC)
-
-
 def _matrices(lengths: Iterable[int], source: int, how: Resampling) -> dict[int, Tensor]:
     """Return the resampling matrix [n, S] of each target length n, all made at once."""
     distinct = sorted(lengths)
@@ -241,45 +262,63 @@ def _matrices(lengths: Iterable[int], source: int, how: Resampling) -> dict[int,
 
 
 @dataclass(frozen=True)
-class _ByTap:
+class _Tapped:
     """Reads at each token the few cells that matter to it, of a source too large to be resized as a whole.
 
     Attributes:
+        targets: of the batch.
+        fill_padding: whether padding reads the first cell.
         cell_BNT: the cells, as indices into the source grid, row by row.
         weight_BNT: their weights, float32.
-        counts: how many tokens of each image read any.
     """
 
+    targets: list[_Target]
+    fill_padding: bool
     cell_BNT: Tensor
     weight_BNT: Tensor
-    counts: list[int]
-
-    @classmethod
-    def of(
-        cls, source: tuple[int, int], coord_BN2: Tensor, lengths_B2: Tensor, how: Resampling, fill_padding: bool
-    ) -> _ByTap:
-        cell_BNT, weight_BNT = grid_taps(source, coord_BN2, lengths_B2, how)
-        tokens = coord_BN2.shape[1]
-        sizes = grids_of(coord_BN2).prod(dim=1).tolist()
-        return cls(cell_BNT, weight_BNT, [tokens if fill_padding else min(size, tokens) for size in sizes])
 
     def add_to_(self, x_BNC: Tensor, grid_HWC: Tensor) -> None:
         """Add to each token the resized grid's value there."""
-        cells_SC = grid_HWC.flatten(0, 1)
-        for image, count in enumerate(self.counts):
-            cell_nT, weight_nT = self.cell_BNT[image, :count], self.weight_BNT[image, :count]
-            x_BNC[image, :count] += _bags(cell_nT, cells_SC, weight_nT).to(x_BNC.dtype)
+        for target in self.targets:
+            if target.images:
+                pos_SC = self._read(grid_HWC, target.images[0], target.size).to(x_BNC.dtype)
+                _add_to_images_(x_BNC, target, pos_SC, self.fill_padding)
+            for image, cell_n in target.others:
+                x_BNC[image, : len(cell_n)] += self._read(grid_HWC, image, len(cell_n)).to(x_BNC.dtype)
 
-    def add_gradient_(self, total_HWC: Tensor, grad_BNC: Tensor) -> None:
-        """Add the source grid's gradient: at each cell the sum over the tokens that read it."""
+    def _read(self, grid_HWC: Tensor, image: int, count: int) -> Tensor:
+        """Return what the first tokens of an image read [count, C]."""
+        return _bags(self.cell_BNT[image, :count], grid_HWC.flatten(0, 1), self.weight_BNT[image, :count])
+
+    def gradient(self, grad_BNC: Tensor, source: tuple[int, int]) -> Tensor:
+        """Return the source grid's gradient [H, W, C] float32: at each cell the sum over the tokens that read it."""
         num_images, tokens, taps = self.cell_BNT.shape
-        read_BN = torch.arange(tokens) < torch.tensor(self.counts).unsqueeze(1)
+        read_BN = self._counts() > torch.arange(tokens)
         cell_K, order_K = self.cell_BNT[read_BN].flatten().sort()
         token_K = torch.arange(num_images * tokens).view(num_images, tokens)[read_BN].repeat_interleave(taps)
-        starts_S = torch.searchsorted(cell_K, torch.arange(total_HWC.shape[0] * total_HWC.shape[1]))
+        starts_S = torch.searchsorted(cell_K, torch.arange(source[0] * source[1]))
         weight_K = self.weight_BNT[read_BN].flatten()[order_K]
         grad_SC = _bags(token_K[order_K], grad_BNC.flatten(0, 1).float(), weight_K, starts_S)
-        total_HWC += grad_SC.view(total_HWC.shape)
+        return grad_SC.view(*source, -1)
+
+    def _counts(self) -> Tensor:
+        """Return [B, 1] how many tokens of each image read the grid."""
+        num_images, tokens, _ = self.cell_BNT.shape
+        counts_B1 = torch.full((num_images, 1), tokens)
+        if not self.fill_padding:
+            for target in self.targets:
+                counts_B1[target.images] = target.size
+                for image, cell_n in target.others:
+                    counts_B1[image] = len(cell_n)
+        return counts_B1
+
+
+def _add_to_images_(x_BNC: Tensor, target: _Target, pos_SC: Tensor, fill_padding: bool) -> None:
+    """Add a target's values to the images that go through it row by row."""
+    for image in target.images:
+        x_BNC[image, : target.size] += pos_SC
+        if fill_padding:
+            x_BNC[image, target.size :] += pos_SC[0]
 
 
 def _bags(index: Tensor, rows: Tensor, weight: Tensor, starts: Tensor | None = None) -> Tensor:

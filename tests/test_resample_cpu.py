@@ -19,7 +19,7 @@ from naflex_export.cases import noise_batch
 from naflex_export.grid import Grid
 from naflex_export.program import trace
 from naflex_export.resample import Resampling, resample_at
-from naflex_export.resample_cpu import _Target, add_resampled_on_cpu
+from naflex_export.resample_cpu import _Axes, add_resampled_on_cpu
 
 TWICE = (*MIXED, Grid(5, 4), Grid(3, 7))
 """Some grids come twice, so that their gradients are summed."""
@@ -69,7 +69,7 @@ def test_both_orders_of_the_axes_are_taken_and_agree() -> None:
     orders = []
     for h, w in ((2, 11), (11, 2)):
         rows, columns = torch.randn(h, 9, generator=draw), torch.randn(w, 7, generator=draw)
-        target = _Target(rows, columns)
+        target = _Axes(rows, columns)
         orders.append(target.rows_come_first)
         expected = torch.einsum("hi,wj,ijc->hwc", rows, columns, grid).flatten(0, 1)
         assert (target.read(grid) - expected).abs().max() <= 1e-5

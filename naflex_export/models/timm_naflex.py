@@ -72,11 +72,11 @@ class VectorizedNaFlexEmbeds(NaFlexEmbeds):
         """Return `x` [B * N, C] or [B, N, C], changed in place, with the embedding of each token of [B, N, 2] added."""
         fill_padding = self.pos_embed_use_grid_sample
         if self.pos_embed_type == "learned":
-            grid_HWC = cast(Tensor, self.pos_embed)[0]
+            grid_HWC = cast(Tensor, self.pos_embed).squeeze(0)
             # timm's grid_sample resizes a grid of just its size too, the others take it as it is
             lengths_B2 = self._lengths(patch_coord, None if fill_padding else (grid_HWC.shape[0], grid_HWC.shape[1]))
             return add_resampled(x, grid_HWC, patch_coord, resampling_of(self), lengths_B2, fill_padding=fill_padding)
-        table_HC, table_WC = cast(Tensor, self.pos_embed_y)[0], cast(Tensor, self.pos_embed_x)[0]
+        table_HC, table_WC = cast(Tensor, self.pos_embed_y).squeeze(0), cast(Tensor, self.pos_embed_x).squeeze(0)
         pos_BNC = resample_axes_at(
             table_HC,
             table_WC,
