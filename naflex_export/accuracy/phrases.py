@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from naflex_export.accuracy.results import BASELINE_FACTOR, CaseResult, GateReport, Tap
 from naflex_export.grid import Bucket
+
+MOST_LINES = 12
+"""Failures and cases to show before the rest are folded."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,16 @@ def verdict_line(report: GateReport) -> str:
     if report.problems:
         said.append(f"{_count(len(report.problems), 'problem')} beyond the measures")
     return "; ".join(said) + "."
+
+
+def warnings(report: GateReport) -> list[str]:
+    """Return what makes a verdict worth less than it seems."""
+    found = []
+    if report.not_run:
+        found.append(f"Not run: {report.not_run}. Judged instead: {report.judged}.")
+    if report.artifact is not None and report.artifact.weights == "random":
+        found.append("Random weights: a dry run. The artifact computes nothing of use.")
+    return found
 
 
 def facts(report: GateReport) -> list[tuple[str, str]]:
@@ -120,9 +134,7 @@ def location_line(report: GateReport) -> str:
         return f"first deviation: not located on {location.case}: {location.untapped}"
     first = location.first
     if first is None:
-        return (
-            f"first deviation: none, all {_count(len(location.taps), 'module')} keep to their floor on {location.case}"
-        )
+        return f"first deviation: none, {_count(len(location.taps), 'module')} within the floor on {location.case}"
     advice = f"; {location.advice}" if location.advice else ""
     return f"first deviation: {first.module}, on {location.case}: {tap_line(first, report.dtype)}{advice}"
 
@@ -137,9 +149,15 @@ def tap_line(tap: Tap, dtype: str) -> str:
 
 def rerun_command(report: GateReport, most: int = 3) -> str:
     """Return the command that judges on the first few failed cases again; empty where no case failed."""
-    failed = [result.case for result in report.results if result.broken]
-    cases = list(dict.fromkeys(failed))[:most]
-    return " ".join(["naflex-gate ARTIFACT", *(f"--case {case}" for case in cases)]) if cases else ""
+    cases = [case_of(problem) for problem in report.problems]
+    cases += [result.case for result in report.results if result.broken]
+    named = [part for case in list(dict.fromkeys(cases))[:most] for part in ("--case", case)]
+    return shlex.join(["naflex-gate", "ARTIFACT", *named]) if named else ""
+
+
+def case_of(problem: str) -> str:
+    """Return the name of the case that a problem begins with, before its output, if it names one, and a colon."""
+    return problem.partition(": ")[0].partition(" [")[0]
 
 
 def broken_measures(result: CaseResult) -> set[str]:

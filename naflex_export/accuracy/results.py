@@ -167,7 +167,8 @@ class GateReport:
         dtype: of the candidate; it chose the limits.
         limits: the worst measures that pass.
         results: one for each output of each batch.
-        problems: what is wrong beyond the measures, such as a reference that proves nothing.
+        problems: what is wrong beyond the measures, such as a reference that proves nothing; each begins with the name
+            of its case.
         invariances: what moved the candidate's own features, and whether it should.
         baselines: in low precision, one for each output: the error beside eager's own in that dtype.
         distributions: how large the errors of single values are.

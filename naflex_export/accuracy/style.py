@@ -87,8 +87,8 @@ th,td{padding:.25rem .7rem .25rem 0;text-align:left;vertical-align:top;border-bo
 th{color:var(--muted);font-weight:600;white-space:nowrap}
 .n{text-align:right;white-space:nowrap}
 .k{white-space:nowrap}
+.limits td{border-top:2px solid var(--edge);color:var(--muted)}
 .broken{color:var(--bad);font-weight:700}
-tbody tr.limits td{border-top:2px solid var(--edge);color:var(--muted)}
 details{margin:.4rem 0 1rem}
 summary{cursor:pointer;padding:.3rem 0;font-weight:600}
 footer{margin-top:3rem;padding-top:.6rem;border-top:1px solid var(--line)}

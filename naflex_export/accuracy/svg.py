@@ -190,7 +190,7 @@ def distribution_plot(found: Sequence[Distribution]) -> Element:
     """Return the share of values with an error of each size: a row for each decade, a bar for each side."""
     rows = _decades_that_occur(found)
     most = max((count / max(1, sum(side.counts)) for side in found for count in side.counts), default=1.0) or 1.0
-    left, bar, top = 27.0, 12, 6
+    left, bar, top = 29.0, 12, 6
     row = bar * len(found) + 9
     drawing = [tag("line", x1=_share(left), x2=_share(left), y1=0, y2=top + row * len(rows), class_="base")]
     for place, index in enumerate(rows):
@@ -207,7 +207,7 @@ def _bar(side: Distribution, index: int, most: float, place: tuple[float, float,
     """Return one bar with its figure; a bar of any value at all is at least a hairline."""
     left, y, height = place
     count, total = side.counts[index], max(1, sum(side.counts))
-    length = 56 * count / total / most
+    length = 54 * count / total / most
     bar = tag("g", class_=side.of)
     errors = _decade(side.decades, index)
     bar.append(tag("title", f"{side.of}: {count} of {total} values have an error of {errors}"))
@@ -350,7 +350,7 @@ def _decade(decades: Sequence[int], index: int) -> str:
     if index == 0:
         return f"up to {_power(decades[0])}"
     if index == len(decades):
-        return f"above {_power(decades[-1])}"
+        return f"above {_power(decades[-1])} or NaN"
     return f"{_power(decades[index - 1])} to {_power(decades[index])}"
 
 
