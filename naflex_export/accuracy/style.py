@@ -86,7 +86,7 @@ table{border-collapse:collapse;font-size:.88rem;font-variant-numeric:tabular-num
 th,td{padding:.25rem .7rem .25rem 0;text-align:left;vertical-align:top;border-bottom:1px solid var(--line)}
 th{color:var(--muted);font-weight:600;white-space:nowrap}
 .n{text-align:right;white-space:nowrap}
-.k{white-space:nowrap}
+td code{white-space:nowrap}
 .limits td{border-top:2px solid var(--edge);color:var(--muted)}
 .broken{color:var(--bad);font-weight:700}
 details{margin:.4rem 0 1rem}
@@ -98,6 +98,7 @@ svg{display:block;overflow:visible}
 svg text{font-size:12px;fill:var(--ink);font-variant-numeric:tabular-nums}
 svg .middle{text-anchor:middle}
 svg .end{text-anchor:end}
+svg .named{paint-order:stroke;stroke:var(--tint);stroke-width:5px}
 svg .axis,svg .tick{fill:var(--muted)}
 svg .tick{font-size:11px}
 svg .strong{font-weight:700}
@@ -122,7 +123,7 @@ line.limit{stroke:var(--ink);stroke-width:2}
 @media (max-width:640px){main{padding:12px 12px 32px}.minor,.few .figure{display:none}
 dl{column-gap:.8rem}}
 @media print{body{font-size:10pt}main{max-width:none;padding:0}*{print-color-adjust:exact;
--webkit-print-color-adjust:exact}.wide{overflow:visible}svg,pre,tr{break-inside:avoid}h2,h3,summary{break-after:avoid}
+-webkit-print-color-adjust:exact}.wide{overflow:visible}svg,pre,tr{break-inside:avoid}svg.tall{break-inside:auto}table{font-size:8pt}h2,h3,summary{break-after:avoid}
 details::details-content{content-visibility:visible;block-size:auto}}
 """
 

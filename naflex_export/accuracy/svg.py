@@ -183,7 +183,7 @@ def layer_plot(location: Location) -> Element:
         marks.append(_tap_mark(tap, at(tap.relative_l2), y, left, is_first))
     drawing += [*lines, *marks]
     style = f"min-width:{100 * names / left:.0f}px;max-width:{names + 560}px"
-    return _drawing(f"Relative L2 error of each module on {location.case}", height + 24, drawing, style)
+    return _drawing(f"Relative L2 error of each module on {location.case}", height + 24, drawing, style, "tall")
 
 
 def distribution_plot(found: Sequence[Distribution]) -> Element:
@@ -235,7 +235,7 @@ def _tap_mark(tap: Tap, x: float, y: float, left: float, is_first: bool) -> Elem
     mark.append(point)
     if is_first:
         right_of_middle = x > left + (90 - left) / 2
-        place = {"dx": -12, "class_": "end strong"} if right_of_middle else {"dx": 12, "class_": "strong"}
+        place = {"dx": -12, "class_": "end strong named"} if right_of_middle else {"dx": 12, "class_": "strong named"}
         mark.append(tag("text", "first deviation", x=_share(x), y=y + 4, **place))
     return mark
 
