@@ -160,7 +160,7 @@ def test_a_cell_says_what_was_measured() -> None:
     assert cells["3x7"].findtext("title") == (
         "grid 3x7 (height x width), 1 image: relative L2 error 3e-1, largest difference 6e-1, 1 - cosine 4.5e-2"
     )
-    assert cells["3x7"].findtext("text") == "3e-1"
+    assert [cells[grid].findtext("text") for grid in ("7x3", "3x7", "1x24")] == ["5e-4", "3e-1", "2"]
     assert "within" in cells["7x3"].attrib["class"] and "over" in cells["3x7"].attrib["class"]
 
 
@@ -251,6 +251,15 @@ def test_bars_are_as_long_as_their_counts() -> None:
     texts = [text.text for text in svg.iter("text")]
     assert texts.index("1e-2 to 1e-1") < texts.index("1e-3 to 1e-2") < texts.index("1e-4 to 1e-3")
     assert "75.0%" in texts and "1.0%" in texts
+
+
+def test_errors_of_any_size_have_a_place() -> None:
+    errors = {"1x1": 1e-30, "1x2": 0.97, "1x3": 3e30, "1x4": 0.0}
+    page = as_html(replace(reports.passing(), results=(reports.case("mixed-24-seed0", errors),)))
+    (svg,), (legend,) = drawings(page, "Heat map"), drawings(page, "Colours")
+    texts = [cell.findtext("text") for cell in svg.iter("g") if cell.get("data-grid")]
+    assert texts == ["1e-30", "9.7e-1", "3e30", "0"]
+    assert len([text for text in legend.iter("text") if "tick" in text.attrib["class"]]) <= 8
 
 
 @pytest.mark.parametrize("make", REPORTS)

@@ -312,14 +312,14 @@ def _share(percent: float) -> str:
 
 
 def _power(exponent: int) -> str:
-    return f"1e{exponent}" if exponent < 0 else f"{10**exponent}"
+    return f"{10**exponent}" if 0 <= exponent <= 4 else f"1e{exponent}"
 
 
 def _short(value: float) -> str:
-    """Return one digit of an error, that fits a cell."""
+    """Return an error that fits a cell: in one digit, or in two where it is large."""
     if not math.isfinite(value):
         return "NaN" if math.isnan(value) else "inf"
-    return "0" if value == 0 else f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e")
+    return number(value) if value == 0 or value >= 0.95 else f"{value:.0e}".replace("e-0", "e-")
 
 
 def _told(found: Summary) -> str:
