@@ -16,7 +16,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from naflex_export import __version__
-from naflex_export.accuracy.report import baseline_lines, invariance_line, table, write
+from naflex_export.accuracy.phrases import baseline_lines, invariance_line
+from naflex_export.accuracy.report import table, write
 from naflex_export.accuracy.results import GateReport
 from naflex_export.artifact import MANIFEST, Manifest, check_destination
 from naflex_export.cases import STANDARD, Scope
@@ -170,7 +171,8 @@ def export_command(
     "reports",
     multiple=True,
     type=click.Path(path_type=Path),
-    help="Write the report here; .json, .md (for a CI summary) or .xml (JUnit). May be repeated.",
+    help="Write the report here: .html (a page with drawings), .json, .md (for a CI summary) or .xml (JUnit). "
+    "May be repeated.",
 )
 @click.option(
     "--case",

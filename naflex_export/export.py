@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from naflex_export.accuracy.gate import GateSettings, judge
+from naflex_export.accuracy.gate import GateSettings, judge, subject_of
 from naflex_export.accuracy.report import verdict, write
 from naflex_export.accuracy.results import GateReport, merged, scopes_by_size
 from naflex_export.artifact import SCHEMA_ENTRY_POINTS, Manifest, check_destination, staged
@@ -91,7 +91,7 @@ def export(
         UnsupportedModelError: the model is not known, or takes no other patch sizes and was asked to.
         BackendError: a package or device is missing.
         BuildError: a graph check or the backend's builder rejected the model.
-        GateFailure: the gate failed; nothing was published, and the report is beside `out`.
+        GateFailure: the gate failed; nothing was published, and the report is beside `out`, as data and as a page.
     """
     out, stages = Path(out), stages or Stages()
     settings = dataclasses.replace(settings or BuildSettings(), announce=stages.announce)
@@ -139,7 +139,8 @@ def export(
         if on_report is not None:
             on_report(named)
         if not report.passed:
-            write(named, out.with_name(out.name + ".rejected.json"))
+            for suffix in (".json", ".html"):
+                write(named, out.with_name(f"{out.name}.rejected{suffix}"))
             named.raise_for_failure()
         write(report, folder / REPORT)
         manifest = dataclasses.replace(draft, gate=verdict(report)).write(folder)
@@ -238,7 +239,7 @@ def judge_subject(
 ) -> GateReport:
     """Return the report of the gate on what `_open_to_judge` gave."""
     report = judge(subject.runner, reference, photos, GateSettings.of(manifest, scope))
-    return dataclasses.replace(report, judged=subject.judged, not_run=subject.not_run)
+    return dataclasses.replace(report, artifact=subject_of(manifest), judged=subject.judged, not_run=subject.not_run)
 
 
 def _open_to_judge(backend: Target, folder: Path, manifest: Manifest, require_run: bool) -> StandIn:

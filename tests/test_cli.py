@@ -69,12 +69,15 @@ def test_trt_says_plainly_that_the_engine_was_not_run(tmp_path: Path) -> None:
 
 
 def test_gate_judges_an_artifact_again(artifact: Path, tmp_path: Path) -> None:
-    done = gate(artifact, "--report", tmp_path / "r.json", "--report", tmp_path / "r.md", "--seed", "7")
+    wanted = [argument for suffix in ("json", "md", "html") for argument in ("--report", tmp_path / f"r.{suffix}")]
+    done = gate(artifact, *wanted, "--seed", "7")
     assert done.exit_code == 0, done.output
     assert done.stdout.rstrip().endswith("passed")
     assert "### Accuracy gate: passed" in (tmp_path / "r.md").read_text()
     report = json.loads((tmp_path / "r.json").read_text())
     assert report["passed"] and report["seed"] == 7 and report["results"][2]["case"] == "mixed-16-seed7"
+    assert report["artifact"]["target"] in (page := (tmp_path / "r.html").read_text()) and "tiny:" in page
+    assert report["artifact"]["weights"] == "random" and "Random weights: a dry run." in page
 
 
 def test_gate_refuses_a_reference_with_other_weights(artifact: Path, tmp_path: Path) -> None:

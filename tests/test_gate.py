@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 import naflex_export as nx
 from naflex_export.accuracy.compare import LIMITS, measure, says_nothing
-from naflex_export.accuracy.report import as_junit, as_markdown, table, write
+from naflex_export.accuracy.html import as_html
+from naflex_export.accuracy.report import table, write
 from naflex_export.export import export
 
 BUCKET = [nx.Bucket(24, (1, 4, 8))]
@@ -355,7 +356,7 @@ def test_a_failed_gate_publishes_nothing(monkeypatch: pytest.MonkeyPatch, siglip
     with pytest.raises(nx.GateFailure, match=r"mixed-24-seed0 \[features\]: max_share") as caught:
         export(siglip, "compile", tmp_path / "a", BUCKET)
     assert caught.value.exit_code == 1
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.rejected.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.rejected.html", "a.rejected.json"]
     assert json.loads((tmp_path / "a.rejected.json").read_text())["passed"] is False
 
 
@@ -366,20 +367,4 @@ def test_reports_are_json_and_a_table(classifier: nn.Module, tmp_path: Path) -> 
     assert loaded["worst"]["relative_l2"] == "nan" and loaded["passed"] is False
     assert loaded["limits"]["relative_l2"] == 1e-4
     assert table(report).row_count == len(report.results) + 1
-
-
-def test_markdown_and_junit_name_what_failed(classifier: nn.Module, tmp_path: Path) -> None:
-    from xml.etree import ElementTree
-
-    good, bad = judge(classifier, classifier), judge(lambda *inputs: 1.2 * classifier(*inputs), classifier)
-    assert as_markdown(good).startswith("### Accuracy gate: passed\n")
-    text = as_markdown(bad)
-    assert "### Accuracy gate: **FAILED**" in text and "- mixed-24-seed0 [features]: max_share" in text
-    assert text.count("| FAIL |") == 9 and "| limit | | | float32 | 1.0e-04 |" in text
-    suite = ElementTree.fromstring(as_junit(bad))
-    assert suite.get("tests") == "13" and suite.get("failures") == "9"
-    failure = suite.find("testcase[@name='photos-24-0 [features]']/failure")
-    assert failure is not None and "relative_l2 0.2 > 0.0001" in str(failure.get("message"))
-    assert ElementTree.fromstring(as_junit(good)).get("failures") == "0"
-    with pytest.raises(nx.RequestError, match="ends in '.txt': expected one of .json, .md, .xml"):
-        write(good, tmp_path / "report.txt")
+    assert loaded["artifact"] is None and "Accuracy gate: FAILED" in as_html(report)

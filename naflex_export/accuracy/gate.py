@@ -20,7 +20,15 @@ from torch import Tensor, nn
 
 from naflex_export.accuracy.compare import DECADES, LIMITS, measure, measure_images, says_nothing, spread_of
 from naflex_export.accuracy.invariances import Run, check_invariances
-from naflex_export.accuracy.results import BaselineResult, CaseResult, Distribution, GateReport, merged, scopes_by_size
+from naflex_export.accuracy.results import (
+    BaselineResult,
+    CaseResult,
+    Distribution,
+    GateReport,
+    Subject,
+    merged,
+    scopes_by_size,
+)
 from naflex_export.accuracy.sides import Candidate, Sides
 from naflex_export.artifact import Manifest
 from naflex_export.cases import EFFORTS, Batch, Photos, Scope, cases_of, generated_batch, load_photos, photo_batches
@@ -89,16 +97,18 @@ def gate(
         return replace(own, buckets=check_buckets(buckets or own.buckets), dtype=dtype or own.dtype)
 
     if isinstance(candidate, EntryPoints):
-        return merged(
+        report = merged(
             {
                 size: judge(candidate[size], reference, photos, settings_of(candidate[size], part))
                 for size, part in scopes_by_size(scope, list(candidate.runners)).items()
             }
         )
+        return replace(report, artifact=subject_of(candidate.manifest))
     if isinstance(candidate, Runner):
         settings = settings_of(candidate, scope)
         size = settings.patch_size if patch_size is None else patch_size
-        return judge(candidate, reference, photos, replace(settings, patch_size=size))
+        report = judge(candidate, reference, photos, replace(settings, patch_size=size))
+        return replace(report, artifact=subject_of(candidate.manifest))
     chosen = check_buckets(buckets or [Bucket()])
     settings = GateSettings(chosen, dtype or "float32", tuple(outputs), scope, patch_size)
     return judge(candidate, reference, photos, settings)
@@ -204,6 +214,18 @@ def batches(sides: Sides, bucket: Bucket, photos: Photos, scope: Scope) -> Itera
         yield from (batch for batch in photo_batches(photos, transform, bucket) if batch.name in names)
     width = family.token_width(sides.eager)
     yield from (generated_batch(name, bucket, width) for name in names if not name.startswith("photos-"))
+
+
+def subject_of(manifest: Manifest) -> Subject:
+    """Return what a report says of the artifact that it is on."""
+    source = manifest.model["source"]
+    return Subject(
+        model=source.get("model") or manifest.model["architecture"] or manifest.model["family"],
+        weights=source.get("weights", ""),
+        weights_sha256=manifest.model["weights_sha256"],
+        target=manifest.target,
+        versions=manifest.versions,
+    )
 
 
 def check_only(only: Sequence[str], buckets: Sequence[Bucket], photos: Photos) -> None:

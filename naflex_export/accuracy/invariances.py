@@ -24,11 +24,15 @@ MOVED = 1e-6
 
 @dataclass(frozen=True)
 class Invariance:
-    """One check: what was changed, by how much the features moved as a share of their size, and what is wrong."""
+    """One check: what was changed, by how much the features moved as a share of their size, and what is wrong.
+
+    `bucket` is the one that it was checked in.
+    """
 
     name: str
     moved: float
     broken: str
+    bucket: str = ""
 
 
 def check_invariances(run: Run, bucket: Bucket, token_width: int, floor: float, seed: int) -> list[Invariance]:
@@ -52,7 +56,7 @@ def check_invariances(run: Run, bucket: Bucket, token_width: int, floor: float, 
         found.append(_still("amount of padding", plain, run(_shorter(batch)), floor))
     if side > 1:
         found.append(_moves("masking a valid token", plain[:1], run(_without_last_token(batch))[:1]))
-    return found
+    return [replace(one, bucket=str(bucket)) for one in found]
 
 
 def _still(name: str, before: Tensor, after: Tensor, floor: float) -> Invariance:

@@ -12,6 +12,9 @@ from naflex_export.accuracy.invariances import Invariance
 from naflex_export.cases import Scope
 from naflex_export.errors import GateFailure, RequestError
 
+SCHEMA = 1
+"""Version of the layout of `GateReport.to_json`, which docs/gate.md describes."""
+
 BASELINE_FACTOR = 2.0
 """How many times eager's own error in a low precision a candidate's may be."""
 
@@ -138,6 +141,25 @@ class Location:
 
 
 @dataclass(frozen=True)
+class Subject:
+    """The artifact that was judged, in its manifest's words.
+
+    Attributes:
+        model: what it was exported from.
+        weights: where they came from: "pretrained", "random" or a file; empty where the manifest does not say.
+        weights_sha256: their hash.
+        target: "compile", "aot", "onnx" or "trt".
+        versions: of the packages that made it.
+    """
+
+    model: str
+    weights: str
+    weights_sha256: str
+    target: str
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True)
 class GateReport:
     """What the gate found.
 
@@ -145,7 +167,8 @@ class GateReport:
         dtype: of the candidate; it chose the limits.
         limits: the worst measures that pass.
         results: one for each output of each batch.
-        problems: what is wrong beyond the measures, such as a reference that proves nothing.
+        problems: what is wrong beyond the measures, such as a reference that proves nothing; each begins with the name
+            of its case.
         invariances: what moved the candidate's own features, and whether it should.
         baselines: in low precision, one for each output: the error beside eager's own in that dtype.
         distributions: how large the errors of single values are.
@@ -153,6 +176,7 @@ class GateReport:
         seed: of the generated batches.
         effort: "quick", "standard" or "thorough": how many cases there were.
         only: the cases asked for, if not all of them.
+        artifact: where the candidate came from; None where it was a plain callable.
         judged: what ran as the candidate.
         not_run: what was built and could not be run here; empty where the artifact itself was judged.
         skipped_photos: why each file among the photos was left out.
@@ -169,6 +193,7 @@ class GateReport:
     seed: int = 0
     effort: str = "standard"
     only: tuple[str, ...] = ()
+    artifact: Subject | None = None
     judged: str = "the candidate"
     not_run: str = ""
     skipped_photos: dict[str, str] = field(default_factory=dict)
@@ -222,7 +247,7 @@ class GateReport:
     def to_json(self) -> dict[str, Any]:
         """Return the report as plain JSON values; numbers that JSON lacks are written as text."""
         summaries = {name: [asdict(found) for found in getattr(self, name)] for name in ("by_bucket", "by_grid")}
-        told = {"passed": self.passed, "failures": self.failures, "worst": self.worst}
+        told = {"schema": SCHEMA, "passed": self.passed, "failures": self.failures, "worst": self.worst}
         return _plain({**told, **summaries, **asdict(self)})
 
 
