@@ -45,10 +45,10 @@ class VectorizedNaFlexEmbeds(NaFlexEmbeds):
         self, x: Tensor, patch_coord: Tensor | None = None, patch_valid: Tensor | None = None
     ) -> tuple[Tensor, tuple[int, int] | None]:
         """Return the embedded patches [B, prefix + N, C], and None for the grid size, as timm does."""
-        if patch_coord is None or self.pos_embed_type not in ("learned", "factorized"):
+        if patch_coord is None or not self.is_linear or self.pos_embed_type not in ("learned", "factorized"):
             return super().forward(x, patch_coord, patch_valid)
         x = self.add_position(self._projected(x), patch_coord).view(*patch_coord.shape[:2], -1)
-        prefix = [token.expand(len(x), -1, -1) for token in (self.cls_token, self.reg_token) if token is not None]
+        prefix = [token.expand(x.shape[0], -1, -1) for token in (self.cls_token, self.reg_token) if token is not None]
         if prefix:
             x = torch.cat([*prefix, x], dim=1)
         return self.pos_drop(x), None
