@@ -56,6 +56,7 @@ def interleave(
     device: torch.device | str = "cpu",
     *,
     warmup: int = 1,
+    prepare: Callable[[int], None] = lambda number: None,
     announce: Callable[[str], None] = lambda step: None,
 ) -> dict[str, Timing]:
     """Return the time of each call, all of them once in each round, so that a busy machine meets them alike.
@@ -67,6 +68,7 @@ def interleave(
         rounds: that count, at least 1.
         device: where the calls run.
         warmup: rounds that run first and do not count.
+        prepare: called with the number of each round, those of the warmup among them, before anything is timed.
         announce: called with a line for each round.
 
     Raises:
@@ -83,6 +85,7 @@ def interleave(
     for number in range(warmup + rounds):
         counts = number >= warmup
         announce(f"round {number - warmup + 1} of {rounds}" if counts else "warming up")
+        prepare(number)
         first = number % len(names)
         for name in [*names[first:], *names[:first]]:
             synchronize(device)

@@ -88,7 +88,7 @@ def test_rows_are_added_under_one_header(tmp_path: Path) -> None:
 def test_rows_of_other_columns_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     record.append(path, ("name", "ms"), [{"name": "a", "ms": 1}])
-    with pytest.raises(ValueError, match="has the columns name, ms: expected name, ms, spread; move it away"):
+    with pytest.raises(RequestError, match="has the columns name, ms: expected name, ms, spread; give another file"):
         record.append(path, ("name", "ms", "spread"), [])
     with pytest.raises(ValueError, match="not in fieldnames"):
         record.append(path, ("name", "ms"), [{"name": "a", "ms": 1, "spread": 0}])
