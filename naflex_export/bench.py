@@ -35,11 +35,17 @@ class Timing:
         return 1000 * statistics.median(self.seconds)
 
     @property
+    def quartiles_ms(self) -> tuple[float, float, float]:
+        """The lower quartile, the median and the upper quartile, in milliseconds; all the same for a single round."""
+        if len(self.seconds) < 2:
+            return self.ms, self.ms, self.ms
+        low, median, high = statistics.quantiles(self.seconds, n=4)
+        return 1000 * low, 1000 * median, 1000 * high
+
+    @property
     def spread(self) -> float:
         """Half the distance between the quartiles, as a share of the median; 0 for a single round."""
-        if len(self.seconds) < 2:
-            return 0.0
-        low, median, high = statistics.quantiles(self.seconds, n=4)
+        low, median, high = self.quartiles_ms
         return (high - low) / 2 / median
 
     def ratio_to(self, other: Timing) -> float:
