@@ -19,6 +19,7 @@ from naflex_export.accuracy.compare import measure as compare
 from naflex_export.accuracy.reference import SoundInterpolate
 from naflex_export.bench import Timing, interleave, peak_memory
 from naflex_export.cases import Batch
+from naflex_export.errors import NaflexExportError
 from naflex_export.models import Family, family_of
 from naflex_export.rows import mib, text
 from naflex_export.targets.compile import compile as compile_ours
@@ -302,5 +303,5 @@ def _features(output: Any) -> Tensor:
 
 def first_line(error: BaseException) -> str:
     """Return what an error says, in a line short enough for a table."""
-    said = str(error).strip() or "no message"
-    return f"{type(error).__name__}: {said.splitlines()[0][:200]}"
+    said = (str(error).strip() or "no message").splitlines()[0][:200]
+    return said if isinstance(error, NaflexExportError) else f"{type(error).__name__}: {said}"

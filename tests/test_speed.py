@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -299,3 +302,24 @@ def test_the_encoder_bench_writes_a_row_for_each_technique(
     assert by_name["ours CUDA graphs"]["failure"] == "CUDA graphs need a GPU"
     assert not by_name["ours CUDA graphs"]["ms"]
     assert "ours ONNX Runtime" in capsys.readouterr().out
+
+
+SUITE = Path(__file__).parent.parent / "tools" / "gpu_suite.sh"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
+def test_the_gpu_suite_says_that_there_is_no_gpu(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHON": sys.executable, "OUT": str(tmp_path / "out")}
+    done = subprocess.run([SUITE], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 3
+    assert done.stderr.startswith("no GPU: torch finds no CUDA device. Nothing was run")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"), [(["--quick"], "takes --smoke or nothing"), ([], "on a CPU there is only the smoke run")]
+)
+def test_the_gpu_suite_refuses_what_it_does_not_know(arguments: list[str], message: str) -> None:
+    environment = {**os.environ, "DEVICE": "cpu"}
+    done = subprocess.run([SUITE, *arguments], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and message in done.stderr
