@@ -177,6 +177,28 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_onnx_runtime_takes_as_many_threads_as_torch(artifact: Path) -> None:
+    runner: Any = nx.load(artifact, "cpu")
+    assert runner._session.get_session_options().intra_op_num_threads == torch.get_num_threads()
+
+
+def test_trim_shrinks_what_onnx_runtime_keeps(artifact: Path) -> None:
+    runner: Any = nx.load(artifact, "cpu")
+    session, shrunk = runner._session, []
+
+    class Spy:
+        def run(self, names: Any, arrays: Any, options: Any) -> Any:
+            key = "memory.enable_memory_arena_shrinkage"
+            shrunk.append(None if options is None else options.get_run_config_entry(key))
+            return session.run(names, arrays, options)
+
+    runner._session = Spy()
+    runner.trim()
+    batch = workload("naflex", 2, 16, 48)
+    runner(batch.patches, batch.patch_coord, batch.patch_valid)
+    assert shrunk == ["cpu:0", None]
+
+
 def test_bench_prints_a_table_and_writes_rows(artifact: Path, tmp_path: Path) -> None:
     done = bench(artifact, "--no-compile", "--rounds", "2", "--csv", tmp_path / "r.csv")
     assert done.exit_code == 0, done.output
