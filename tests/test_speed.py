@@ -170,11 +170,21 @@ def flat(text: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sizes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An artifact with a single patch size among its sizes."""
     folder = tmp_path_factory.mktemp("speed") / "a"
-    source = ModelSource("tiny:siglip", "random")
-    nx.export(source.load(), "onnx", folder, [nx.Bucket(16, (1, 2, 4))], effort="quick", source=source.describe())
+    source = ModelSource("tiny:flexible", "random", patch_interpolator=True)
+    nx.export(
+        source.load(), "onnx", folder, [nx.Bucket(16, (1, 2, 4))], patch_sizes=(4,), effort="quick",
+        source=source.describe(),
+    )  # fmt: skip
     return folder
+
+
+@pytest.fixture
+def artifact(sizes: Path) -> Path:
+    """An artifact of one patch size."""
+    return sizes / "patch4"
 
 
 def test_onnx_runtime_takes_as_many_threads_as_torch(artifact: Path) -> None:
@@ -245,15 +255,10 @@ def test_an_engine_without_a_gpu_is_exit_3_and_its_onnx_is_timed_if_asked_for(ar
     assert "stand-in" in done.stdout and "artifact" not in done.stdout
 
 
-def test_each_patch_size_is_timed(tmp_path: Path) -> None:
-    source = ModelSource("tiny:flexible", "random", patch_interpolator=True)
-    nx.export(
-        source.load(), "onnx", tmp_path / "a", [nx.Bucket(9, (1, 1, 1))], patch_sizes=(2,), effort="quick",
-        source=source.describe(),
-    )  # fmt: skip
-    done = bench(tmp_path / "a", "--no-compile", "--rounds", "1")
+def test_each_patch_size_is_timed(sizes: Path) -> None:
+    done = bench(sizes, "--no-compile", "--rounds", "1", "--batch", "2")
     assert done.exit_code == 0, done.output
-    assert "the artifact (onnx) at patch size 2" in done.stdout
+    assert "the artifact (onnx) at patch size 4, float32, on" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -312,7 +317,7 @@ def test_the_encoder_bench_writes_a_row_for_each_technique(
     path = tmp_path / "rows.csv"
     monkeypatch.setattr(bench_encoder, "exported", lambda *arguments: nx.load(artifact))
     bench_encoder.main([
-        "--model", "tiny:siglip", "--device", "cpu", "--batches", "2", "--tokens", "16", "--rounds", "1", "--grids",
+        "--model", "tiny:flexible", "--device", "cpu", "--batches", "2", "--tokens", "16", "--rounds", "1", "--grids",
         "different", "--out", str(path), "--techniques", "timm eager", "ours ONNX Runtime", "ours CUDA graphs",
     ])  # fmt: skip
     rows = list(csv.DictReader(path.open()))
