@@ -97,13 +97,13 @@ def bench_command(
         _print_subject(subject, manifest)
         match = Match(subject, loaded, course)
         for size in sizes:
-            with stages.stage(f"{size[0]} x {size[1]} tokens"):
+            with stages.stage(_named(size)):
                 found = match.measure(size, stages.announce)
             _print_figures(found, size)
             if path is not None:
                 about = _about(artifact, manifest, subject, course)
                 append(path, FIELDS, [{**about, **figures.row()} for figures in found])
-    out.print(_LEGEND, soft_wrap=True, highlight=False)
+    out.print(_LEGEND, highlight=False)
 
 
 _LEGEND = (
@@ -124,7 +124,7 @@ def _print_subject(subject: Subject, manifest: Manifest) -> None:
 
 def _print_figures(found: list[Figures], size: tuple[int, int]) -> None:
     rows = Table(
-        title=f"{size[0]} {'image' if size[0] == 1 else 'images'} of {size[1]} tokens",
+        title=_named(size),
         title_justify="left",
         box=SIMPLE,
         padding=(0, 1, 0, 0),
@@ -151,6 +151,11 @@ def _print_figures(found: list[Figures], size: tuple[int, int]) -> None:
     for figures in found:
         if figures.failure:
             out.print(f"[yellow]not measured:[/] {figures.technique}: {escape(figures.failure)}", soft_wrap=True)
+
+
+def _named(size: tuple[int, int]) -> str:
+    images, tokens = size
+    return f"{images} {'image' if images == 1 else 'images'} of {tokens} tokens"
 
 
 def _about(artifact: Path, manifest: Manifest, subject: Subject, course: Course) -> dict[str, object]:
