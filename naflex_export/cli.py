@@ -21,7 +21,7 @@ from naflex_export.accuracy.report import table, write
 from naflex_export.accuracy.results import GateReport
 from naflex_export.artifact import MANIFEST, Manifest, check_destination
 from naflex_export.cases import STANDARD, Scope
-from naflex_export.errors import NaflexExportError, RequestError
+from naflex_export.errors import NaflexExportError
 from naflex_export.export import REPORT, Artifact, export, judge_artifact
 from naflex_export.grid import Bucket, check_buckets, parse_patch_sizes
 from naflex_export.program import DTYPES
@@ -129,7 +129,7 @@ def export_command(
 
     Exit codes: 0 done and passed, 1 the gate failed, 2 the request was wrong, 3 a backend or device is missing.
     """
-    _quiet_libraries(verbose)
+    quiet_libraries(verbose)
     folder = folder or Path("artifacts") / f"{_file_name(model)}-{target}"
     chosen = check_buckets([Bucket.parse(text) for text in buckets] or [Bucket()])
     sizes = None if patch_sizes is None else parse_patch_sizes(patch_sizes)
@@ -205,18 +205,12 @@ def gate_command(
 
     Exit codes: 0 passed, 1 the gate failed, 2 the request was wrong, 3 a backend or device is missing.
     """
-    _quiet_libraries(verbose)
+    quiet_libraries(verbose)
     manifest = Manifest.read(artifact)
-    noted = manifest.model["source"]
-    model, kept = reference or noted.get("model"), weights or noted.get("weights")
-    if model is None or kept is None:
-        raise RequestError(
-            f"{MANIFEST} does not say where the model came from (it was exported from Python): "
-            "give --reference MODEL and --weights WEIGHTS"
-        )
+    source = ModelSource.noted(manifest, reference, weights)
     stages = Stages(err)
     with stages.stage("load"):
-        loaded = ModelSource(model, kept, noted.get("seed", 0), noted.get("patch_interpolator", False)).load()
+        loaded = source.load()
     with stages.stage("gate"):
         found = judge_artifact(artifact, loaded, images, Scope(seed, effort or STANDARD, cases), require_run)
     for path in reports:
@@ -258,7 +252,7 @@ def _file_name(model: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", model)
 
 
-def _quiet_libraries(verbose: bool) -> None:
+def quiet_libraries(verbose: bool) -> None:
     """Keep the libraries' warnings off a user's screen, or ask the backends for their own logs."""
     if verbose:
         logging.getLogger("naflex_export").setLevel(logging.DEBUG)

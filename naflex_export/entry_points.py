@@ -40,6 +40,10 @@ class EntryPoints(Runner):
     def execute(self, inputs: tuple[Tensor, ...]) -> list[Tensor]:
         return self._chosen(inputs).execute(inputs)
 
+    def trim(self) -> None:
+        for runner in self.runners.values():
+            runner.trim()
+
     def _chosen(self, inputs: tuple[Tensor, ...]) -> Runner:
         """Return the Runner for patches of this width; widths of different sizes differ."""
         by_width = {runner.manifest.inputs[0].shape[2]: runner for runner in self.runners.values()}

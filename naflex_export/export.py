@@ -215,12 +215,7 @@ def judge_artifact(
     """
     manifest = Manifest.read(path)
     manifest.verify(path)
-    found = weights_sha256(reference)
-    if found != manifest.model["weights_sha256"]:
-        raise RequestError(
-            f"the reference's weights ({found[:12]}) are not those the artifact was made from "
-            f"({manifest.model['weights_sha256'][:12]}): export again, or give the model and weights it was made from"
-        )
+    check_same_weights(reference, manifest)
     if manifest.entry_points:
         return merged(
             {
@@ -232,6 +227,20 @@ def judge_artifact(
     backend.require()
     subject = _open_to_judge(backend, path, manifest, require_run)
     return judge_subject(subject, reference, load_photos(images), manifest, scope)
+
+
+def check_same_weights(reference: nn.Module, manifest: Manifest) -> None:
+    """Check that a model has the weights that an artifact was made from.
+
+    Raises:
+        RequestError: it has others.
+    """
+    found = weights_sha256(reference)
+    if found != manifest.model["weights_sha256"]:
+        raise RequestError(
+            f"the reference's weights ({found[:12]}) are not those the artifact was made from "
+            f"({manifest.model['weights_sha256'][:12]}): export again, or give the model and weights it was made from"
+        )
 
 
 def judge_subject(

@@ -26,7 +26,7 @@ from timm.models import NaFlexVit, clean_state_dict
 from timm.models.naflexvit import checkpoint_filter_fn
 from torch import Tensor, nn
 
-from naflex_export.artifact import sha256_of
+from naflex_export.artifact import MANIFEST, Manifest, sha256_of
 from naflex_export.errors import BackendError, RequestError
 from naflex_export.models import family_of
 
@@ -53,6 +53,22 @@ class ModelSource:
     weights: str = "pretrained"
     seed: int = 0
     patch_interpolator: bool = False
+
+    @classmethod
+    def noted(cls, manifest: Manifest, model: str | None = None, weights: str | None = None) -> ModelSource:
+        """Return where an artifact's model came from, as its manifest has it, but for what the caller says.
+
+        Raises:
+            RequestError: neither says it.
+        """
+        noted = manifest.model["source"]
+        model, weights = model or noted.get("model"), weights or noted.get("weights")
+        if model is None or weights is None:
+            raise RequestError(
+                f"{MANIFEST} does not say where the model came from (it was exported from Python): "
+                "give --reference MODEL and --weights WEIGHTS"
+            )
+        return cls(model, weights, noted.get("seed", 0), noted.get("patch_interpolator", False))
 
     def load(self) -> nn.Module:
         """Return the model, in float32 and eval mode.

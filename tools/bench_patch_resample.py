@@ -9,22 +9,18 @@ process, taking turns, and each is compared with timm's formula in float64.
 from __future__ import annotations
 
 import argparse
-import csv
-import datetime
 import platform
-import statistics
-import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
+from record import RESULTS, about, append
 from timm.layers.patch_embed import PatchEmbedInterpolator, _compute_resize_matrix, resample_patch_embed
 from torch import Tensor
 
 import naflex_export
+from naflex_export.bench import interleave
 from naflex_export.patch_resample import resample_kernel, resample_weight
 
 FEATURES, CHANNELS, BASE, TARGET = 768, 3, 32, 16
@@ -83,21 +79,6 @@ def exact(given: Tensor, layout: str) -> Tensor:
     return result if layout == "conv" else flat(result)
 
 
-def milliseconds(run: Callable[[], Any], device: torch.device) -> float:
-    """Return how long one call takes, until the device is done."""
-    synchronize(device)
-    started = time.perf_counter()
-    run()
-    synchronize(device)
-    return 1e3 * (time.perf_counter() - started)
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait for a GPU."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def measure(layout: str, device: torch.device, rounds: int) -> list[dict[str, Any]]:
     """Return a row for each candidate and pass."""
     draw = torch.Generator().manual_seed(0)
@@ -120,15 +101,9 @@ def measure(layout: str, device: torch.device, rounds: int) -> list[dict[str, An
     rows = []
     for name, make in (("forward", forward), ("forward+backward", with_backward)):
         runs = {candidate: make(resample) for candidate, resample in chosen.items()}
-        times: dict[str, list[float]] = {candidate: [] for candidate in runs}
-        for turn in range(-2, rounds):  # two turns to warm up
-            for candidate, run in runs.items():
-                elapsed = milliseconds(run, device)
-                if turn >= 0:
-                    times[candidate].append(elapsed)
-        ours = statistics.median(times["ours"])
-        for candidate, found in times.items():
-            first, median, third = statistics.quantiles(found, n=4)
+        timings = interleave(runs, rounds, device, warmup=2)
+        for candidate, timing in timings.items():
+            first, median, third = timing.quartiles_ms
             error = (chosen[candidate](given).cpu().double() - expected).abs().max() / expected.abs().max()
             rows.append(
                 {
@@ -138,55 +113,30 @@ def measure(layout: str, device: torch.device, rounds: int) -> list[dict[str, An
                     "median_ms": f"{median:.2f}",
                     "q1_ms": f"{first:.2f}",
                     "q3_ms": f"{third:.2f}",
-                    "ratio_to_ours": f"{median / ours:.1f}",
+                    "ratio_to_ours": f"{timing.ratio_to(timings['ours']):.1f}",
                     "max_error": f"{float(error):.1e}",
                 }
             )
     return rows
 
 
-def device_name(device: torch.device) -> str:
-    """Return the name of the GPU or of the processor."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"CPU: {names[0] if names else platform.machine()}"
-
-
-def commit() -> str:
-    """Return the commit the code is at, with a plus where it has changed since."""
-    asked = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--abbrev=10", "--exclude=*"]
-    return subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
-
-
 def main() -> None:
-    """Measure, print, and write the table."""
+    """Measure, print, and add the rows to the table."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--device", default="cpu", type=torch.device)
     options.add_argument("--rounds", default=30, type=int)
-    options.add_argument("--out", default=Path(__file__).parent / "results" / "patch_resample.csv", type=Path)
+    options.add_argument("--out", default=RESULTS / "patch_resample.csv", type=Path)
     chosen = options.parse_args()
     common = {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "commit": commit(),
-        "device": device_name(chosen.device),
-        "threads": torch.get_num_threads(),
+        **about(chosen.device),
         "python": platform.python_version(),
-        "torch": torch.__version__,
-        "timm": timm.__version__,
         "naflex_export": naflex_export.__version__,
         "case": f"({FEATURES} {CHANNELS} {BASE} {BASE}) to {TARGET}x{TARGET}",
         "dtype": "float32",
         "rounds": chosen.rounds,
     }
     rows = [common | row for layout in ("conv", "linear") for row in measure(layout, chosen.device, chosen.rounds)]
-    chosen.out.parent.mkdir(parents=True, exist_ok=True)
-    with chosen.out.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    append(chosen.out, COLUMNS, rows)
     for row in rows:
         print(
             "{layout:7}{pass:18}{candidate:16}{median_ms:>9} ms  {ratio_to_ours:>6}x  error {max_error}".format(**row)

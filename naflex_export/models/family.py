@@ -50,6 +50,17 @@ class Family(ABC):
             RequestError: the family has no output of that name.
         """
 
+    @abstractmethod
+    def embedding(self, model: nn.Module) -> nn.Module:
+        """Return a module that takes the three inputs and gives what the first block gets, as a tuple of tensors.
+
+        That is the projected patches with their position embedding, and rotary embeddings where there are any; no mask.
+        """
+
+    @abstractmethod
+    def without_position(self, model: nn.Module) -> nn.Module:
+        """Return the model with no position embedding of any kind, all else the same and shared."""
+
     def tower(self, model: nn.Module) -> nn.Module:
         """Return the part of the model whose forward takes the three inputs: by default all of it."""
         return model

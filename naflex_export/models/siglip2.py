@@ -64,6 +64,26 @@ class VectorizedSiglip2VisionEmbeddings(Siglip2VisionEmbeddings):
         return add_resampled(zero_BNC, positional_embeddings, coord_BN2, BILINEAR, grid_B2, fill_padding=True)
 
 
+class PatchesOnly(Siglip2VisionEmbeddings):
+    """`Siglip2VisionEmbeddings` that adds no position embedding."""
+
+    def forward(self, pixel_values: Tensor, spatial_shapes: Tensor) -> Tensor:
+        """Return the projected patches [B, N, C]."""
+        return self.patch_embedding(pixel_values.to(dtype=self.patch_embedding.weight.dtype))
+
+
+class Siglip2Embedding(nn.Module):
+    """All that a vision tower does ahead of its first block, but for the mask."""
+
+    def __init__(self, tower: Siglip2VisionModel) -> None:
+        super().__init__()
+        self.embeddings = tower.embeddings
+
+    def forward(self, pixel_values: Tensor, pixel_attention_mask: Tensor, spatial_shapes: Tensor) -> tuple[Tensor, ...]:
+        """Return tokens [B, N, C]."""
+        return (self.embeddings(pixel_values, spatial_shapes),)
+
+
 class Siglip2Encoder(nn.Module):
     """A vision tower whose forward returns a tuple of the outputs asked for."""
 
@@ -117,6 +137,15 @@ class Siglip2(Family):
                 "outputs=('tokens',)"
             )
         return Siglip2Encoder(tower, outputs)
+
+    def embedding(self, model: Any) -> nn.Module:
+        return Siglip2Embedding(_tower(model))
+
+    def without_position(self, model: Any) -> nn.Module:
+        shared = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
+        twin = copy.deepcopy(model, shared)
+        _tower(twin).embeddings.__class__ = PatchesOnly
+        return twin
 
     def unpack(self, output: Any) -> Any:
         return _outputs(output) if isinstance(output, BaseModelOutputWithPooling) else output

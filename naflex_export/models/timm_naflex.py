@@ -174,6 +174,21 @@ class GraphEncoder(TimmEncoder):
         return model.head(model.head_drop(model.fc_norm(pooled_BC)))
 
 
+class TimmEmbedding(nn.Module):
+    """All that a NaFlexVit does ahead of its first block, but for the mask and dropped patches."""
+
+    def __init__(self, model: NaFlexVit) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, patches: Tensor, patch_coord: Tensor, patch_valid: Tensor) -> tuple[Tensor, ...]:
+        """Return tokens [B, prefix + N, C], and what rotary embeddings the model makes."""
+        model = self.model
+        x, _ = model.embeds(patches, patch_coord=patch_coord, patch_valid=patch_valid)
+        rope = () if model.rope is None else model._generate_rope_naflex(x, patch_coord)
+        return (model.norm_pre(x), *((rope,) if isinstance(rope, Tensor) else rope))
+
+
 class TimmNaFlex(Family):
     """The family of timm's `NaFlexVit`."""
 
@@ -208,6 +223,16 @@ class TimmNaFlex(Family):
                 "a graph of patches needs embed_proj_type='linear'"
             )
         return GraphEncoder(model, outputs) if self.is_vectorized(model) else TimmEncoder(model, outputs)
+
+    def embedding(self, model: Any) -> nn.Module:
+        return TimmEmbedding(model)
+
+    def without_position(self, model: Any) -> nn.Module:
+        shared = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
+        twin = copy.deepcopy(model, shared)
+        twin.embeds.pos_embed_type = "none"
+        twin.rope = None
+        return twin
 
     def token_width(self, model: Any) -> int:
         embeds = model.embeds
@@ -288,6 +313,12 @@ class TimmNaFlexAtPatchSize(TimmNaFlex):
         if self.is_vectorized(model):
             return encoder
         return Unflattened(encoder, self.patch_size, model.embeds.channels_last)
+
+    def embedding(self, model: Any) -> nn.Module:
+        embedding = super().embedding(model)
+        if self.is_vectorized(model):
+            return embedding
+        return Unflattened(embedding, self.patch_size, model.embeds.channels_last)
 
     def token_width(self, model: Any) -> int:
         return self.patch_size * self.patch_size * model.embeds.in_chans

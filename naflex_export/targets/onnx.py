@@ -23,7 +23,9 @@ from torch import Tensor
 
 from naflex_export import passes
 from naflex_export.artifact import Manifest
+from naflex_export.cases import noise_batch
 from naflex_export.errors import BackendError, BuildError
+from naflex_export.grid import Grid
 from naflex_export.program import Program
 from naflex_export.targets import BuildSettings, StandIn
 from naflex_export.targets.runner import Runner
@@ -107,14 +109,31 @@ class OnnxRunner(Runner):
         super().__init__(manifest, device, check_inputs)
         self._session = _session(path, device)
 
+    def trim(self) -> None:
+        """Run one small batch at whose end the session's arena shrinks to it; nothing else makes it shrink."""
+        import onnxruntime
+
+        options = onnxruntime.RunOptions()
+        place = "cpu:0" if self.device.type == "cpu" else f"gpu:{self.device.index or 0}"
+        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", place)
+        patches = self.manifest.inputs[0]
+        smallest = min(bucket.batch[0] for bucket in self.manifest.buckets)
+        batch = noise_batch("trim", [Grid(1, 1)] * smallest, 1, int(patches.shape[2]))
+        first, *rest = self.layout.arrange(batch)
+        inputs = (first.to(getattr(torch, patches.dtype)), *rest)
+        self._run(tuple(tensor.to(self.device) for tensor in inputs), options)
+
     def execute(self, inputs: tuple[Tensor, ...]) -> list[Tensor]:
+        return self._run(inputs, None)
+
+    def _run(self, inputs: tuple[Tensor, ...], options: Any) -> list[Tensor]:
         names = [spec.name for spec in self.manifest.inputs]
         if self.device.type == "cuda":
-            return self._execute_on_device(dict(zip(names, inputs, strict=True)))
+            return self._execute_on_device(dict(zip(names, inputs, strict=True)), options)
         arrays = {name: tensor.contiguous().numpy() for name, tensor in zip(names, inputs, strict=True)}
-        return [torch.from_numpy(array) for array in self._session.run(self.output_names, arrays)]
+        return [torch.from_numpy(array) for array in self._session.run(self.output_names, arrays, options)]
 
-    def _execute_on_device(self, inputs: dict[str, Tensor]) -> list[Tensor]:
+    def _execute_on_device(self, inputs: dict[str, Tensor], options: Any) -> list[Tensor]:
         """Run on the GPU without a copy of the inputs or outputs through the host."""
         import onnxruntime
 
@@ -127,7 +146,7 @@ class OnnxRunner(Runner):
             binding.bind_input(name, "cuda", index, element, tuple(tensor.shape), tensor.data_ptr())
         for name in self.output_names:
             binding.bind_output(name, "cuda", index)
-        self._session.run_with_iobinding(binding)
+        self._session.run_with_iobinding(binding, options)
         binding.synchronize_outputs()
         values: list[onnxruntime.OrtValue] = binding.get_outputs()
         return [torch.utils.dlpack.from_dlpack(value._ortvalue.to_dlpack()).clone() for value in values]
@@ -165,10 +184,15 @@ _ELEMENTS: dict[torch.dtype, Any] = {
 
 
 def _session(path: Path, device: torch.device) -> Any:
-    """Return a session on one provider, or raise BackendError: ONNX Runtime itself falls back to the CPU unasked."""
+    """Return a session on one provider, or raise BackendError: ONNX Runtime itself falls back to the CPU unasked.
+
+    It uses as many threads as torch does in this process. By itself it would take a core each, whatever
+    `OMP_NUM_THREADS` or `torch.set_num_threads` say.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
     verbose = logging.getLogger("naflex_export").isEnabledFor(logging.DEBUG)
     options.log_severity_level = 1 if verbose else 3  # 1 is informational, 3 errors
     wanted = "CPUExecutionProvider"

@@ -55,6 +55,9 @@ class Runner(ABC):
     def execute(self, inputs: tuple[Tensor, ...]) -> list[Tensor]:
         """Return the outputs, in the manifest's order, for checked inputs that are on the device."""
 
+    def trim(self) -> None:  # noqa: B027  a backend whose memory is torch's own has nothing to do
+        """Give back memory that the backend keeps between calls; nothing where memory is torch's own."""
+
     def check(self, *inputs: Tensor) -> None:
         """Check inputs as a call does, without running anything."""
         specs = self.manifest.inputs
@@ -64,11 +67,12 @@ class Runner(ABC):
         sizes: dict[str, int] = {}
         for spec, tensor in zip(specs, inputs, strict=True):
             _check_one(spec, tensor, sizes)
-        self._check_bucket(sizes["batch"], sizes["tokens"])
+        self.check_sizes(sizes["batch"], sizes["tokens"])
         if self.check_inputs:
             self.layout.check(inputs, max(bucket.tokens for bucket in self.manifest.buckets))
 
-    def _check_bucket(self, batch: int, tokens: int) -> None:
+    def check_sizes(self, batch: int, tokens: int) -> None:
+        """Check that a bucket takes so many images of so many tokens; raises InputError where none does."""
         buckets = self.manifest.buckets
         served = ", ".join(map(str, buckets))
         fitting = [bucket for bucket in buckets if tokens <= bucket.tokens]

@@ -301,6 +301,9 @@ class TensorRTRunner(Runner):
             )
         self._contexts = threading.local()
 
+    def trim(self) -> None:
+        self._contexts = threading.local()  # they hold the memory; the next call makes its own
+
     def execute(self, inputs: tuple[Tensor, ...]) -> list[Tensor]:
         batch, tokens = inputs[0].shape[:2]
         stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]  # the default stream would make TensorRT synchronize

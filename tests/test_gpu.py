@@ -1,0 +1,161 @@
+"""What only a GPU can show: no waiting for it, replay as a CUDA graph, each backend judged on it, its memory.
+
+Skipped where there is no GPU. With NAFLEX_GPU_TESTS_ON=cpu the same lines run on a CPU, but for those of CUDA itself,
+so that they are not broken when a GPU comes; `tools/gpu_suite.sh` does either.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import naflex_export as nx
+from naflex_export.bench import peak_memory
+from naflex_export.cases import Batch
+from naflex_export.models import family_of
+from naflex_export.workloads import workload
+
+DEVICE = torch.device(os.environ.get("NAFLEX_GPU_TESTS_ON", "cuda"))
+ON_GPU = DEVICE.type == "cuda"
+BUCKET = nx.Bucket(16, (1, 4, 4))
+MIB = 2**20
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(ON_GPU and not torch.cuda.is_available(), reason="no GPU"),
+]
+
+
+@pytest.fixture
+def model(siglip: nn.Module) -> nn.Module:
+    return copy.deepcopy(siglip).to(DEVICE)
+
+
+@pytest.fixture
+def batches() -> list[Batch]:
+    """Four batches of 4 images and 16 tokens, of different grids."""
+    return [workload("different", 4, 16, 48, seed) for seed in range(4)]
+
+
+def on_device(batch: Batch) -> tuple[Tensor, ...]:
+    return batch.patches.to(DEVICE), batch.patch_coord.to(DEVICE), batch.patch_valid.to(DEVICE)
+
+
+def expected(model: nn.Module, batch: Batch) -> Tensor:
+    """Return the features of the untouched model, on a CPU."""
+    with torch.no_grad():
+        (features,) = family_of(model).encoder(copy.deepcopy(model).cpu(), ("features",))(
+            batch.patches, batch.patch_coord, batch.patch_valid
+        )
+    return features
+
+
+def assert_close(found: Tensor, model: nn.Module, batch: Batch) -> None:
+    torch.testing.assert_close(found.cpu(), expected(model, batch), rtol=1e-4, atol=1e-4)
+
+
+@contextlib.contextmanager
+def waiting_is_an_error() -> Iterator[None]:
+    """Let torch raise at anything that waits for the GPU."""
+    if ON_GPU:
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        if ON_GPU:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+def captured(call: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
+    """Return a call's output and what replays the call into it: a CUDA graph of it."""
+    if not ON_GPU:
+        output = call()
+        return output, lambda: output.copy_(call())
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        output = call()
+    return output, graph.replay
+
+
+@torch.no_grad()
+def test_the_compiled_forward_never_waits(model: nn.Module, batches: list[Batch]) -> None:
+    compiled = nx.compile(model)
+    compiled(*on_device(batches[0]))
+    others = [on_device(batch) for batch in batches[1:]]
+    with waiting_is_an_error():
+        found = [compiled(*inputs) for inputs in others]
+    for features, batch in zip(found, batches[1:], strict=True):
+        assert_close(features, model, batch)
+
+
+@torch.no_grad()
+def test_the_vectorized_forward_never_waits(model: nn.Module, batches: list[Batch]) -> None:
+    fast = nx.vectorize(model)
+    inputs = on_device(batches[0])
+    with waiting_is_an_error():
+        found = fast(*inputs)
+    assert_close(found, model, batches[0])
+
+
+@pytest.mark.skipif(not ON_GPU, reason="a CPU is never waited for")
+def test_the_loop_does_wait(model: nn.Module, batches: list[Batch]) -> None:
+    """The check above can fail: timm's own forward reads sizes on the host."""
+    inputs = on_device(batches[0])
+    with waiting_is_an_error(), pytest.raises(RuntimeError, match="called a synchronizing CUDA operation"):
+        model(*inputs)
+
+
+@torch.no_grad()
+def test_a_cuda_graph_of_the_compiled_forward_serves_other_grids(model: nn.Module, batches: list[Batch]) -> None:
+    compiled = nx.compile(model)
+    static = on_device(batches[0])
+    output, replay = captured(lambda: compiled(*static))
+    for batch in batches:
+        for held, new in zip(static, on_device(batch), strict=True):
+            held.copy_(new)
+        replay()
+        assert_close(output, model, batch)
+
+
+@torch.no_grad()
+def test_reduce_overhead_is_as_exact(model: nn.Module, batches: list[Batch]) -> None:
+    compiled = nx.compile(model, mode="reduce-overhead")
+    for batch in [*batches, *batches]:
+        assert_close(compiled(*on_device(batch)).clone(), model, batch)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("target", ["onnx", "trt", "aot"])
+def test_artifacts_are_judged_on_the_gpu(target: str, dtype: str, model: nn.Module, tmp_path: Path) -> None:
+    if target == "trt":
+        pytest.importorskip("tensorrt" if ON_GPU else "tensorrt_rtx")
+    artifact = nx.export(model, target, tmp_path / "a", [BUCKET], dtype, effort="quick", require_run=ON_GPU)
+    assert artifact.report.passed
+    if ON_GPU:
+        assert artifact.report.judged == f"the artifact, on {nx.load(tmp_path / 'a').device}"
+    print(f"{target} {dtype}: {artifact.report.worst}")
+
+
+def test_memory_of_a_call_is_its_peak() -> None:
+    def hold(mebibytes: int) -> Tensor:
+        return torch.empty(mebibytes * MIB, dtype=torch.uint8, device=DEVICE).fill_(1)
+
+    def one_after_the_other() -> None:
+        hold(40)
+        hold(30)
+
+    assert peak_memory(one_after_the_other, DEVICE) == pytest.approx(40 * MIB, abs=2 * MIB)
+    assert peak_memory(lambda: (hold(40), hold(30)), DEVICE, foreign=True) == pytest.approx(70 * MIB, abs=24 * MIB)

@@ -1,0 +1,279 @@
+"""What the speed of this package is aimed at, and how rows of results say whether it was reached."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+Row = dict[str, str]
+
+OURS = "ours, compiled"
+SAMPLED = "timm's grid_sample"
+
+
+@dataclass(frozen=True)
+class Results:
+    """The newest rows of each kind, of each file of results."""
+
+    embed: list[Row] = field(default_factory=list)
+    encoder: list[Row] = field(default_factory=list)
+    patch: list[Row] = field(default_factory=list)
+    suite: list[Row] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Goal:
+    """Something aimed at.
+
+    Attributes:
+        what: in words.
+        bound: in words.
+        values: what rows say of it; none where it was not measured. All of them must hold.
+        limit: the most that they may be, or the least.
+        most: whether the limit is the most.
+        unit: after the figure; "%" for shares of 1.
+        gpu: whether it is about a GPU.
+    """
+
+    what: str
+    bound: str
+    values: Callable[[Results], list[float]]
+    limit: float
+    most: bool = True
+    unit: str = "x"
+    gpu: bool = False
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a goal was reached: the worst value in words, empty where there is none, and the word for it."""
+
+    measured: bool
+    value: str = ""
+    word: str = ""
+
+
+def verdict(goal: Goal, results: Results) -> Verdict:
+    """Return whether a goal was reached."""
+    values = goal.values(results)
+    if not values:
+        return Verdict(measured=False)
+    worst = max(values) if goal.most else min(values)
+    holds = worst <= goal.limit if goal.most else worst >= goal.limit
+    figure = f"{worst:.1%}" if goal.unit == "%" else f"{worst:.2f}{goal.unit}"
+    among = f" (worst of {len(values)})" if len(values) > 1 else ""
+    return Verdict(True, figure + among, "met" if holds else "**missed**")
+
+
+def is_gpu(device: str) -> bool:
+    """Whether a device's name, as torch gives it, is a GPU's."""
+    return bool(re.search(r"NVIDIA|GeForce|Tesla|Quadro|Radeon|Instinct|\bA100\b|\bH[12]00\b", device))
+
+
+def embed_rows(results: Results, gpu: bool, **wanted: str) -> list[Row]:
+    """Return rows of the embedding, forward and backward on sizes 4..31, of the kind of machine measured last."""
+    of_kind = [row for row in results.embed if is_gpu(row["device"]) == gpu]
+    last = max(of_kind, key=lambda row: row["date"])["device"] if of_kind else ""
+    wanted = {"sizes": "4..31", "pass": "forward+backward", "dtype": "float32", "device": last, **wanted}
+    return [row for row in of_kind if all(row[name] == value for name, value in wanted.items())]
+
+
+def ratios(gpu: bool, **wanted: str) -> Callable[[Results], list[float]]:
+    """Return what gives the times of ours as ratios to the floor."""
+    return lambda results: [
+        float(row["ratio_to_floor"]) for row in embed_rows(results, gpu, **wanted) if row["candidate"] == OURS
+    ]
+
+
+def against_grid_sample(gpu: bool, batches: Sequence[str], dtypes: Sequence[str]) -> Callable[[Results], list[float]]:
+    """Return what gives the times of ours as ratios to those of timm's grid_sample, in the same setting."""
+
+    def values(results: Results) -> list[float]:
+        found = []
+        for batch in batches:
+            for dtype in dtypes:
+                rows = embed_rows(results, gpu, batch=batch, dtype=dtype)
+                by_setting = {(row["source"], row["candidate"]): float(row["ms"]) for row in rows}
+                found += [
+                    taken / by_setting[source, SAMPLED]
+                    for (source, candidate), taken in by_setting.items()
+                    if candidate == OURS and (source, SAMPLED) in by_setting
+                ]
+        return found
+
+    return values
+
+
+def time_per_token(results: Results) -> list[float]:
+    """Return, for each source grid, by how much the time of a token varies from batches of 8 to 128."""
+    found = []
+    rows = [row for row in embed_rows(results, gpu=False) if row["candidate"] == OURS]
+    for source in dict.fromkeys(row["source"] for row in rows):
+        each = {
+            int(row["batch"]): float(row["ms"]) / (int(row["batch"]) * int(row["tokens"]))
+            for row in rows
+            if row["source"] == source and 8 <= int(row["batch"]) <= 128
+        }
+        if {8, 128} <= set(each):
+            found.append(max(each.values()) / min(each.values()) - 1)
+    return found
+
+
+def extra_memory(results: Results) -> list[float]:
+    """Return the peak memory of ours beyond the floor's, as shares of the floor's, on the machine measured last."""
+    rows = embed_rows(results, gpu=False)
+    return [float(row["memory_ratio"]) - 1 for row in rows if row["candidate"] == OURS and row.get("memory_ratio")]
+
+
+def encoder_rows(results: Results, gpu: bool, **wanted: str) -> list[Row]:
+    """Return rows of the base encoder at 256 tokens that have a time."""
+    return [
+        row
+        for row in results.encoder
+        if is_gpu(row["device"]) == gpu
+        and row["ms"]
+        and row["model"] == "naflexvit_base_patch16_siglip"
+        and row["tokens"] == "256"
+        and all(row[name] == value for name, value in wanted.items())
+    ]
+
+
+ENCODER, BIG = "base encoder, 256 tokens, 256 images, bfloat16, on a GPU", {"batch": "256", "dtype": "bfloat16"}
+COMPILED, THEIRS = "ours torch.compile", "timm torch.compile"
+
+
+def encoder_values(column: str, gpu: bool, **wanted: str) -> Callable[[Results], list[float]]:
+    """Return what gives a column of the encoder's rows, where it is not empty."""
+    return lambda results: [float(row[column]) for row in encoder_rows(results, gpu, **wanted) if row[column]]
+
+
+def against_their_compile(results: Results) -> list[float]:
+    """Return the times of timm's own torch.compile as ratios to ours, on a GPU."""
+    times = {
+        (row["grids"], row["batch"], row["dtype"], row["technique"]): float(row["ms"])
+        for row in encoder_rows(results, gpu=True)
+    }
+    return [
+        times[*setting, THEIRS] / taken
+        for (*setting, technique), taken in times.items()
+        if technique == COMPILED and (*setting, THEIRS) in times
+    ]
+
+
+def suite_step(step: str) -> Callable[[Results], list[float]]:
+    """Return what gives the exit code of a step of the GPU suite."""
+    return lambda results: [
+        float(row["code"]) for row in results.suite if row["step"] == step and is_gpu(row["device"])
+    ]
+
+
+EMBEDDING = "embedding, forward+backward, sizes 4..31"
+
+GOALS = (
+    *(
+        Goal(
+            f"{EMBEDDING}, 32 images, {source}, float32, on a CPU: ratio to the floor",
+            f"at most {limit}x",
+            ratios(False, batch="32", source=source),
+            limit,
+        )
+        for source, limit in (("16x16", 1.5), ("32x32", 1.8), ("128x128 no antialias", 1.8))
+    ),
+    Goal(
+        f"{EMBEDDING}, 32 images, every source, float32, on a CPU: ratio to timm's grid_sample",
+        "below 1x",
+        against_grid_sample(False, ("32",), ("float32",)),
+        1.0,
+    ),
+    Goal(
+        f"{EMBEDDING}, every source, on a CPU: how the time of a token varies from batches of 8 to 128",
+        "at most 15 %",
+        time_per_token,
+        0.15,
+        unit="%",
+    ),
+    Goal(
+        f"{EMBEDDING}, every source and batch, on a CPU: peak memory beyond the floor's",
+        "at most 15 %",
+        extra_memory,
+        0.15,
+        unit="%",
+    ),
+    Goal(
+        "base encoder, 256 tokens, float32, every batch, on a CPU: ONNX Runtime over timm eager",
+        "at least 1x",
+        encoder_values("speedup", False, technique="ours ONNX Runtime", dtype="float32"),
+        1.0,
+        most=False,
+    ),
+    *(
+        Goal(
+            f"{EMBEDDING}, {batch} images, every source, {dtype}{tf32}, on a GPU: ratio to the floor",
+            f"at most {limit}x",
+            ratios(True, batch=batch, dtype=dtype),
+            limit,
+            gpu=True,
+        )
+        for dtype, tf32, limit in (("float32", " without TF32", 1.15), ("bfloat16", "", 1.5))
+        for batch in ("256", "512")
+    ),
+    Goal(
+        f"{EMBEDDING}, 256 and 512 images, every source and dtype, on a GPU: ratio to timm's grid_sample",
+        "below 1x",
+        against_grid_sample(True, ("256", "512"), ("float32", "bfloat16")),
+        1.0,
+        gpu=True,
+    ),
+    *(
+        Goal(
+            f"{ENCODER}, {kind}: ours compiled over timm eager",
+            f"at least {limit:.0f}x",
+            encoder_values("speedup", True, technique=COMPILED, grids=grids, **BIG),
+            limit,
+            most=False,
+            gpu=True,
+        )
+        for kind, grids, limit in (("all grids different", "different", 4.0), ("NaFlex's size rule", "naflex", 2.0))
+    ),
+    Goal(
+        "base encoder, 256 tokens, every batch, dtype and kind of grids, on a GPU: ours over timm's own torch.compile",
+        "at least 1x",
+        against_their_compile,
+        1.0,
+        most=False,
+        gpu=True,
+    ),
+    Goal(
+        f"{ENCODER}, ours compiled: all ahead of the first block, as a share of the time",
+        "at most 3 %",
+        encoder_values("embed_share", True, technique=COMPILED, **BIG),
+        0.03,
+        unit="%",
+        gpu=True,
+    ),
+    Goal(
+        f"{ENCODER}, ours compiled: share of the GPU's measured matrix rate",
+        "none",
+        encoder_values("matrix_share", True, technique=COMPILED, **BIG),
+        0.0,
+        most=False,
+        unit="%",
+        gpu=True,
+    ),
+    *(
+        Goal(f"{ENCODER}, {name} over timm eager", "none", values, 0.0, most=False, gpu=True)
+        for name, values in (
+            (name, encoder_values("speedup", True, technique=f"ours {name}", **BIG))
+            for name in ("CUDA graphs", "AOTInductor", "ONNX Runtime", "TensorRT")
+        )
+    ),
+    Goal(
+        "tests on a GPU: no host synchronisation in the compiled forward, replay as a CUDA graph, each backend judged",
+        "all pass",
+        suite_step("tests"),
+        0.0,
+        unit=" is the exit code",
+        gpu=True,
+    ),
+)

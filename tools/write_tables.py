@@ -1,0 +1,275 @@
+"""Write docs/performance.md and the marked section of README.md from the rows in tools/results.
+
+Each table holds the newest row of each kind. What has no row is said to be not measured.
+
+    python tools/write_tables.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from goals import GOALS, Results, Row, is_gpu, verdict
+from markdown_text import NOTHING, figure, listed, percent, plural, ratio, section, span, table
+from record import RESULTS, ROOT, newest, read
+
+KEYS = {
+    "bench_embed": ("device", "threads", "dtype", "source", "sizes", "batch", "pass", "candidate"),
+    "bench_encoder": ("device", "threads", "dtype", "model", "grids", "batch", "tokens", "technique"),
+    "patch_resample": ("device", "threads", "dtype", "case", "layout", "pass", "candidate"),
+    "gpu_suite": ("device", "step"),
+}
+"""What tells the kinds of rows of each file apart."""
+
+PAGE, README, PLOT = ROOT / "docs" / "performance.md", ROOT / "README.md", ROOT / "docs" / "embed_cost.svg"
+BEGIN, END = "<!-- performance: written by tools/write_tables.py -->", "<!-- /performance -->"
+
+HOW = """
+In each table all candidates ran in one process, once in every round, so that whatever else the machine did met them
+alike. Times are medians, ratios are medians of each round's, and *spread* is half the distance between the quartiles,
+as a share of the median. Memory is the most that a call held beyond what was held before it.
+"""
+EMBED = """
+`NaFlexEmbeds(embed_dim=768, proj_type='linear')`: time as a ratio to the floor, which is the same module without a
+position embedding. In brackets the largest difference from timm's loop, as a share of the largest value. Measured by
+`python tools/bench_embed.py`.
+"""
+ENCODER = """
+Padded NaFlex batches, another one in each round, by `python tools/bench_encoder.py`. *speed* is timm eager's time over
+a technique's; *embedding* the share of the time that all ahead of the first block takes, and *position* what the
+position embedding adds to it, both run by themselves with the same technique; *matrix rate* the share reached of what
+a large matmul in that dtype reaches on the machine, where padding counts as work and the position embedding does not;
+*error* the relative L2 distance of the features from those of timm eager in float32.
+"""
+PATCH = """
+The kernel of the report that this project starts from, by `python tools/bench_patch_resample.py`; *error* is the
+largest difference from timm's formula in float64, as a share of the largest value.
+"""
+
+
+def main() -> None:
+    """Write both files."""
+    results = load(RESULTS)
+    PAGE.write_text(page(results), encoding="utf-8")
+    text = README.read_text(encoding="utf-8")
+    README.write_text(section(text, BEGIN, END, summary(results)), encoding="utf-8")
+    measured = sum(verdict(goal, results).measured for goal in GOALS)
+    print(f"wrote {PAGE.relative_to(ROOT)} and README.md; {measured} of {len(GOALS)} goals have been measured")
+
+
+def load(folder: Path) -> Results:
+    """Return the newest rows of each kind from a folder of results."""
+    rows = [newest(read(folder / f"{name}.csv"), key) for name, key in KEYS.items()]
+    return Results(*rows)
+
+
+def page(results: Results) -> str:
+    """Return docs/performance.md."""
+    found = [(goal, verdict(goal, results)) for goal in GOALS]
+    missing = [goal.what for goal, what in found if not what.measured]
+    parts = [
+        "# Performance",
+        "Written by `tools/write_tables.py` from the CSV files in `tools/results`; do not edit.",
+        HOW.strip(),
+        "## Goals",
+        table(
+            ["", "aim", "reached", ""],
+            [[goal.what, goal.bound, what.value, what.word] for goal, what in found if what.measured],
+        ),
+        "## Not measured",
+        "\n".join(f"- {what}" for what in missing) if missing else "Nothing that was aimed at.",
+        "`tools/gpu_suite.sh` is one command that measures all that a GPU is needed for.",
+        "## The embedding",
+        EMBED.strip(),
+        *([f"![Cost against batch size and tokens]({PLOT.name})"] if PLOT.exists() else []),
+        *machines(results.embed, embed_tables),
+        "## A whole encoder",
+        ENCODER.strip(),
+        *machines(results.encoder, encoder_tables),
+        "## A patch projection at another size",
+        PATCH.strip(),
+        *machines(results.patch, patch_tables),
+    ]
+    on_gpu = [row for row in results.suite if is_gpu(row["device"])]
+    if on_gpu:
+        steps = [
+            [row["device"], row["step"], row["seconds"], row["code"], row["date"], row["commit"]] for row in on_gpu
+        ]
+        parts += ["## The GPU suite", table(["device", "step", "seconds", "exit code", "date", "commit"], steps)]
+    return "\n\n".join(parts) + "\n"
+
+
+def summary(results: Results) -> str:
+    """Return the section of the README: on the CPU measured last, and what has not been measured."""
+    parts = []
+    embed = [
+        row
+        for row in newest_machine(results.embed)
+        if (row["sizes"], row["batch"], row["pass"]) == ("4..31", "32", "forward+backward")
+    ]
+    if embed:
+        names = [name for name in unique(embed, "candidate") if name != "floor"]
+        parts += [
+            "The embedding alone, forward and backward, 32 images of 4 to 31 patches a side, float32, on "
+            f"{machine(embed[0])}, as a multiple of the bare projection:",
+            table(
+                ["source grid", *names],
+                [
+                    [source, *(cell(rows, name, lambda row: row["ratio_to_floor"]) for name in names)]
+                    for (source,), rows in grouped(embed, ("source",)).items()
+                ],
+            ),
+        ]
+    encoder = [row for row in newest_machine(results.encoder) if row["grids"] == "naflex"]
+    if encoder:
+        largest = max(encoder, key=lambda row: (int(row["batch"]), int(row["tokens"])))
+        rows = [row for row in encoder if (row["batch"], row["tokens"]) == (largest["batch"], largest["tokens"])]
+        parts += [
+            f"The encoder `{largest['model']}`, {plural(int(largest['batch']), 'image')} of {largest['tokens']} "
+            f"tokens, float32, on {machine(largest)}:",
+            table(
+                ["technique", "ms", "speed", "memory, MiB", "error"],
+                [
+                    [row["technique"], figure(row["ms"]), ratio(row["speedup"]), figure(row["peak_mib"]), row["error"]]
+                    for row in rows
+                    if row["ms"]
+                ],
+            ),
+        ]
+    names = {"The embedding": embed, "The whole encoder": encoder}
+    parts += [f"{name} has not been measured." for name, rows in names.items() if not rows]
+    if not any(is_gpu(row["device"]) for row in [*results.embed, *results.encoder]):
+        parts.append("Nothing has been measured on a GPU; `tools/gpu_suite.sh` is the command that would.")
+    parts.append("All rows, and what was aimed at, are in [docs/performance.md](docs/performance.md).")
+    return "\n\n".join(parts)
+
+
+def embed_tables(rows: Sequence[Row]) -> list[str]:
+    """Return the tables of one machine: times, then memory where it was measured."""
+    names = [name for name in unique(rows, "candidate") if name != "floor"]
+    settings = grouped(rows, ("source", "sizes", "batch", "pass"))
+    head = ["source grid", "sizes", "batch", "pass"]
+
+    def times(row: Row) -> str:
+        return f"{row['ratio_to_floor']} ({row['error']})"
+
+    parts = [
+        table(
+            [*head, "floor, ms", *names],
+            [
+                [*key, cell(found, "floor", lambda row: row["ms"]), *(cell(found, name, times) for name in names)]
+                for key, found in settings.items()
+            ],
+        ),
+        spread_of(rows),
+    ]
+    if any(row.get("memory_ratio") for row in rows):
+        parts += [
+            "Peak memory, as a ratio to the floor's:",
+            table(
+                [*head, "floor, MiB", *names],
+                [
+                    [
+                        *key,
+                        cell(found, "floor", lambda row: row["peak_mib"]),
+                        *(cell(found, name, lambda row: row["memory_ratio"]) for name in names),
+                    ]
+                    for key, found in settings.items()
+                ],
+            ),
+        ]
+    return parts
+
+
+def encoder_tables(rows: Sequence[Row]) -> list[str]:
+    """Return a table for each model, kind of grids, batch and token count of one machine."""
+    kinds = {"naflex": "grids of NaFlex's size rule", "different": "all grids different"}
+    head = ["technique", "ms", "images/s", "speed", "MiB", "embedding", "position", "matrix rate", "error"]
+    parts = []
+    for (model, grids, batch, tokens), found in grouped(rows, ("model", "grids", "batch", "tokens")).items():
+        parts.append(f"`{model}`, {plural(int(batch), 'image')} of {tokens} tokens, {kinds[grids]}:")
+        parts.append(table(head, [encoder_cells(row) for row in found if row["ms"]]))
+        failed = [row for row in found if not row["ms"]]
+        parts += [f"- {row['technique']} was not run: {row['failure']}" for row in failed]
+    return [*parts, spread_of(rows)]
+
+
+def encoder_cells(row: Row) -> list[str]:
+    """Return a technique's figures."""
+    figures = [
+        figure(row["ms"]),
+        row["images_per_s"],
+        ratio(row["speedup"]),
+        figure(row["peak_mib"]),
+        *(percent(row[name]) for name in ("embed_share", "position_share", "matrix_share")),
+        row["error"],
+    ]
+    return [row["technique"], *(text or NOTHING for text in figures)]
+
+
+def patch_tables(rows: Sequence[Row]) -> list[str]:
+    """Return the table of one machine."""
+    columns = ("case", "layout", "pass", "candidate", "median_ms", "ratio_to_ours", "max_error")
+    head = ["kernel", "layout", "pass", "candidate", "ms", "ratio to ours", "error"]
+    return [table(head, [[row[name] for name in columns] for row in rows])]
+
+
+def machines(rows: Sequence[Row], tables: Callable[[Sequence[Row]], list[str]]) -> list[str]:
+    """Return a section for each machine and dtype."""
+    parts = []
+    for (_, _, dtype), found in grouped(rows, ("device", "threads", "dtype")).items():
+        dates, commits = unique(found, "date"), unique(found, "commit")
+        parts.append(f"### {machine(found[0])}, {dtype}")
+        parts.append(f"{versions(found)}; {listed('commit', commits)}; {span(dates)}.")
+        parts += tables(found)
+    return parts or ["Not measured."]
+
+
+def grouped(rows: Sequence[Row], columns: Sequence[str]) -> dict[tuple[str, ...], list[Row]]:
+    """Return the rows by what the columns say, in the order they first came."""
+    groups: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[name] for name in columns), []).append(row)
+    return groups
+
+
+def cell(rows: Iterable[Row], candidate: str, text: Callable[[Row], str]) -> str:
+    """Return what there is to say of a candidate among the rows of a setting."""
+    return next((text(row) for row in rows if row["candidate"] == candidate), "") or NOTHING
+
+
+def newest_machine(rows: Sequence[Row]) -> list[Row]:
+    """Return the float32 rows of the CPU that was measured last, with its number of threads."""
+    kind = [row for row in rows if not is_gpu(row["device"]) and row["dtype"] == "float32"]
+    last = max(kind, key=lambda row: row["date"], default=None)
+    return [row for row in kind if last and machine(row) == machine(last)]
+
+
+def machine(row: Row) -> str:
+    """Return where a row was measured."""
+    return row["device"] if is_gpu(row["device"]) else f"{row['device']}, {plural(int(row['threads']), 'thread')}"
+
+
+def versions(rows: Sequence[Row]) -> str:
+    """Return the versions of the packages that rows have a column for."""
+    packages = ("torch", "timm", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx")
+    found = {package: unique(rows, package) for package in packages}
+    return ", ".join(f"{package} {' and '.join(of)}" for package, of in found.items() if of)
+
+
+def spread_of(rows: Sequence[Row]) -> str:
+    """Return how much the times of a section varied."""
+    spreads = sorted(float(row["spread"]) for row in rows if row["spread"])
+    if not spreads:
+        return "Spread was not measured."
+    return f"Spread: {spreads[len(spreads) // 2]:.0%} for the usual row, {spreads[-1]:.0%} at most."
+
+
+def unique(rows: Sequence[Row], column: str) -> list[str]:
+    """Return what a column holds, each once, in order."""
+    return list(dict.fromkeys(row[column] for row in rows if row.get(column)))
+
+
+if __name__ == "__main__":
+    main()
