@@ -1,123 +1,133 @@
 """Time NaFlexEmbeds with and without its per-image loop, in one process, side by side.
 
 The experiment of pytorch-image-models#2514: `NaFlexEmbeds(embed_dim=768, proj_type="linear")` on random grids, forward
-and forward+backward. The floor is the same module without a position embedding: what the projection costs.
-Runs of all candidates are interleaved, so that whatever else the machine does meets them alike; a row holds the median,
-the spread (half the distance between the quartiles, as a share of the median), the ratio to the floor and the error
-against timm's loop.
+and forward+backward, where a dense gradient flows back as it does in training. The floor is the same module without a
+position embedding: what the projection costs. All candidates run once in every round, so that whatever else the machine
+does meets them alike. A row holds the median, the spread, the peak memory beyond what was held before, the ratios to
+the floor's, and the error against timm's loop.
 
-    python tools/bench_embed.py                       # a few minutes on two cores
-    python tools/bench_embed.py --batches 32 256 512 --device cuda
-    python tools/bench_embed.py --write-docs          # docs/performance.md from the CSV
+    python tools/bench_embed.py                                  # half an hour on two cores
+    python tools/bench_embed.py --batches 256 512 --device cuda
+
+Rows go to tools/results/bench_embed.csv; `tools/write_tables.py` writes the docs from it, `tools/plot_embed.py` draws.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import datetime
 import random
-import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
-import timm
 import torch
+from record import ABOUT, RESULTS, about, append, mib
 from timm.models.naflexvit import NaFlexEmbeds
 from torch import Tensor, nn
 
+from naflex_export.bench import Timing, interleave, peak_memory
 from naflex_export.cases import MAX_ASPECT, naflex_grid, noise_batch
 from naflex_export.grid import Grid
-from naflex_export.models.timm_naflex import VectorizedNaFlexEmbeds
+from naflex_export.models.timm_naflex import VectorizedNaFlexEmbeds, resampling_of
+from naflex_export.resample import axis_weights, grids_of, inside
 
-ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "tools" / "results" / "bench_embed.csv"
-DOCS = ROOT / "docs" / "performance.md"
 FIELDS = (
-    *("date", "commit", "device", "threads", "torch", "timm", "dtype", "source", "sizes", "batch", "tokens"),
-    *("pass", "candidate", "ms", "spread", "ratio_to_floor", "error"),
+    *(*ABOUT, "torch", "timm", "dtype", "source", "sizes", "batch", "tokens", "pass", "candidate"),
+    *("ms", "spread", "ratio_to_floor", "peak_mib", "memory_ratio", "error"),
 )
-SETTING = ("source", "sizes", "batch", "pass")
 WIDTH, PATCH = 768, 16
+FLOOR, LOOP = "floor", "timm's loop"
+FEW_BAGS = 32
+"""Most images that embedding_bag is timed on: it takes many times as long as all others together."""
+
+Module = Callable[[Tensor, Tensor], tuple[Tensor, object]]
 
 
-def main() -> None:
-    """Run what the command line asks for."""
+def main(arguments: list[str] | None = None) -> None:
+    """Measure what the command line asks for, print it and add it to the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", type=torch.device)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
-    parser.add_argument("--batches", type=int, nargs="+", default=[8, 32])
+    parser.add_argument("--batches", type=int, nargs="+", default=[8, 32, 128])
     parser.add_argument("--sources", type=int, nargs="+", default=[16, 32, 128])
-    parser.add_argument("--sizes", nargs="+", default=["4..31", "naflex256"], help="4..31, or naflex and a token count")
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--write-docs", action="store_true", help="only write docs/performance.md from the CSV")
-    options = parser.parse_args()
-    if options.write_docs:
-        write_docs()
-        return
+    parser.add_argument("--sizes", nargs="+", default=["4..31", "naflex256", "naflex576", "naflex1024"])
+    parser.add_argument("--candidates", nargs="+", help="of those of the table, with the floor and timm's loop")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--out", type=Path, default=RESULTS / "bench_embed.csv")
+    options = parser.parse_args(arguments)
     for source in options.sources:
         for sizes in options.sizes:
             for batch in options.batches:
                 rows = measure(options, source, sizes, batch)
-                append(rows)
+                append(options.out, FIELDS, rows)
                 for row in rows:
                     print(*(row[name] for name in FIELDS[7:]), sep="\t", flush=True)
 
 
 def measure(options: argparse.Namespace, source: int, sizes: str, batch: int) -> list[dict[str, object]]:
     """Return a row for each candidate and pass, for one source grid, kind of sizes and batch size."""
-    torch.manual_seed(0)
     grids = draw_grids(sizes, batch)
     inputs = noise_batch("bench", grids, max(grid.tokens for grid in grids), PATCH * PATCH * 3)
-    device, dtype = torch.device(options.device), getattr(torch, options.dtype)
+    device, dtype = options.device, getattr(torch, options.dtype)
     patches, coord = inputs.patches.to(device, dtype), inputs.patch_coord.to(device)
-    made = {name: module.to(device, dtype) for name, module in candidates(source).items()}
-    calls: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, object]]] = {**made}
-    calls["ours, compiled"] = torch.compile(made["ours"], fullgraph=True, dynamic=True)
+    modules = {name: module.to(device, dtype) for name, module in candidates(source, batch).items()}
+    calls: dict[str, Module] = {
+        **modules,
+        "ours, compiled": torch.compile(modules["ours"], fullgraph=True, dynamic=True),
+    }
+    if options.candidates:
+        calls = {name: call for name, call in calls.items() if name in (FLOOR, LOOP, *options.candidates)}
+    flow = torch.randn(*patches.shape[:2], WIDTH, generator=torch.Generator().manual_seed(0)).to(device, dtype)
 
     with torch.no_grad():
-        expected, _ = made["timm's loop"](patches, coord)
+        expected, _ = modules[LOOP](patches, coord)
         errors = {name: share(call(patches, coord)[0], expected) for name, call in calls.items()}
 
-    def forward(call: Callable[..., tuple[Tensor, object]]) -> None:
+    def forward(call: Module) -> None:
         with torch.no_grad():
             call(patches, coord)
 
-    def forward_backward(call: Callable[..., tuple[Tensor, object]]) -> None:
-        call(patches, coord)[0].sum().backward()
+    def forward_backward(call: Module) -> None:
+        call(patches, coord)[0].backward(flow)
+        for module in modules.values():
+            module.zero_grad()
 
     rows: list[dict[str, object]] = []
+    common = {
+        **about(device),
+        "dtype": options.dtype,
+        "source": f"{source}x{source}{'' if source < 128 else ' no antialias'}",
+        "sizes": sizes,
+        "batch": batch,
+        "tokens": patches.shape[1],
+    }
     for label, run in (("forward", forward), ("forward+backward", forward_backward)):
-        times = interleave(
-            {name: lambda call=call, run=run: run(call) for name, call in calls.items()}, options.repeats
-        )
-        floor = statistics.median(times["floor"])
-        for name, taken in times.items():
-            median = statistics.median(taken)
-            low, _, high = statistics.quantiles(taken, n=4)
-            rows.append(
-                {
-                    **about(device),
-                    "dtype": options.dtype,
-                    "source": f"{source}x{source}{'' if source < 128 else ' no antialias'}",
-                    "sizes": sizes,
-                    "batch": batch,
-                    "tokens": patches.shape[1],
-                    "pass": label,
-                    "candidate": name,
-                    "ms": f"{1000 * median:.1f}",
-                    "spread": f"{(high - low) / 2 / median:.2f}",
-                    "ratio_to_floor": f"{median / floor:.2f}",
-                    "error": "" if name == "floor" else f"{errors[name]:.1e}",
-                }
-            )
+        times = interleave({name: bound(run, call) for name, call in calls.items()}, options.rounds, device)
+        peaks = {name: peak_memory(bound(run, call), device) for name, call in calls.items()}
+        rows += [
+            {**common, "pass": label, "candidate": name, "error": "" if name == FLOOR else f"{errors[name]:.1e}"}
+            | columns(times[name], times[FLOOR], peaks[name], peaks[FLOOR])
+            for name in calls
+        ]
     return rows
 
 
-def candidates(source: int) -> dict[str, nn.Module]:
+def bound(run: Callable[[Module], None], call: Module) -> Callable[[], None]:
+    """Return a run of a candidate that takes nothing."""
+    return lambda: run(call)
+
+
+def columns(time: Timing, floor: Timing, peak: int | None, floor_peak: int | None) -> dict[str, object]:
+    """Return the columns of time and memory."""
+    return {
+        "ms": f"{time.ms:.1f}",
+        "spread": f"{time.spread:.2f}",
+        "ratio_to_floor": f"{time.ratio_to(floor):.2f}",
+        "peak_mib": mib(peak),
+        "memory_ratio": f"{peak / floor_peak:.2f}" if peak and floor_peak else "",
+    }
+
+
+def candidates(source: int, batch: int) -> dict[str, nn.Module]:
     """Return the modules to time; all but the floor have the same weights."""
 
     def embeds(**options: object) -> NaFlexEmbeds:
@@ -131,14 +141,43 @@ def candidates(source: int) -> dict[str, nn.Module]:
             **options,
         )
 
-    loop, sampled, ours, floor = embeds(), embeds(pos_embed_use_grid_sample=True), embeds(), embeds(pos_embed="none")
+    torch.manual_seed(0)
+    loop, floor = embeds(), embeds(pos_embed="none")
     with torch.no_grad():
         loop.pos_embed.normal_()
-    for module in (sampled, ours):
-        module.load_state_dict(loop.state_dict())
     floor.proj.load_state_dict(loop.proj.state_dict())
-    ours.__class__ = VectorizedNaFlexEmbeds
-    return {"floor": floor, "timm's loop": loop, "timm's grid_sample": sampled, "ours": ours}
+    others = {"timm's grid_sample": embeds(pos_embed_use_grid_sample=True), "ours": embeds()}
+    others["ours"].__class__ = VectorizedNaFlexEmbeds
+    if batch <= FEW_BAGS:
+        others["embedding_bag"] = embeds()
+        others["embedding_bag"].__class__ = BagEmbeds
+    for module in others.values():
+        module.load_state_dict(loop.state_dict())
+    return {FLOOR: floor, LOOP: loop, **others}
+
+
+class BagEmbeds(NaFlexEmbeds):
+    """The embedding as weighted sums of cells by `F.embedding_bag`, over as many cells as the widest filter reads.
+
+    What a loop-free version for transformers proposes. The cells of an antialiased filter depend on the grid, so that
+    every token reads as many as the smallest grid of the batch asks for.
+    """
+
+    def _apply_learned_naflex_pos_embed(self, x: Tensor, patch_coord: Tensor) -> None:
+        how, grid_HWC = resampling_of(self), self.pos_embed[0]
+        position, length = patch_coord.float(), grids_of(patch_coord).unsqueeze(1).float().expand(patch_coord.shape)
+        axes = [axis_weights(position[..., i], length[..., i], grid_HWC.shape[i], how) for i in (0, 1)]
+        taps = [axis.topk(int((axis != 0).sum(-1).max()), dim=-1) for axis in (axes[0].abs(), axes[1].abs())]
+        rows, columns = (axis.gather(-1, tap.indices) for axis, tap in zip(axes, taps, strict=True))
+        cells = taps[0].indices.unsqueeze(-1) * grid_HWC.shape[1] + taps[1].indices.unsqueeze(-2)
+        weights = (rows * inside(patch_coord)).unsqueeze(-1) * columns.unsqueeze(-2)
+        pos = nn.functional.embedding_bag(
+            cells.flatten(2).flatten(0, 1),
+            grid_HWC.flatten(0, 1).float(),
+            per_sample_weights=weights.flatten(2).flatten(0, 1),
+            mode="sum",
+        )
+        x.add_(pos.view(x.shape).to(x.dtype))
 
 
 def draw_grids(sizes: str, batch: int) -> list[Grid]:
@@ -150,110 +189,9 @@ def draw_grids(sizes: str, batch: int) -> list[Grid]:
     return [naflex_grid(MAX_ASPECT ** draw.uniform(-1, 1), tokens) for _ in range(batch)]
 
 
-def interleave(calls: dict[str, Callable[[], None]], repeats: int) -> dict[str, list[float]]:
-    """Return the seconds of each call, all of them once in each round; one round first that does not count."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for repeat in range(repeats + 1):
-        for name, call in calls.items():
-            synchronize()
-            started = time.perf_counter()
-            call()
-            synchronize()
-            if repeat:
-                times[name].append(time.perf_counter() - started)
-    return times
-
-
-def synchronize() -> None:
-    """Wait for a GPU, where there is one."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
 def share(found: Tensor, expected: Tensor) -> float:
     """Return the largest difference as a share of the largest value."""
     return float((found - expected).abs().max() / expected.abs().max())
-
-
-def about(device: torch.device) -> dict[str, object]:
-    """Return when, from what and on what a row was measured."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
-    return {
-        "date": datetime.date.today().isoformat(),
-        "commit": commit.stdout.strip(),
-        "device": name,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "timm": timm.__version__,
-    }
-
-
-def cpu_name() -> str:
-    """Return the processor's name, as Linux gives it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "CPU")
-
-
-def append(rows: list[dict[str, object]]) -> None:
-    """Add rows to the CSV."""
-    new = not RESULTS.exists()
-    RESULTS.parent.mkdir(exist_ok=True)
-    with RESULTS.open("a", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS)
-        if new:
-            writer.writeheader()
-        writer.writerows(rows)
-
-
-def write_docs() -> None:
-    """Write docs/performance.md from the CSV: the newest row of each kind."""
-    if not RESULTS.exists():
-        sys.exit(f"{RESULTS.relative_to(ROOT)} does not exist: run the benchmark first")
-    newest: dict[tuple[str, ...], dict[str, str]] = {}
-    with RESULTS.open(newline="") as file:
-        for row in csv.DictReader(file):
-            key = ("device", "dtype", "source", "sizes", "batch", "pass", "candidate")
-            newest[tuple(row[name] for name in key)] = row
-    lines = [
-        "# Performance",
-        "",
-        "Written by `tools/bench_embed.py --write-docs` from `tools/results/bench_embed.csv`; do not edit.",
-        "",
-        "The embedding alone, `NaFlexEmbeds(embed_dim=768, proj_type='linear')`: time as a ratio to the floor, which",
-        "is the same module without a position embedding. In brackets the largest difference from timm's loop, as a",
-        "share of the largest value.",
-        "",
-    ]
-    groups: dict[tuple[str, ...], list[dict[str, str]]] = {}
-    for row in newest.values():
-        about_row = tuple(row[name] for name in ("device", "threads", "dtype", "torch", "timm", "commit", "date"))
-        groups.setdefault(about_row, []).append(row)
-    for (device, threads, dtype, torch_version, timm_version, commit, date), rows in groups.items():
-        names = list(dict.fromkeys(row["candidate"] for row in rows if row["candidate"] != "floor"))
-        lines += [
-            f"## {device}, {threads} threads, {dtype}",
-            "",
-            f"torch {torch_version}, timm {timm_version}, commit {commit}, {date}.",
-            "",
-            f"| source grid | sizes | batch | pass | floor, ms | {' | '.join(names)} |",
-            f"|---|---|--:|---|--:|{'--:|' * len(names)}",
-        ]
-        for setting in dict.fromkeys(setting_of(row) for row in rows):
-            of = {row["candidate"]: row for row in rows if setting_of(row) == setting}
-            cells = [f"{of[name]['ratio_to_floor']} ({of[name]['error']})" for name in names]
-            lines.append(f"| {' | '.join(setting)} | {of['floor']['ms']} | {' | '.join(cells)} |")
-        lines.append("")
-    lines += ["What has no row here has not been measured; no row is from a GPU unless its heading says so.", ""]
-    DOCS.write_text("\n".join(lines))
-
-
-def setting_of(row: dict[str, str]) -> tuple[str, ...]:
-    """Return what one line of the table is about."""
-    return tuple(row[name] for name in SETTING)
 
 
 if __name__ == "__main__":
