@@ -7,7 +7,7 @@ import re
 import pytest
 from bless_graphs import GRAPHS, MODELS, compare, golden_texts
 
-from naflex_export.passes import FORBIDDEN_OPS
+from naflex_export.graph_checks import FORBIDDEN_OPS
 
 TEXTS = dict(golden_texts())
 

@@ -21,7 +21,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from naflex_export import passes
+from naflex_export import graph_checks, passes
 from naflex_export.artifact import Manifest
 from naflex_export.errors import BackendError, BuildError
 from naflex_export.program import Program
@@ -96,7 +96,7 @@ def translate(program: Program, settings: BuildSettings, opset: int) -> ir.Model
     passes.rename_dims(model, program.dim_names)
     passes.rename_outputs(model, [spec.name for spec in program.outputs])
     passes.strip_traces(model)
-    passes.require(passes.check_graph(model, program))
+    graph_checks.require(graph_checks.check_graph(model, program))
     return model
 
 
