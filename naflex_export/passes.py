@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
+_CONSTANT_SIZE = 64
 
 
 def rename_dims(model: ir.Model, names: dict[str, str]) -> None:
@@ -73,6 +75,53 @@ def widen_bfloat16(model: ir.Model) -> None:
         for value in node.outputs:
             if value.dtype == narrow:
                 value.dtype = wide
+
+
+def without_weights(model: ir.Model) -> onnx.ModelProto:
+    """Return a copy of the graph, in ONNX's own classes, whose weights are inputs: megabytes become kilobytes.
+
+    Guarantees that the constants which shapes are made of are still there. For those who ask about nodes and shapes.
+    """
+    proto = onnx.ModelProto(ir_version=model.ir_version)
+    proto.opset_import.extend(
+        onnx.OperatorSetIdProto(domain=domain, version=version) for domain, version in model.opset_imports.items()
+    )
+    graph = proto.graph
+    graph.name = "shapes"
+    graph.node.extend(ir.to_proto(node) for node in model.graph)
+    graph.input.extend(ir.to_proto(value) for value in model.graph.inputs)
+    graph.output.extend(ir.to_proto(value) for value in model.graph.outputs)
+    for value in model.graph.initializers.values():
+        constant = value.const_value
+        if constant is not None and constant.size <= _CONSTANT_SIZE and not value.is_graph_input():
+            graph.initializer.append(ir.to_proto(constant))
+        elif not value.is_graph_input():
+            graph.input.append(ir.to_proto(value))
+    return proto
+
+
+def inferred_types(
+    model: ir.Model, sizes: Mapping[str, int] | None = None, *, strict: bool = False
+) -> dict[str, onnx.TypeProto.Tensor]:
+    """Return what ONNX's own rules say of each value's dtype and shape, by name, whatever the graph says of it.
+
+    Args:
+        model: the graph; only the types of its inputs, weights and outputs are taken as given.
+        sizes: numbers to put in place of named dimensions of the inputs.
+        strict: raise where the rules find a fault; else what follows from it is left out.
+
+    Raises:
+        onnx.shape_inference.InferenceError: a node's inputs do not fit together, with `strict`.
+    """
+    proto = without_weights(model)
+    for value in proto.graph.input:
+        for dim in value.type.tensor_type.shape.dim:
+            if sizes and dim.dim_param in sizes:
+                dim.dim_value = sizes[dim.dim_param]
+    for value in proto.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    graph = onnx.shape_inference.infer_shapes(proto, strict_mode=strict, data_prop=True).graph
+    return {value.name: value.type.tensor_type for value in [*graph.input, *graph.value_info, *graph.output]}
 
 
 def module_of(node: ir.Node) -> str:

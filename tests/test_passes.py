@@ -3,18 +3,8 @@
 from __future__ import annotations
 
 import onnx_ir as ir
-import pytest
-import torch
-from torch import nn
 
-import naflex_export as nx
 from naflex_export import passes
-from naflex_export.program import Program, trace
-
-
-@pytest.fixture(scope="module")
-def program(siglip: nn.Module) -> Program:
-    return trace(siglip, [nx.Bucket(64)])
 
 
 def test_modules_are_read_from_the_exporters_notes() -> None:
@@ -24,11 +14,25 @@ def test_modules_are_read_from_the_exporters_notes() -> None:
     assert passes.module_of(node) == "blocks.7.attn"
 
 
-def test_every_node_of_an_export_knows_its_module(program: Program) -> None:
-    exported = torch.onnx.export(program.exported, dynamo=True, opset_version=20, verbose=False)
-    assert exported is not None
-    passes.strip_traces(exported.model)
-    modules = {passes.module_of(node) for node in exported.model.graph.all_nodes()}
+def test_every_node_of_an_export_knows_its_module(siglip_onnx: ir.Model) -> None:
+    modules = {passes.module_of(node) for node in siglip_onnx.graph.all_nodes()}
     assert {"embeds", "embeds.proj", "blocks.0.attn.qkv", "attn_pool"} <= modules
-    notes = {key for node in exported.model.graph.all_nodes() for key in node.metadata_props}
+    notes = {key for node in siglip_onnx.graph.all_nodes() for key in node.metadata_props}
     assert notes == {"pkg.torch.onnx.name_scopes"}
+
+
+def test_a_graph_without_weights_keeps_its_nodes_and_the_constants_of_shapes(siglip_onnx: ir.Model) -> None:
+    proto = passes.without_weights(siglip_onnx)
+    assert [node.name for node in proto.graph.node] == [node.name for node in siglip_onnx.graph]
+    assert proto.ByteSize() < 100_000
+    weights = {value.name for value in proto.graph.input} - {value.name for value in siglip_onnx.graph.inputs}
+    assert "model.blocks.0.attn.qkv.bias" in weights
+    shapes = [node.inputs[1] for node in siglip_onnx.graph if node.op_type == "Reshape"]
+    constant = {value.name for value in shapes if value is not None and value.const_value is not None}
+    assert constant and constant <= {tensor.name for tensor in proto.graph.initializer}
+
+
+def test_types_are_inferred_at_any_size(siglip_onnx: ir.Model) -> None:
+    types = passes.inferred_types(siglip_onnx, {"batch": 2, "tokens": 7})
+    assert [dim.dim_value for dim in types["features"].shape.dim] == [2, 32]
+    assert [dim.dim_value for dim in types["tokens"].shape.dim] == [2, 7, 32]
