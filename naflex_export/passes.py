@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -11,6 +12,11 @@ import onnx_ir as ir
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _CONSTANT_SIZE = 64
+
+
+def name_dims(text: str, names: Mapping[str, str]) -> str:
+    """Return an expression of torch's symbols, such as `4*s36`, with the names given in their place."""
+    return re.sub(r"\b[A-Za-z]\w*", lambda symbol: names.get(symbol.group(), symbol.group()), text)
 
 
 def rename_dims(model: ir.Model, names: dict[str, str]) -> None:
@@ -24,10 +30,7 @@ def rename_dims(model: ir.Model, names: dict[str, str]) -> None:
             continue
         for axis, dim in enumerate(value.shape):
             if isinstance(dim, ir.SymbolicDim) and dim.value is not None:
-                text = dim.value
-                for symbol, name in names.items():
-                    text = text.replace(symbol, name)
-                value.shape[axis] = ir.SymbolicDim(text)
+                value.shape[axis] = ir.SymbolicDim(name_dims(dim.value, names))
 
 
 def rename_outputs(model: ir.Model, names: Iterable[str]) -> None:
@@ -95,6 +98,7 @@ def without_weights(model: ir.Model) -> onnx.ModelProto:
         constant = value.const_value
         if constant is not None and constant.size <= _CONSTANT_SIZE and not value.is_graph_input():
             graph.initializer.append(ir.to_proto(constant))
+            graph.initializer[-1].name = value.name or ""  # a tensor's own name may differ, or be missing
         elif not value.is_graph_input():
             graph.input.append(ir.to_proto(value))
     return proto

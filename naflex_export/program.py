@@ -15,6 +15,7 @@ from naflex_export.errors import BuildError, RequestError
 from naflex_export.graph_checks import check_program, require
 from naflex_export.grid import Bucket, Grid, check_buckets
 from naflex_export.models import Family, family_of
+from naflex_export.passes import name_dims
 
 DTYPES: dict[str, torch.dtype] = {
     "float32": torch.float32,
@@ -192,11 +193,5 @@ def _dim_names(exported: ExportedProgram, open_dims: Sequence[dict[int, str]]) -
 
 
 def _spec(name: str, value: Tensor, dim_names: dict[str, str]) -> TensorSpec:
-    shape = tuple(size if isinstance(size, int) else _rename(str(size), dim_names) for size in value.shape)
+    shape = tuple(size if isinstance(size, int) else name_dims(str(size), dim_names) for size in value.shape)
     return TensorSpec(name, str(value.dtype).removeprefix("torch."), shape)
-
-
-def _rename(expression: str, dim_names: dict[str, str]) -> str:
-    for symbol, name in dim_names.items():
-        expression = expression.replace(symbol, name)
-    return expression
