@@ -20,11 +20,9 @@ from naflex_export.errors import BuildError
 from naflex_export.graph_sizes import check_onnx_sizes, check_program_sizes
 from naflex_export.graph_view import (
     GraphView,
-    Step,
     dtype_name,
-    fx_module_of,
-    operator_name,
     step_of,
+    step_of_call,
     view_of_onnx,
     view_of_program,
 )
@@ -32,27 +30,29 @@ from naflex_export.graph_view import (
 if TYPE_CHECKING:
     from naflex_export.program import Program, TensorSpec
 
-FORBIDDEN_OPS = ("Loop", "If", "Scan", "NonZero", "Resize", "GridSample")
-"""Operators of ONNX that must not be in a graph: the resampling weights were to replace them all."""
+_BRANCHES = (
+    "it loops, branches or holds a graph of its own, which backends run slowly or not at all; write one expression for "
+    "the whole batch"
+)
+_RESIZES = (
+    "it resizes, and with antialias backends refuse that or get it wrong; read the learned grid with resample_at of "
+    "naflex_export/resample.py"
+)
+_DEPENDS_ON_VALUES = (
+    "the shape of its result depends on values; select with torch.where or masked_fill in place of a boolean index"
+)
+_WAITS = "it reads a value on the host; compute with the tensor in place of .item(), .tolist() and `if tensor:`"
 
-_REMEDIES = {
-    r"Resize|GridSample|aten\._?upsample\w*|aten\.grid_sampler\w*": (
-        "it resizes, and with antialias backends refuse that or get it wrong",
-        "read the learned grid with resample_at of naflex_export/resample.py",
-    ),
-    r"NonZero|aten\.(nonzero\w*|masked_select|_?unique\w*|argwhere)": (
-        "the shape of its result depends on values",
-        "select with torch.where or masked_fill in place of a boolean index",
-    ),
-    r"aten\.(item|_local_scalar_dense|tolist|equal|is_nonzero)": (
-        "it reads a value on the host",
-        "compute with the tensor in place of .item(), .tolist() and `if tensor:`",
-    ),
-    r"Loop|If|Scan|SequenceMap|while_loop|cond|scan|associative_scan|map_impl|switch": (
-        "it loops or branches, which backends run slowly or not at all",
-        "write one expression for the whole batch",
-    ),
+_ONNX_FAULTS = {
+    "Loop": _BRANCHES,
+    "If": _BRANCHES,
+    "Scan": _BRANCHES,
+    "NonZero": _DEPENDS_ON_VALUES,
+    "Resize": _RESIZES,
+    "GridSample": _RESIZES,
 }
+FORBIDDEN_OPS = tuple(_ONNX_FAULTS)
+"""Operators of ONNX that must not be in a graph: the resampling weights were to replace them all."""
 
 LAYER_OPS = re.compile(
     r"MatMul|Gemm|Conv|Attention|LayerNormalization|RMSNormalization|aten\.(linear|matmul|mm|bmm|addmm|baddbmm|einsum"
@@ -129,7 +129,8 @@ def view_of(program: Program) -> GraphView:
 
 def check_onnx_ops(model: ir.Model) -> list[str]:
     """Return the nodes that loop, branch, resize, or make a shape from values; those of inner graphs too."""
-    return _forbidden(step_of(node) for node in model.graph.all_nodes())
+    nodes = [node for node in model.graph.all_nodes() if node.op_type in FORBIDDEN_OPS]
+    return [f"{step_of(node)}: {_ONNX_FAULTS[node.op_type]}" for node in nodes]
 
 
 def check_program_ops(program: Program) -> list[str]:
@@ -137,40 +138,28 @@ def check_program_ops(program: Program) -> list[str]:
 
     Another library's operator, this package's among them, exists only where that library is imported.
     """
-    problems = []
-    for node in program.exported.graph.nodes:
-        if node.op != "call_function":
-            continue
-        step = Step(operator_name(node), node.name, fx_module_of(node), (), ())
-        forbidden = _forbidden([step])
-        problems += forbidden
-        if forbidden:
-            continue
-        if isinstance(node.target, torch._ops.OpOverload) and node.target.namespace not in ("aten", "prims"):
-            problems.append(
-                f"{step}: it is an operator of {node.target.namespace!r}, which only that library can run; write it in "
-                "PyTorch's own operators"
-            )
-        elif _depends_on_values(node):
-            problems.append(
-                f"{step}: the shape of its result depends on values; select with torch.where in place of an index"
-            )
-    return problems
+    calls = [node for node in program.exported.graph.nodes if node.op == "call_function"]
+    faults = [(step_of_call(node), _fault_of(node)) for node in calls]
+    return [f"{step}: {fault}" for step, fault in faults if fault]
 
 
-def _forbidden(steps: Iterable[Step]) -> list[str]:
-    problems = []
-    for step in steps:
-        for names, (fault, remedy) in _REMEDIES.items():
-            if re.fullmatch(rf"(?:{names})(?:\.\w+)?", step.op):
-                problems.append(f"{step}: {fault}; {remedy}")
-    return problems
-
-
-def _depends_on_values(node: fx.Node) -> bool:
+def _fault_of(node: fx.Node) -> str:
+    """Return what is wrong with a call, and what to do; empty where nothing is."""
+    target = node.target
+    if isinstance(target, torch._ops.HigherOrderOperator):
+        return _BRANCHES
+    if isinstance(target, torch._ops.OpOverload):
+        namespace, name = target._schema.name.split("::")
+        if namespace not in ("aten", "prims"):
+            return f"it is an operator of {namespace!r}, which only that library can run; write it in PyTorch's own"
+        if re.match("_?upsample|grid_sampler", name):
+            return _RESIZES
+        if name in ("item", "_local_scalar_dense", "equal", "is_nonzero"):
+            return _WAITS
     value = node.meta.get("val")
     sizes = value.shape if isinstance(value, torch.Tensor) else [value]
-    return any(isinstance(size, torch.SymInt) and free_unbacked_symbols(size) for size in sizes)
+    depends = any(isinstance(size, torch.SymInt) and free_unbacked_symbols(size) for size in sizes)
+    return _DEPENDS_ON_VALUES if depends else ""
 
 
 def check_open(program: Program, open_dims: Sequence[dict[int, str]]) -> list[str]:

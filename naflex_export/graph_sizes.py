@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from naflex_export.graph_view import Step, fx_module_of, operator_name, step_of
+from naflex_export.graph_view import Step, step_of, step_of_call
 from naflex_export.passes import inferred_types
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class _Shapes(fx.Interpreter):
         self.dim_names = dim_names
 
     def run_node(self, n: fx.Node) -> Any:
-        step = Step(operator_name(n), n.name, fx_module_of(n), (), ())
+        step = step_of_call(n)
         try:
             result = super().run_node(n)
         except Exception as error:  # whatever an operator says of shapes that do not fit

@@ -162,8 +162,13 @@ def view_of_program(exported: ExportedProgram, inputs: Mapping[str, str], output
         aliased = _aliased(node)
         if aliased is not None:
             storage[node.name] = aliased
-        steps.append(Step(operator_name(node), node.name, fx_module_of(node), tuple(_read(node)), (node.name,)))
+        steps.append(step_of_call(node))
     return GraphView(inputs, outputs, tuple(steps), dtypes, storage)
+
+
+def step_of_call(node: fx.Node) -> Step:
+    """Return a call of an ExportedProgram as a step."""
+    return Step(operator_name(node), node.name, fx_module_of(node), tuple(_read(node)), (node.name,))
 
 
 def operator_name(node: fx.Node) -> str:

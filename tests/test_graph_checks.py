@@ -361,6 +361,17 @@ def test_onnxruntime_says_what_it_takes() -> None:
     assert only(onnx_target.refusals(graph(opset=28))).startswith("the graph of opset 28: ONNX Runtime 1.")
 
 
+def test_onnxruntime_is_asked_about_a_bfloat16_graph_as_a_cpu_will_run_it() -> None:
+    """Widened to float32: as it is, the CPU provider has next to nothing for it."""
+    body = HALF.replace("float16", "bfloat16").replace("to=10", "to=16")
+    signature = HALF_SIGNATURE.replace("float16", "bfloat16")
+    assert check_onnx(graph(body, signature), described("bfloat16"), 20, onnx_target.refusals) == []
+    double = body.replace(
+        "x = MatMul(patches, w)", "r = MatMul(patches, w) d = Cast<to=11>(r) e = Elu(d) x = Cast<to=16>(e)"
+    )
+    assert only(onnx_target.refusals(graph(double, signature))).startswith(f"{node('Elu', 'e')}: ONNX Runtime 1.")
+
+
 def test_tensorrt_says_what_it_takes() -> None:
     pytest.importorskip("tensorrt_rtx")
     assert tensorrt_target.refusals(graph()) == []
@@ -476,6 +487,12 @@ def branch(encoder: Encoder, x: Tensor, coord: Tensor, valid: Tensor) -> Tensor:
     return torch.cond(valid.all(), lambda x: x.clone(), lambda x: x * 2, (x,))
 
 
+def other_mode(encoder: Encoder, x: Tensor, coord: Tensor, valid: Tensor) -> Tensor:
+    with torch.enable_grad():
+        x = x * 2
+    return mask(encoder, x, coord, valid)
+
+
 def own_operator(encoder: Encoder, x: Tensor, coord: Tensor, valid: Tensor) -> Tensor:
     return mask(encoder, x @ patch_resample._axis_pinv_op(4, 4, "bicubic", True, x.device), coord, valid)
 
@@ -494,7 +511,8 @@ HERE = "from the encoder's own forward: "
         (grid_sample, f"aten.grid_sampler.* {HERE}it resizes, .*; read the learned grid with resample_at"),
         (boolean_index, f"{HERE}the shape of its result depends on values; select with torch.where"),
         (item, f"aten.item.* {HERE}it reads a value on the host; compute with the tensor in place of .item"),
-        (branch, f"cond node .* {HERE}it loops or branches, .*; write one expression for the whole batch"),
+        (branch, f"cond node .* {HERE}it loops, branches or .*; write one expression for the whole batch"),
+        (other_mode, f"set_grad_enabled.* {HERE}it loops, branches or holds a graph of its own"),
         (own_operator, f"axis_pinv.* {HERE}it is an operator of 'naflex_export', which only that library can run"),
         (no_mask, "input 'valid' has no effect on output 'features', 'tokens': no node reads what it holds"),
     ],

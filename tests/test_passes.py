@@ -32,6 +32,14 @@ def test_a_graph_without_weights_keeps_its_nodes_and_the_constants_of_shapes(sig
     assert constant and constant <= {tensor.name for tensor in proto.graph.initializer}
 
 
+def test_constants_keep_the_names_that_nodes_read_them_by() -> None:
+    """A tensor of the exporter's may have no name of its own."""
+    text = "g (float[b, 2] x) => (float[b, 2] y) <float w = {2}> { y = Mul(x, w) }"
+    model = ir.from_onnx_text(f'<ir_version: 10, opset_import: ["" : 20]> {text}')
+    model.graph.initializers["w"].const_value = ir.tensor(2.0)
+    assert [tensor.name for tensor in passes.without_weights(model).graph.initializer] == ["w"]
+
+
 def test_types_are_inferred_at_any_size(siglip_onnx: ir.Model) -> None:
     types = passes.inferred_types(siglip_onnx, {"batch": 2, "tokens": 7})
     assert [dim.dim_value for dim in types["features"].shape.dim] == [2, 32]
