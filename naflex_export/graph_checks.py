@@ -83,12 +83,12 @@ def check_program(program: Program, open_dims: Sequence[dict[int, str]]) -> list
     problems = check_program_ops(program)
     if problems:  # the rest cannot be told of a graph that branches
         return problems
-    view = view_of(program)
+    view, fixed = view_of(program), check_open(program, open_dims)
     return [
-        *check_open(program, open_dims),
+        *fixed,
         *check_inputs_reach(view, program.ignored),
         *check_layers(view, program.dtype),
-        *check_program_sizes(program),
+        *([] if fixed else check_program_sizes(program)),  # an input of a fixed size fits no other
     ]
 
 
@@ -105,13 +105,16 @@ def check_onnx(model: ir.Model, program: Program, opset: int, refusals: Refusals
     if problems:
         return problems
     view = view_of_onnx(model)
-    return [
-        *check_opset(model, opset),
+    signature = [
         *check_signature(model.graph.inputs, program.inputs, "input"),
         *check_signature(model.graph.outputs, program.outputs, "output"),
+    ]
+    return [
+        *check_opset(model, opset),
+        *signature,
         *check_inputs_reach(view, program.ignored),
         *check_layers(view, program.dtype),
-        *check_onnx_sizes(model),
+        *([] if signature else check_onnx_sizes(model)),
     ] or refusals(model)
 
 

@@ -110,7 +110,7 @@ def inferred_types(
     """Return what ONNX's own rules say of each value's dtype and shape, by name, whatever the graph says of it.
 
     Args:
-        model: the graph; only the types of its inputs, weights and outputs are taken as given.
+        model: the graph; only the types of its inputs and weights are taken as given.
         sizes: numbers to put in place of named dimensions of the inputs.
         strict: raise where the rules find a fault; else what follows from it is left out.
 
@@ -122,10 +122,9 @@ def inferred_types(
         for dim in value.type.tensor_type.shape.dim:
             if sizes and dim.dim_param in sizes:
                 dim.dim_value = sizes[dim.dim_param]
-    for value in proto.graph.output:
-        value.type.tensor_type.ClearField("shape")
+    del proto.graph.output[:]  # with them, what the graph says of its outputs
     graph = onnx.shape_inference.infer_shapes(proto, strict_mode=strict, data_prop=True).graph
-    return {value.name: value.type.tensor_type for value in [*graph.input, *graph.value_info, *graph.output]}
+    return {value.name: value.type.tensor_type for value in [*graph.input, *graph.value_info]}
 
 
 def module_of(node: ir.Node) -> str:
