@@ -1,103 +1,22 @@
-"""Checks and rewrites of ONNX graphs: each states what it requires and what it guarantees.
-
-Checks return what is wrong, in words; `require` turns them into one error. Rewrites change a model in place.
-"""
+"""Rewrites of ONNX graphs, in place, each with its guarantee; and the one note they leave on a node: its module."""
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
-from naflex_export.errors import BuildError
-from naflex_export.program import Program, TensorSpec
-
-FORBIDDEN_OPS = ("Loop", "If", "Scan", "NonZero", "Resize", "GridSample")
-FLOATS = {
-    "float32": ir.DataType.FLOAT,
-    "float16": ir.DataType.FLOAT16,
-    "bfloat16": ir.DataType.BFLOAT16,
-}
-_DTYPES = {**FLOATS, "int32": ir.DataType.INT32, "int64": ir.DataType.INT64, "bool": ir.DataType.BOOL}
 _SCOPES = "pkg.torch.onnx.name_scopes"
+_CONSTANT_SIZE = 64
 
 
-def require(problems: Iterable[str]) -> None:
-    """Raise BuildError if there is any problem, naming each."""
-    found = list(problems)
-    if found:
-        raise BuildError("the ONNX graph is not what was asked for:\n  " + "\n  ".join(found))
-
-
-def check_graph(model: ir.Model, program: Program) -> list[str]:
-    """Return what is wrong with an exported graph, for any target."""
-    return [
-        *check_ops(model),
-        *check_signature(model.graph.inputs, program.inputs, "input"),
-        *check_signature(model.graph.outputs, program.outputs, "output"),
-        *check_inputs_used(model),
-        *check_weights(model, program.dtype),
-    ]
-
-
-def check_ops(model: ir.Model) -> list[str]:
-    """Return the nodes that loop, branch, or resize: the matrices were to replace them all."""
-    return [
-        f"{node.op_type} node {node.name!r} from module {module_of(node)!r}: no backend takes it with dynamic shapes"
-        for node in model.graph.all_nodes()
-        if node.op_type in FORBIDDEN_OPS
-    ]
-
-
-def check_signature(values: Iterable[ir.Value], specs: Iterable[TensorSpec], kind: str) -> list[str]:
-    """Return the inputs or outputs whose name, dtype or dimensions differ from their specs.
-
-    A dimension that is a number where a name was promised has been baked in, batch or tokens.
-    """
-    found = {value.name or "": value for value in values}
-    problems = []
-    for spec in specs:
-        value = found.pop(spec.name, None)
-        if value is None:
-            problems.append(f"{kind} {spec.name!r} is missing from the graph")
-            continue
-        if value.dtype != _DTYPES[spec.dtype]:
-            problems.append(f"{kind} {spec.name!r} is {value.dtype}: expected {spec.dtype}")
-        shape = tuple(dim if isinstance(dim, int) else dim.value for dim in value.shape or ())
-        if shape != spec.shape:
-            problems.append(f"{kind} {spec.name!r} has shape {list(shape)}: expected {list(spec.shape)}")
-    return problems + [f"{kind} {name!r} was not asked for" for name in found]
-
-
-def check_inputs_used(model: ir.Model) -> list[str]:
-    """Return the inputs that no node reads, such as a mask that an exporter dropped."""
-    return [
-        f"input {value.name!r} is read by no node: what it says would be ignored"
-        for value in model.graph.inputs
-        if not value.uses()
-    ]
-
-
-def check_weights(model: ir.Model, dtype: str) -> list[str]:
-    """Return layers' weights of another dtype than the graph's: a graph asked for in float16 that runs in float32.
-
-    The matmul that resamples a position embedding is no layer: it is in float32 in every graph, as it is in eager.
-    """
-    wrong = [
-        value
-        for value in model.graph.initializers.values()
-        if value.dtype in FLOATS.values() and value.dtype != FLOATS[dtype] and any(map(_is_layer, value.uses()))
-    ]
-    return [f"weight {value.name!r} is {value.dtype}: expected {dtype}" for value in wrong]
-
-
-def _is_layer(use: tuple[ir.Node, int]) -> bool:
-    """Whether a weight is used by a layer, not by a matmul that the model's own code spells out."""
-    node, _ = use
-    written_out = _scopes(node)[-1:] and _scopes(node)[-1].startswith("matmul")
-    return node.op_type in ("MatMul", "Gemm") and not written_out
+def name_dims(text: str, names: Mapping[str, str]) -> str:
+    """Return an expression of torch's symbols, such as `4*s36`, with the names given in their place."""
+    return re.sub(r"\b[A-Za-z]\w*", lambda symbol: names.get(symbol.group(), symbol.group()), text)
 
 
 def rename_dims(model: ir.Model, names: dict[str, str]) -> None:
@@ -111,10 +30,7 @@ def rename_dims(model: ir.Model, names: dict[str, str]) -> None:
             continue
         for axis, dim in enumerate(value.shape):
             if isinstance(dim, ir.SymbolicDim) and dim.value is not None:
-                text = dim.value
-                for symbol, name in names.items():
-                    text = text.replace(symbol, name)
-                value.shape[axis] = ir.SymbolicDim(text)
+                value.shape[axis] = ir.SymbolicDim(name_dims(dim.value, names))
 
 
 def rename_outputs(model: ir.Model, names: Iterable[str]) -> None:
@@ -164,17 +80,64 @@ def widen_bfloat16(model: ir.Model) -> None:
                 value.dtype = wide
 
 
+def without_weights(model: ir.Model) -> onnx.ModelProto:
+    """Return a copy of the graph, in ONNX's own classes, whose weights are inputs: megabytes become kilobytes.
+
+    Guarantees that the constants which shapes are made of are still there. For those who ask about nodes and shapes.
+    """
+    proto = onnx.ModelProto(ir_version=model.ir_version)
+    proto.opset_import.extend(
+        onnx.OperatorSetIdProto(domain=domain, version=version) for domain, version in model.opset_imports.items()
+    )
+    graph = proto.graph
+    graph.name = "shapes"
+    graph.node.extend(ir.to_proto(node) for node in model.graph)
+    graph.input.extend(ir.to_proto(value) for value in model.graph.inputs)
+    graph.output.extend(ir.to_proto(value) for value in model.graph.outputs)
+    for value in model.graph.initializers.values():
+        constant = value.const_value
+        if constant is not None and constant.size <= _CONSTANT_SIZE and not value.is_graph_input():
+            graph.initializer.append(ir.to_proto(constant))
+            graph.initializer[-1].name = value.name or ""  # a tensor's own name may differ, or be missing
+        elif not value.is_graph_input():
+            graph.input.append(ir.to_proto(value))
+    return proto
+
+
+def inferred_types(
+    model: ir.Model, sizes: Mapping[str, int] | None = None, *, strict: bool = False
+) -> dict[str, onnx.TypeProto.Tensor]:
+    """Return what ONNX's own rules say of each value's dtype and shape, by name, whatever the graph says of it.
+
+    Args:
+        model: the graph; only the types of its inputs and weights are taken as given.
+        sizes: numbers to put in place of named dimensions of the inputs.
+        strict: raise where the rules find a fault; else what follows from it is left out.
+
+    Raises:
+        onnx.shape_inference.InferenceError: a node's inputs do not fit together, with `strict`.
+    """
+    proto = without_weights(model)
+    for value in proto.graph.input:
+        for dim in value.type.tensor_type.shape.dim:
+            if sizes and dim.dim_param in sizes:
+                dim.dim_value = sizes[dim.dim_param]
+    del proto.graph.output[:]  # with them, what the graph says of its outputs
+    graph = onnx.shape_inference.infer_shapes(proto, strict_mode=strict, data_prop=True).graph
+    return {value.name: value.type.tensor_type for value in [*graph.input, *graph.value_info]}
+
+
 def module_of(node: ir.Node) -> str:
     """Return the module of the model that a node came from, such as `blocks.7.attn`; empty if it is not noted.
 
     The exporter's note reads `['', 'model', 'model.blocks.7.attn', 'matmul']`: modules from the outside in, then the
     operator.
     """
-    scopes = _scopes(node)
+    scopes = scopes_of(node)
     return scopes[-2].removeprefix("model").removeprefix(".") if len(scopes) > 1 else ""
 
 
-def _scopes(node: ir.Node) -> list[str]:
+def scopes_of(node: ir.Node) -> list[str]:
     """Return the exporter's note of where a node came from; nothing for nodes that it made up itself."""
     scopes = list(ast.literal_eval(node.metadata_props.get(_SCOPES, "[]")))
     return [] if any(scope.startswith("_empty_nn_module_stack") for scope in scopes) else scopes

@@ -12,8 +12,10 @@ from torch.export import Dim, ExportedProgram
 
 from naflex_export.cases import noise_batch
 from naflex_export.errors import BuildError, RequestError
+from naflex_export.graph_checks import check_program, require
 from naflex_export.grid import Bucket, Grid, check_buckets
 from naflex_export.models import Family, family_of
+from naflex_export.passes import name_dims
 
 DTYPES: dict[str, torch.dtype] = {
     "float32": torch.float32,
@@ -49,6 +51,7 @@ class Program:
         buckets: what the graph is to serve, ordered by tokens.
         dtype: "float32", "float16" or "bfloat16".
         dim_names: what the graph's own symbols stand for, such as {"s36": "batch"}.
+        ignored: inputs that the model itself makes no use of.
     """
 
     exported: ExportedProgram
@@ -57,6 +60,7 @@ class Program:
     buckets: tuple[Bucket, ...]
     dtype: str
     dim_names: dict[str, str]
+    ignored: tuple[str, ...] = ()
 
 
 def check_dtype(dtype: str) -> torch.dtype:
@@ -91,23 +95,73 @@ def trace(
 
     Raises:
         RequestError: a dtype, bucket, output name or patch size is not possible.
-        BuildError: torch.export refused, or fixed a dimension that must stay open.
+        BuildError: torch.export refused, or the graph fails a check of `graph_checks`.
     """
-    family, torch_dtype, ordered = family_of(model, patch_size), check_dtype(dtype), check_buckets(buckets)
+    family, torch_dtype = family_of(model, patch_size), check_dtype(dtype)
     own = copy.deepcopy(family.vectorize(model)).to(torch_dtype).eval()
-    encoder = family.encoder(own, tuple(outputs)).eval()
-    # the example must fit, whatever the buckets are; a Runner holds its callers to the buckets
-    batch = Dim("batch", min=1, max=max(len(EXAMPLE), *(bucket.batch[2] for bucket in ordered)))
-    tokens = Dim("tokens", min=1, max=max(EXAMPLE_TOKENS, ordered[-1].tokens))
+    return capture(
+        family.encoder(own, tuple(outputs)).eval(),
+        dict(zip(family.layout.names, example_inputs(family, own, torch_dtype), strict=True)),
+        open_dims=family.layout.open_dims("batch", "tokens"),
+        buckets=buckets,
+        dtype=dtype,
+        outputs=outputs,
+        ignored=family.ignored_inputs(own),
+    )
 
-    example = example_inputs(family, own, torch_dtype)
-    dynamic_shapes = family.layout.open_dims(batch, tokens)
+
+def capture(
+    encoder: nn.Module,
+    example: dict[str, Tensor],
+    *,
+    open_dims: Sequence[dict[int, str]],
+    buckets: Sequence[Bucket],
+    dtype: str,
+    outputs: Sequence[str],
+    ignored: tuple[str, ...] = (),
+) -> Program:
+    """Return a module as one graph with named dynamic dimensions, checked.
+
+    Args:
+        encoder: the module; its forward takes the inputs in order and returns a tuple of the outputs.
+        example: inputs to trace with, by name, of `EXAMPLE`'s batch and tokens.
+        open_dims: the axes of each input that stay open, and which of "batch" and "tokens" each is.
+        buckets: their largest tokens and batch bound the graph's dimensions.
+        dtype: of the weights and of the floating inputs and outputs.
+        outputs: names of the outputs, in order.
+        ignored: inputs that the model itself makes no use of.
+
+    Raises:
+        RequestError: there is no bucket, or two alike.
+        BuildError: torch.export refused, or the graph fails a check of `graph_checks`.
+    """
+    ordered = check_buckets(buckets)
+    # the example must fit, whatever the buckets are; a Runner holds its callers to the buckets
+    dims = {
+        "batch": Dim("batch", min=1, max=max(len(EXAMPLE), *(bucket.batch[2] for bucket in ordered))),
+        "tokens": Dim("tokens", min=1, max=max(EXAMPLE_TOKENS, ordered[-1].tokens)),
+    }
+    dynamic_shapes = tuple({axis: dims[name] for axis, name in axes.items()} for axes in open_dims)
     try:
         with torch.no_grad():
-            exported = torch.export.export(encoder, example, dynamic_shapes=dynamic_shapes, strict=False)
+            exported = torch.export.export(
+                encoder, tuple(example.values()), dynamic_shapes=dynamic_shapes, strict=False
+            )
     except Exception as error:  # whatever torch.export raises, it is about this model's graph
-        raise BuildError(f"torch.export refused {type(model).__qualname__}: {error}") from error
-    return _describe(exported, family, tuple(outputs), ordered, dtype)
+        raise BuildError(f"torch.export refused the model: {error}") from error
+    dim_names = _dim_names(exported, open_dims)
+    inputs, results = _values(exported)
+    program = Program(
+        exported=exported,
+        inputs=tuple(_spec(name, value, dim_names) for name, value in zip(example, inputs, strict=True)),
+        outputs=tuple(_spec(name, value, dim_names) for name, value in zip(outputs, results, strict=True)),
+        buckets=ordered,
+        dtype=dtype,
+        dim_names=dim_names,
+        ignored=ignored,
+    )
+    require(check_program(program, open_dims))
+    return program
 
 
 def example_inputs(family: Family, model: nn.Module, dtype: torch.dtype) -> tuple[Tensor, ...]:
@@ -120,39 +174,24 @@ def example_inputs(family: Family, model: nn.Module, dtype: torch.dtype) -> tupl
     )
 
 
-def _describe(
-    exported: ExportedProgram,
-    family: Family,
-    outputs: tuple[str, ...],
-    buckets: tuple[Bucket, ...],
-    dtype: str,
-) -> Program:
+def _values(exported: ExportedProgram) -> tuple[list[Tensor], list[Tensor]]:
+    """Return what stands for the inputs, and for the outputs, in the graph: tensors of a shape and no contents."""
     placeholders = {node.name: node.meta["val"] for node in exported.graph.nodes if node.op == "placeholder"}
-    in_values = [placeholders[name] for name in exported.graph_signature.user_inputs]
     (result,) = (node for node in exported.graph.nodes if node.op == "output")
-    out_values = [node.meta["val"] for node in result.args[0]]
-
-    dim_names = {}
-    for size, name in zip(in_values[0].shape[:2], ("batch", "tokens"), strict=True):
-        if isinstance(size, int):
-            raise BuildError(f"torch.export fixed {name} at {size}: the graph would serve that size alone")
-        dim_names[str(size)] = name
-
-    def spec(name: str, value: Tensor) -> TensorSpec:
-        shape = tuple(size if isinstance(size, int) else _rename(str(size), dim_names) for size in value.shape)
-        return TensorSpec(name, str(value.dtype).removeprefix("torch."), shape)
-
-    return Program(
-        exported=exported,
-        inputs=tuple(spec(name, value) for name, value in zip(family.layout.names, in_values, strict=True)),
-        outputs=tuple(spec(name, value) for name, value in zip(outputs, out_values, strict=True)),
-        buckets=buckets,
-        dtype=dtype,
-        dim_names=dim_names,
-    )
+    inputs = [placeholders[name] for name in exported.graph_signature.user_inputs]
+    return inputs, [node.meta["val"] for node in result.args[0]]
 
 
-def _rename(expression: str, dim_names: dict[str, str]) -> str:
-    for symbol, name in dim_names.items():
-        expression = expression.replace(symbol, name)
-    return expression
+def _dim_names(exported: ExportedProgram, open_dims: Sequence[dict[int, str]]) -> dict[str, str]:
+    inputs, _ = _values(exported)
+    return {
+        str(value.shape[axis]): name
+        for value, axes in zip(inputs, open_dims, strict=True)
+        for axis, name in axes.items()
+        if not isinstance(value.shape[axis], int)  # one that torch fixed, which `check_open` reports
+    }
+
+
+def _spec(name: str, value: Tensor, dim_names: dict[str, str]) -> TensorSpec:
+    shape = tuple(size if isinstance(size, int) else name_dims(str(size), dim_names) for size in value.shape)
+    return TensorSpec(name, str(value.dtype).removeprefix("torch."), shape)

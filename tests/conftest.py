@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import onnx
+import onnx_ir as ir
 import pytest
 import tiny
 import torch
 from torch import nn
 
+import naflex_export as nx
 from naflex_export.cases import Batch, noise_batch
 from naflex_export.grid import Grid
+from naflex_export.program import Program, trace
+from naflex_export.targets import BuildSettings
+from naflex_export.targets.onnx import OPSET, translate
 
 MIXED = (Grid(3, 7), Grid(1, 24), Grid(24, 1), Grid(4, 4), Grid(1, 1), Grid(5, 4))
 
@@ -33,6 +39,22 @@ def siglip() -> nn.Module:
 @pytest.fixture(scope="session")
 def classifier() -> nn.Module:
     return tiny.classifier()
+
+
+@pytest.fixture(scope="session")
+def siglip_program(siglip: nn.Module) -> Program:
+    return trace(siglip, [nx.Bucket(64)], outputs=("features", "tokens"))
+
+
+@pytest.fixture(scope="session")
+def _siglip_onnx(siglip_program: Program) -> bytes:
+    return ir.to_proto(translate(siglip_program, BuildSettings(), OPSET)).SerializeToString()
+
+
+@pytest.fixture
+def siglip_onnx(_siglip_onnx: bytes) -> ir.Model:
+    """A graph of its own for each test, to make wrong."""
+    return ir.from_proto(onnx.ModelProto.FromString(_siglip_onnx))
 
 
 @pytest.fixture(scope="session")

@@ -69,6 +69,10 @@ class Family(ABC):
         """Return what a forward of the tower gave as a tensor, or as a dict of tensors by output name."""
         return output
 
+    def ignored_inputs(self, model: nn.Module) -> tuple[str, ...]:
+        """Return the inputs, by name, that the model itself makes no use of: by default it uses all three."""
+        return ()
+
     @abstractmethod
     def token_width(self, model: nn.Module) -> int:
         """Number of values in a flattened patch."""

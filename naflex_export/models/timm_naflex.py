@@ -234,6 +234,10 @@ class TimmNaFlex(Family):
         twin.rope = None
         return twin
 
+    def ignored_inputs(self, model: Any) -> tuple[str, ...]:
+        knows_position = model.embeds.pos_embed_type != "none" or model.rope is not None
+        return () if knows_position else ("patch_coord",)
+
     def token_width(self, model: Any) -> int:
         embeds = model.embeds
         return embeds.patch_size[0] * embeds.patch_size[1] * embeds.in_chans

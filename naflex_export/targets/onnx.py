@@ -21,11 +21,12 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from naflex_export import passes
+from naflex_export import graph_checks, passes
 from naflex_export.artifact import Manifest
 from naflex_export.cases import noise_batch
 from naflex_export.errors import BackendError, BuildError
 from naflex_export.grid import Grid
+from naflex_export.graph_view import step_of
 from naflex_export.program import Program
 from naflex_export.targets import BuildSettings, StandIn
 from naflex_export.targets.runner import Runner
@@ -43,7 +44,7 @@ def require() -> None:
 
 
 def build(program: Program, folder: Path, settings: BuildSettings) -> dict[str, Any]:
-    return write_onnx(program, folder, settings, OPSET)
+    return write_onnx(program, folder, settings, OPSET, refusals)
 
 
 def open(folder: Path, manifest: Manifest, device: torch.device | None, check_inputs: bool) -> Runner:
@@ -67,13 +68,26 @@ def stand_in(folder: Path, manifest: Manifest) -> StandIn | None:
     )
 
 
-def write_onnx(program: Program, folder: Path, settings: BuildSettings, opset: int) -> dict[str, Any]:
+def write_onnx(
+    program: Program,
+    folder: Path,
+    settings: BuildSettings,
+    opset: int,
+    refusals: graph_checks.Refusals = lambda model: [],
+) -> dict[str, Any]:
     """Write `model.onnx`, checked, and return what the manifest says of it.
+
+    Args:
+        program: what to write.
+        folder: where to.
+        settings: of the build.
+        opset: the version of ONNX's operators.
+        refusals: returns what the target will not take of the graph.
 
     Raises:
         BuildError: the exporter refused, or the graph fails a check.
     """
-    model = translate(program, settings, opset)
+    model = translate(program, settings, opset, refusals)
     weights = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
     external = weights > settings.external_data_bytes
     settings.announce("writing the weights" + (" to a file of their own" if external else ""))
@@ -81,8 +95,10 @@ def write_onnx(program: Program, folder: Path, settings: BuildSettings, opset: i
     return {"opset": opset, "nodes": model.graph.num_nodes(), "external_data": external}
 
 
-def translate(program: Program, settings: BuildSettings, opset: int) -> ir.Model:
-    """Return the program as an ONNX graph with named dimensions, checked.
+def translate(
+    program: Program, settings: BuildSettings, opset: int, refusals: graph_checks.Refusals = lambda model: []
+) -> ir.Model:
+    """Return the program as an ONNX graph with named dimensions, checked; the arguments are those of `write_onnx`.
 
     Raises:
         BuildError: the exporter refused, or the graph fails a check.
@@ -98,8 +114,35 @@ def translate(program: Program, settings: BuildSettings, opset: int) -> ir.Model
     passes.rename_dims(model, program.dim_names)
     passes.rename_outputs(model, [spec.name for spec in program.outputs])
     passes.strip_traces(model)
-    passes.require(passes.check_graph(model, program))
+    graph_checks.require(graph_checks.check_onnx(model, program, opset, refusals))
     return model
+
+
+def refusals(model: ir.Model) -> list[str]:
+    """Return what ONNX Runtime's CPU provider has no kernel for, or its build does not know.
+
+    ONNX Runtime itself is asked, with a session on the graph without its weights; of a bfloat16 graph it is asked
+    about the one widened to float32, which is what it will run on a CPU.
+    """
+    import onnxruntime
+
+    asked = ir.from_proto(passes.without_weights(model))
+    passes.widen_bfloat16(asked)
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 4  # fatal: what is wrong comes as an exception
+    content = ir.to_proto(asked).SerializeToString()
+    try:
+        onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime raises classes of its own for every cause
+        reason = str(error).strip()
+        named = [step_of(node) for node in model.graph if node.name and node.name in reason.replace("'", " ").split()]
+        where = str(named[0]) if named else f"the graph of opset {dict(model.opset_imports)['']}"
+        return [
+            f"{where}: ONNX Runtime {onnxruntime.__version__} refuses it ({reason}); take a newer onnxruntime-gpu, or "
+            "write the module in operators that it has"
+        ]
+    return []
 
 
 class OnnxRunner(Runner):

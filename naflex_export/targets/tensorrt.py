@@ -27,6 +27,7 @@ from torch import Tensor
 from naflex_export import passes
 from naflex_export.artifact import Manifest
 from naflex_export.errors import BackendError, BuildError
+from naflex_export.graph_view import step_of
 from naflex_export.grid import Bucket
 from naflex_export.program import Program, TensorSpec
 from naflex_export.targets import BuildSettings, StandIn, onnx
@@ -72,7 +73,7 @@ def tensorrt() -> ModuleType:
 
 def build(program: Program, folder: Path, settings: BuildSettings) -> dict[str, Any]:
     trt = tensorrt()
-    written = onnx.write_onnx(program, folder, settings, OPSET)
+    written = onnx.write_onnx(program, folder, settings, OPSET, refusals)
     settings.announce(f"building the engine with {trt.__name__} {trt.__version__}")
     plan = build_engine(folder / onnx.FILE, profiles_of(program), settings.verbose)
     (folder / FILE).write_bytes(plan)
@@ -103,6 +104,23 @@ def stand_in(folder: Path, manifest: Manifest) -> StandIn | None:
         return StandIn(widened.runner, widened.judged, not_run)
     runner = onnx.open(folder, manifest, torch.device("cpu"), check_inputs=True)
     return StandIn(runner, f"{onnx.FILE} on ONNX Runtime's CPU provider", not_run)
+
+
+def refusals(model: ir.Model) -> list[str]:
+    """Return the nodes whose operator TensorRT's parser does not know.
+
+    The parser says of an operator that it may take it; what it makes of each node shows when it parses.
+    """
+    trt = tensorrt()
+    builder = _create_builder(trt)
+    network = builder.create_network(_creation_flags(trt))
+    parser = trt.OnnxParser(network, _log(trt))
+    return [
+        f"{step_of(node)}: the parser of {trt.__name__} {trt.__version__} does not know it; write the module in "
+        "operators that it has"
+        for node in model.graph.all_nodes()
+        if not parser.supports_operator(node.op_type)
+    ]
 
 
 def profiles_of(program: Program) -> list[Profile]:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 import naflex_export as nx
 from naflex_export.cases import Batch, noise_batch
+from naflex_export.graph_checks import FORBIDDEN_OPS
 from naflex_export.grid import Grid
-from naflex_export.passes import FORBIDDEN_OPS
 from naflex_export.program import trace
 from naflex_export.sources import randomize
 from naflex_export.targets import BuildSettings
