@@ -48,7 +48,8 @@ class VectorizedNaFlexEmbeds(NaFlexEmbeds):
         if patch_coord is None or self.pos_embed_type not in ("learned", "factorized"):
             return super().forward(x, patch_coord, patch_valid)
         x = self.add_position(self._projected(x), patch_coord).view(*patch_coord.shape[:2], -1)
-        prefix = [token.expand(len(x), -1, -1) for token in (self.cls_token, self.reg_token) if token is not None]
+        # by the shape: len() is a number, and would be the batch size of every graph
+        prefix = [token.expand(x.shape[0], -1, -1) for token in (self.cls_token, self.reg_token) if token is not None]
         if prefix:
             x = torch.cat([*prefix, x], dim=1)
         return self.pos_drop(x), None
