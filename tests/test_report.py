@@ -16,7 +16,8 @@ import pytest
 import reports
 
 import naflex_export as nx
-from naflex_export.accuracy.phrases import distance, number, percent, rerun_command
+from naflex_export.accuracy.compare import LIMITS
+from naflex_export.accuracy.phrases import baseline_lines, distance, limit_rows, number, percent, rerun_command
 from naflex_export.accuracy.report import as_json, as_junit, as_markdown, write
 from naflex_export.accuracy.results import GateReport
 
@@ -79,7 +80,7 @@ def test_markdown_begins_with_what_matters() -> None:
     assert "blocks.1.attn, on mixed-24-seed0: relative L2 error 2e-1, floor 2e-3;" in failed
     assert "| `features` | 2e-1 | 7e-4 | 286x | 2x | **FAIL** |" in failed
     assert "| `24:1,4,8` | 4 | 4 | 2 | 2 |" in failed
-    assert "| limit |  |  | float16 | 2e-2 | 1e-2 | 1e-4 |  |" in failed
+    assert "| limit |  |  | float16 | 2e-2 | 1e-2 | 4.5e-4 |  |" in failed
     assert "| **2** | **2** |" in failed, "what exceeds its limit is bold"
     assert "| Model | naflexvit_base_patch16_siglip |" in failed
     assert "\n- all cases [features]: error 0.2 is more than 2 times eager's own 0.0007\n" in failed
@@ -193,3 +194,17 @@ def test_the_suffix_says_the_format(tmp_path: Path) -> None:
     (tmp_path / "gate.md").mkdir()
     with pytest.raises(nx.RequestError, match="gate.md' cannot be written: Is a directory"):
         write(reports.failing(), tmp_path / "gate.md")
+
+
+def test_a_measure_above_its_limit_says_why_it_holds() -> None:
+    """Eager in bfloat16 is half as far there."""
+    near = reports.case("largest-batch-24-seed9", {"3x7": 0.05}, "bfloat16")
+    held = replace(near, broken=(), baseline=replace(near.measures, relative_l2=0.03, max_share=0.06))
+    report = replace(reports.passing(), dtype="bfloat16", limits=LIMITS["bfloat16"], results=(held,))
+    rows = {row.measure: row for row in limit_rows(report)}
+    assert rows["relative_l2"].holds and rows["relative_l2"].limit.endswith(", or 2 x eager's")
+    assert not rows["worst_cosine"].limit.endswith("eager's")
+    assert baseline_lines(report) == [
+        "largest-batch-24-seed9: above a limit, and not 2 times as far as eager bfloat16",
+    ]
+    assert baseline_lines(reports.passing()) == []

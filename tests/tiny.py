@@ -28,6 +28,16 @@ def classifier() -> nn.Module:
     return naflexvit("naflexvit_base_patch16_gap", num_classes=10)
 
 
+def siglip2() -> nn.Module:
+    """Return a tiny `Siglip2VisionModel` of transformers."""
+    from transformers import Siglip2VisionConfig, Siglip2VisionModel
+
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    model = Siglip2VisionModel(Siglip2VisionConfig(**sizes, patch_size=4, num_patches=25))
+    randomize(model, seed=1)
+    return model.eval()
+
+
 def flexible() -> nn.Module:
     """Return a tiny SigLIP 2 encoder that takes patches of any size."""
     return naflexvit(enable_patch_interpolator=True)

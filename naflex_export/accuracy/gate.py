@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from naflex_export.accuracy.compare import DECADES, LIMITS, measure, measure_images, says_nothing, spread_of
 from naflex_export.accuracy.invariances import Run, check_invariances
 from naflex_export.accuracy.results import (
+    BASELINE_FACTOR,
     BaselineResult,
     CaseResult,
     Distribution,
@@ -163,10 +164,11 @@ class Tally:
             if fault:
                 self.problems.append(f"{batch.name} [{name}]: {fault}")
                 continue
-            self._results.append(self._compare(bucket, batch, name, (given[name], wanted), valid))
+            result = self._compare(bucket, batch, name, (given[name], wanted, floor.get(name)), valid)
+            self._results.append(result)
             self._spreads[name, "candidate"].append(spread_of(given[name], wanted, valid))
-            if name in floor:
-                self._floors[name].append(measure(floor[name], wanted, valid).relative_l2)
+            if result.baseline is not None:
+                self._floors[name].append(result.baseline.relative_l2)
                 self._spreads[name, "baseline"].append(spread_of(floor[name], wanted, valid))
 
     def report(self) -> GateReport:
@@ -184,10 +186,19 @@ class Tally:
         )
 
     def _compare(
-        self, bucket: Bucket, batch: Batch, output: str, sides: tuple[Tensor, Tensor], valid: Tensor | None
+        self,
+        bucket: Bucket,
+        batch: Batch,
+        output: str,
+        sides: tuple[Tensor, Tensor, Tensor | None],
+        valid: Tensor | None,
     ) -> CaseResult:
+        """Return how the candidate's output compares with the reference's, beside the baseline's if there is one."""
+        given, wanted, floor = sides
         logits = output == "features" and self._sides.family.num_classes(self._sides.eager) > 1
-        measures = measure(*sides, valid, tie=self.limits.relative_l2 if logits else None)
+        baseline = None if floor is None else measure(floor, wanted, valid, self.limits.tie if logits else None)
+        limits = self.limits.beside(baseline, BASELINE_FACTOR)
+        measures = measure(given, wanted, valid, limits.tie if logits else None)
         images, tokens = batch.patch_valid.shape
         return CaseResult(
             case=batch.name,
@@ -197,8 +208,9 @@ class Tally:
             tokens=tokens,
             grids=tuple(str(grid) for grid in batch.grids),
             measures=measures,
-            per_image=measure_images(*sides, batch.grids, valid),
-            broken=tuple(self.limits.broken_by(measures)),
+            per_image=measure_images(given, wanted, batch.grids, valid),
+            broken=tuple(limits.broken_by(measures)),
+            baseline=baseline,
         )
 
     def _against_baseline(self, output: str, floor: list[float]) -> BaselineResult:

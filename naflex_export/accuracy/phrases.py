@@ -91,9 +91,15 @@ def facts(report: GateReport) -> list[tuple[str, str]]:
 
 
 def limit_rows(report: GateReport) -> list[LimitRow]:
-    """Return each measure's worst beside its limit; measures that no output has are left out."""
+    """Return each measure's worst beside its limit; measures that no output has are left out.
+
+    In low precision a measure above its limit holds where eager itself is half as far, and the limit then says so.
+    """
     limits, worst = report.limits, report.worst
     broken = {measure for result in report.results for measure in broken_measures(result)}
+    above = {
+        text.split()[0] for result in report.results for text in limits.broken_by(result.measures) if not result.broken
+    }
     meanings = {
         "max_share": ("largest difference, as a share of the reference's largest value", number, limits.max_share),
         "relative_l2": ("norm of the difference over norm of the reference", number, limits.relative_l2),
@@ -102,20 +108,33 @@ def limit_rows(report: GateReport) -> list[LimitRow]:
         "top5_agreement": ("of the five highest classes, those of the reference", percent, limits.agreement),
     }
     return [
-        LimitRow(measure, meaning, written(value), written(limit), measure not in broken)
+        LimitRow(measure, meaning, written(value), written(limit) + _or_eagers(measure in above), measure not in broken)
         for measure, (meaning, written, limit) in meanings.items()
         for value in [worst[measure]]
         if value is not None
     ]
 
 
+def _or_eagers(gave_way: bool) -> str:
+    return f", or {BASELINE_FACTOR:g} x eager's" if gave_way else ""
+
+
 def baseline_lines(report: GateReport) -> list[str]:
-    """Return a line for each output of a low-precision candidate: its error beside eager's own in that dtype."""
-    return [
+    """Return a line for each output of a low-precision candidate: its error beside eager's own in that dtype.
+
+    And one for the cases that are above a limit and hold, if there are any.
+    """
+    lines = [
         f"{result.output}: relative L2 error {result.candidate:.1e}, eager {report.dtype}'s own {result.baseline:.1e} "
         f"(at most {BASELINE_FACTOR:g} times as much)"
         for result in report.baselines
     ]
+    above = [result.case for result in report.results if report.limits.broken_by(result.measures) and not result.broken]
+    if above:
+        lines.append(
+            f"{shorten(tuple(above))}: above a limit, and not {BASELINE_FACTOR:g} times as far as eager {report.dtype}"
+        )
+    return lines
 
 
 def invariance_line(report: GateReport) -> str:

@@ -23,7 +23,8 @@ BASELINE_FACTOR = 2.0
 class CaseResult:
     """One output of one batch: its shape, how far the candidate is, and what exceeds the limits.
 
-    `case` is the batch's name, by which `naflex-gate --case` runs it again.
+    `case` is the batch's name, by which `naflex-gate --case` runs it again. `baseline` is, in low precision, how far
+    eager itself is in the candidate's dtype: where it comes near to a limit, the limit gives way to it.
     """
 
     case: str
@@ -35,6 +36,7 @@ class CaseResult:
     measures: Measures
     per_image: tuple[ImageMeasures, ...]
     broken: tuple[str, ...]
+    baseline: Measures | None = None
 
 
 @dataclass(frozen=True)

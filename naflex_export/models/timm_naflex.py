@@ -48,6 +48,7 @@ class VectorizedNaFlexEmbeds(NaFlexEmbeds):
         if patch_coord is None or not self.is_linear or self.pos_embed_type not in ("learned", "factorized"):
             return super().forward(x, patch_coord, patch_valid)
         x = self.add_position(self._projected(x), patch_coord).view(*patch_coord.shape[:2], -1)
+        # by the shape: len() is a number, and would be the batch size of every graph
         prefix = [token.expand(x.shape[0], -1, -1) for token in (self.cls_token, self.reg_token) if token is not None]
         if prefix:
             x = torch.cat([*prefix, x], dim=1)

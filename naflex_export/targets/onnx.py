@@ -25,8 +25,8 @@ from naflex_export import graph_checks, passes
 from naflex_export.artifact import Manifest
 from naflex_export.cases import noise_batch
 from naflex_export.errors import BackendError, BuildError
-from naflex_export.grid import Grid
 from naflex_export.graph_view import step_of
+from naflex_export.grid import Grid
 from naflex_export.program import Program
 from naflex_export.targets import BuildSettings, StandIn
 from naflex_export.targets.runner import Runner

@@ -413,7 +413,7 @@ def test_export_publishes_nothing_that_fails(
     how = nx.models.siglip2.Resampling("bilinear", antialias=False)
     monkeypatch.setattr("naflex_export.models.siglip2.BILINEAR", how)
     with pytest.raises(nx.GateFailure):
-        nx.export(model, "compile", tmp_path / "a", [BUCKET])
+        nx.export(model, "onnx", tmp_path / "a", [BUCKET])
     assert not (tmp_path / "a").exists()
 
 
