@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from torch import Tensor
 
 from naflex_export.artifact import Manifest
 from naflex_export.errors import InputError, RequestError
+from naflex_export.taps import Tapped
 from naflex_export.targets.runner import Runner
 
 
@@ -39,6 +42,9 @@ class EntryPoints(Runner):
 
     def execute(self, inputs: tuple[Tensor, ...]) -> list[Tensor]:
         return self._chosen(inputs).execute(inputs)
+
+    def taps(self, inputs: tuple[Tensor, ...], modules: Collection[str]) -> Tapped:
+        return self._chosen(inputs).taps(inputs, modules)
 
     def _chosen(self, inputs: tuple[Tensor, ...]) -> Runner:
         """Return the Runner for patches of this width; widths of different sizes differ."""

@@ -6,13 +6,14 @@ Checks return what is wrong, in words; `require` turns them into one error. Rewr
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import numpy as np
 import onnx_ir as ir
 
 from naflex_export.errors import BuildError
 from naflex_export.program import Program, TensorSpec
+from naflex_export.taps import Edge, Modules, module_outputs, modules_around
 
 FORBIDDEN_OPS = ("Loop", "If", "Scan", "NonZero", "Resize", "GridSample")
 FLOATS = {
@@ -162,6 +163,34 @@ def widen_bfloat16(model: ir.Model) -> None:
         for value in node.outputs:
             if value.dtype == narrow:
                 value.dtype = wide
+
+
+def tap_modules(model: ir.Model, modules: Collection[str]) -> dict[str, str]:
+    """Make the outputs of these modules outputs of the graph too, and return the value's name of each module.
+
+    Guarantees nothing of modules that cannot be told apart: they are left out.
+    """
+    found = module_outputs(_edge(value) for node in model.graph.all_nodes() for value in node.outputs)
+    chosen = {name: value for name, value in found.items() if name in modules}
+    for value in dict.fromkeys(chosen.values()):
+        if not value.is_graph_output():
+            model.graph.outputs.append(value)
+    return {name: value.name or "" for name, value in chosen.items()}
+
+
+def _edge(value: ir.Value) -> Edge[ir.Value]:
+    maker = value.producer()
+    assert maker is not None
+    if value.dtype not in FLOATS.values():
+        return Edge(value, None, ())
+    readers = [_modules_around(node) for node, _ in value.uses() if node.op_type != "Shape"]  # reads no value
+    outside = [frozenset[str]()] if value.is_graph_output() else []
+    return Edge(value, _modules_around(maker), (*readers, *outside))
+
+
+def _modules_around(node: ir.Node) -> Modules | None:
+    scopes = _scopes(node)
+    return modules_around(scopes[:-1]) if scopes else None
 
 
 def module_of(node: ir.Node) -> str:

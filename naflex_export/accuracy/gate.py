@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from naflex_export.accuracy.compare import DECADES, LIMITS, measure, measure_images, says_nothing, spread_of
 from naflex_export.accuracy.invariances import Run, check_invariances
+from naflex_export.accuracy.locate import first_deviation
 from naflex_export.accuracy.results import BaselineResult, CaseResult, Distribution, GateReport, merged, scopes_by_size
 from naflex_export.accuracy.sides import Candidate, Sides
 from naflex_export.artifact import Manifest
@@ -60,6 +61,7 @@ def gate(
     effort: str = "standard",
     cases: Sequence[str] = (),
     patch_size: int | None = None,
+    locate: bool = False,
 ) -> GateReport:
     """Return how a candidate compares with the untouched eager model, on photos and on generated batches.
 
@@ -76,6 +78,7 @@ def gate(
         cases: names of the only cases to judge on, as an earlier report names them.
         patch_size: of the candidate's patches, where it is not the reference's own; a Runner's manifest says so itself,
             and an artifact of several sizes is judged at each.
+        locate: compare modules even if the gate passes; after a failure that is done anyway.
 
     Raises:
         RequestError: the reference is vectorized, or an argument is not possible.
@@ -91,21 +94,26 @@ def gate(
     if isinstance(candidate, EntryPoints):
         return merged(
             {
-                size: judge(candidate[size], reference, photos, settings_of(candidate[size], part))
+                size: judge(candidate[size], reference, photos, settings_of(candidate[size], part), locate)
                 for size, part in scopes_by_size(scope, list(candidate.runners)).items()
             }
         )
     if isinstance(candidate, Runner):
         settings = settings_of(candidate, scope)
         size = settings.patch_size if patch_size is None else patch_size
-        return judge(candidate, reference, photos, replace(settings, patch_size=size))
+        return judge(candidate, reference, photos, replace(settings, patch_size=size), locate)
     chosen = check_buckets(buckets or [Bucket()])
     settings = GateSettings(chosen, dtype or "float32", tuple(outputs), scope, patch_size)
-    return judge(candidate, reference, photos, settings)
+    return judge(candidate, reference, photos, settings, locate)
 
 
-def judge(candidate: Candidate, reference: nn.Module, photos: Photos, settings: GateSettings) -> GateReport:
-    """Return the report of `gate`, for photos already read and settings already chosen."""
+def judge(
+    candidate: Candidate, reference: nn.Module, photos: Photos, settings: GateSettings, locate: bool = False
+) -> GateReport:
+    """Return the report of `gate`, for photos already read and settings already chosen.
+
+    `locate` compares modules even if everything passes.
+    """
     scope = settings.scope
     check_only(scope.only, settings.buckets, photos)
     sides = Sides(candidate, reference, settings.outputs, settings.dtype, settings.patch_size)
@@ -118,7 +126,7 @@ def judge(candidate: Candidate, reference: nn.Module, photos: Photos, settings: 
         width, floor = sides.family.token_width(sides.eager), tally.limits.relative_l2
         for bucket in settings.buckets if EFFORTS[scope.effort].every_bucket else settings.buckets[-1:]:
             invariances += check_invariances(_unchecked_features(sides), bucket, width, floor, scope.seed)
-    return replace(
+    report = replace(
         tally.report(),
         invariances=tuple(invariances),
         seed=scope.seed,
@@ -126,6 +134,14 @@ def judge(candidate: Candidate, reference: nn.Module, photos: Photos, settings: 
         only=scope.only,
         skipped_photos=dict(photos.skipped),
     )
+    if report.passed and not locate:
+        return report
+
+    def case_of(name: str) -> tuple[Bucket, Batch]:
+        only = replace(scope, only=(name,))
+        return next((bucket, batch) for bucket in settings.buckets for batch in batches(sides, bucket, photos, only))
+
+    return replace(report, location=first_deviation(sides, report, case_of))
 
 
 class Tally:

@@ -58,7 +58,7 @@ def as_markdown(report: GateReport) -> str:
         f"| limit | | | {report.dtype} | {limits.max_share:.1e} | {limits.relative_l2:.1e} "
         f"| {1 - limits.worst_cosine:.0e} | {_percent(limits.agreement)} | |"
     )
-    notes = [*baseline_lines(report), invariance_line(report)]
+    notes = [*baseline_lines(report), invariance_line(report), report.location.line if report.location else ""]
     lines += ["", *(f"- {_cell(note)}" for note in notes if note)]
     return "\n".join(lines) + "\n"
 

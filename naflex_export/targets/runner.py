@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Collection
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from naflex_export.artifact import Manifest
 from naflex_export.errors import InputError
 from naflex_export.layouts import layout_of
 from naflex_export.program import TensorSpec
+from naflex_export.taps import Tapped
 
 
 class Runner(ABC):
@@ -54,6 +56,15 @@ class Runner(ABC):
     @abstractmethod
     def execute(self, inputs: tuple[Tensor, ...]) -> list[Tensor]:
         """Return the outputs, in the manifest's order, for checked inputs that are on the device."""
+
+    def taps(self, inputs: tuple[Tensor, ...], modules: Collection[str]) -> Tapped:
+        """Return the outputs of these modules of the model, of as many of them as the artifact can show.
+
+        Args:
+            inputs: as for a call; they are not checked.
+            modules: their names in the model, such as `blocks.7.attn`.
+        """
+        return Tapped(untapped=f"a {type(self).__name__} shows nothing of its modules")
 
     def check(self, *inputs: Tensor) -> None:
         """Check inputs as a call does, without running anything."""
