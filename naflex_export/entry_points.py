@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-
 from torch import Tensor
 
 from naflex_export.artifact import Manifest
 from naflex_export.errors import InputError, RequestError
-from naflex_export.taps import Tapped
+from naflex_export.taps import Shapes, Tapped
 from naflex_export.targets.runner import Runner
 
 
@@ -43,7 +41,7 @@ class EntryPoints(Runner):
     def execute(self, inputs: tuple[Tensor, ...]) -> list[Tensor]:
         return self._chosen(inputs).execute(inputs)
 
-    def taps(self, inputs: tuple[Tensor, ...], modules: Collection[str]) -> Tapped:
+    def taps(self, inputs: tuple[Tensor, ...], modules: Shapes) -> Tapped:
         return self._chosen(inputs).taps(inputs, modules)
 
     def _chosen(self, inputs: tuple[Tensor, ...]) -> Runner:

@@ -6,14 +6,14 @@ Checks return what is wrong, in words; `require` turns them into one error. Rewr
 from __future__ import annotations
 
 import ast
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 
 import numpy as np
 import onnx_ir as ir
 
 from naflex_export.errors import BuildError
 from naflex_export.program import Program, TensorSpec
-from naflex_export.taps import Edge, Modules, module_outputs, modules_around
+from naflex_export.taps import OUTSIDE, Edge, Place, module_outputs
 
 FORBIDDEN_OPS = ("Loop", "If", "Scan", "NonZero", "Resize", "GridSample")
 FLOATS = {
@@ -165,32 +165,35 @@ def widen_bfloat16(model: ir.Model) -> None:
                 value.dtype = wide
 
 
-def tap_modules(model: ir.Model, modules: Collection[str]) -> dict[str, str]:
-    """Make the outputs of these modules outputs of the graph too, and return the value's name of each module.
+def tap_modules(model: ir.Model, modules: Collection[str]) -> list[tuple[str, str]]:
+    """Make what may be the outputs of these modules outputs of the graph too.
 
-    Guarantees nothing of modules that cannot be told apart: they are left out.
+    Returns:
+        (module, name of a value of the graph) for each; several of a module, or none where it cannot be said.
     """
-    found = module_outputs(_edge(value) for node in model.graph.all_nodes() for value in node.outputs)
-    chosen = {name: value for name, value in found.items() if name in modules}
-    for value in dict.fromkeys(chosen.values()):
+    found = module_outputs(_edges(model))
+    chosen = [(name, value) for name, values in found.items() if name in modules for value in values]
+    for value in dict.fromkeys(value for _, value in chosen):
         if not value.is_graph_output():
             model.graph.outputs.append(value)
-    return {name: value.name or "" for name, value in chosen.items()}
+    return [(name, value.name or "") for name, value in chosen]
 
 
-def _edge(value: ir.Value) -> Edge[ir.Value]:
-    maker = value.producer()
-    assert maker is not None
-    if value.dtype not in FLOATS.values():
-        return Edge(value, None, ())
-    readers = [_modules_around(node) for node, _ in value.uses() if node.op_type != "Shape"]  # reads no value
-    outside = [frozenset[str]()] if value.is_graph_output() else []
-    return Edge(value, _modules_around(maker), (*readers, *outside))
+def _edges(model: ir.Model) -> Iterator[Edge[ir.Value]]:
+    """Yield every floating value that a node makes."""
+    places: dict[ir.Node, Place] = {}
+    for node in reversed(model.graph):  # readers come first
+        read_in = {value: tuple(_readers(value, places)) for value in node.outputs}
+        places[node] = Place.of(_scopes(node)[:-1], [place for readers in read_in.values() for place in readers])
+        for value, readers in read_in.items():
+            if value.dtype in FLOATS.values():
+                yield Edge(value, places[node], readers)
 
 
-def _modules_around(node: ir.Node) -> Modules | None:
-    scopes = _scopes(node)
-    return modules_around(scopes[:-1]) if scopes else None
+def _readers(value: ir.Value, places: dict[ir.Node, Place]) -> Iterator[Place]:
+    yield from (places[node] for node, _ in value.uses() if node.op_type != "Shape")  # which reads no value
+    if value.is_graph_output():
+        yield OUTSIDE
 
 
 def module_of(node: ir.Node) -> str:

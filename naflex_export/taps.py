@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
 T = TypeVar("T")
+Shapes = Mapping[str, torch.Size]
+"""The shape of each module's output on a batch, by the module's name."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Tapped:
 class CanBeTapped(Protocol):
     """A candidate that shows its modules itself: every Runner, a compiled model, or a callable of your own."""
 
-    def taps(self, inputs: tuple[Tensor, ...], modules: Collection[str]) -> Tapped:
+    def taps(self, inputs: tuple[Tensor, ...], modules: Shapes) -> Tapped:
         """Return the outputs of these modules for a batch, of as many of them as it can show."""
 
 
@@ -100,46 +103,70 @@ class Once:
             self.values[name] = value.clone()
 
 
-Modules = frozenset[str]
+@dataclass(frozen=True)
+class Place:
+    """Where in a model a node of a graph belongs.
+
+    Attributes:
+        modules: those that it is in, from the innermost to the outermost; none for the model's own code.
+        certain: whether that is all; else it may be in further ones.
+    """
+
+    modules: frozenset[str] = frozenset()
+    certain: bool = True
+
+    @classmethod
+    def of(cls, scopes: Sequence[str], readers: Sequence[Place]) -> Place:
+        """Return the place of a node.
+
+        Args:
+            scopes: what the exporter noted, such as `model.blocks.7.attn`: every encoder holds its model as `model`.
+                Nothing, or torch's own mark for that, where it made the node up itself.
+            readers: the places of what reads the node. Without notes it is in every module that they are all in:
+                nothing returns into a module once that has ended.
+        """
+        if scopes and not any(scope.startswith("_empty_nn_module_stack") for scope in scopes):
+            names = (scope.removeprefix("model").removeprefix(".") for scope in scopes)
+            return cls(frozenset(name for name in names if name))
+        shared = frozenset.intersection(*(reader.modules for reader in readers)) if readers else frozenset()
+        return cls(shared, certain=False)
+
+
+OUTSIDE = Place()
+"""Of what reads an output of a graph."""
 
 
 @dataclass(frozen=True)
 class Edge(Generic[T]):
-    """A floating value in a graph, between the node that makes it and those that read it.
-
-    Attributes:
-        value: the value.
-        made_in: the modules that its node came from, each with those around it; None where nobody noted them.
-        read_in: the same of each reader; of an output of the graph, no modules.
-    """
+    """A floating value in a graph, the place of the node that makes it, and those of its readers."""
 
     value: T
-    made_in: Modules | None
-    read_in: tuple[Modules | None, ...]
+    made_in: Place
+    read_in: tuple[Place, ...]
 
 
-def module_outputs(edges: Iterable[Edge[T]]) -> dict[str, T]:
-    """Return the output of each module of a graph: the one value that is made inside it and read outside.
+def module_outputs(edges: Iterable[Edge[T]]) -> dict[str, list[T]]:
+    """Return what may be the output of each module of a graph: the values that are made inside it and read outside.
 
-    A module is left out where there are several such values, or where what reads one came from nobody knows where: it
-    may be the rest of the module.
+    There are several where exporters compute once what two modules need. A module is left out where what reads one may
+    be the rest of the module.
     """
     leaving: dict[str, list[T]] = defaultdict(list)
     unsure: set[str] = set()
     for edge in edges:
-        for module in edge.made_in or ():
-            outside = [reader for reader in edge.read_in if reader is None or module not in reader]
+        for module in edge.made_in.modules:
+            outside = [reader for reader in edge.read_in if module not in reader.modules]
             if outside:
                 leaving[module].append(edge.value)
-            if None in outside:
+            if not all(reader.certain for reader in outside):
                 unsure.add(module)
-    return {name: values[0] for name, values in leaving.items() if len(values) == 1 and name not in unsure}
+    return {name: values for name, values in leaving.items() if name not in unsure}
 
 
-def modules_around(scopes: Iterable[str]) -> Modules:
-    """Return the modules that an exporter's notes name, such as `model.blocks.7.attn`, as the model calls them.
-
-    Every encoder that is exported holds its model as `model`.
-    """
-    names = (scope.removeprefix("model").removeprefix(".") for scope in scopes)
-    return frozenset(name for name in names if name)
+def fitting(found: Iterable[tuple[str, Tensor]], modules: Shapes) -> dict[str, Tensor]:
+    """Return the value of each module, of those found, that has the shape of its output; none where several have."""
+    fits: dict[str, list[Tensor]] = defaultdict(list)
+    for name, value in found:
+        if value.shape == modules[name]:
+            fits[name].append(value)
+    return {name: values[0] for name, values in fits.items() if len(values) == 1}

@@ -11,7 +11,7 @@ from naflex_export.accuracy.results import Tap
 NEAR = 0.25
 """Share of a dtype's range from which a module is too close to it: sums inside are larger than what it gives."""
 
-ROUNDING = 10.0
+ROUNDING = 5.0
 """How many times its floor a module's error may be and still be one of rounding, done otherwise than eager does."""
 
 TF32 = 3e-3
@@ -40,7 +40,7 @@ def advice_on(tap: Tap, dtype: str) -> str:
     """
     if dtype == "float32":
         return f"{_reach(tap, dtype)}: {_float32(tap)}"
-    keep = "keep this module in float32" + (", or export in bfloat16" if dtype == "float16" else "")
+    keep = _keep(dtype, "this module")
     if _largest(tap) >= NEAR * tap.dtype_max:
         return f"{_reach(tap, dtype)}: {keep}"
     if not math.isfinite(tap.max_abs):
@@ -50,14 +50,18 @@ def advice_on(tap: Tap, dtype: str) -> str:
     return f"{_reach(tap, dtype)}, within range: {_something_else(tap.module)}"
 
 
-def advice_without(taps: Sequence[Tap], dtype: str, candidate_breaks: bool) -> str:
+def advice_without(taps: Sequence[Tap], dtype: str, overflows: Tap | None, candidate_breaks: bool) -> str:
     """Return what to try where a candidate failed and no tap leaves its floor.
 
     Args:
         taps: all of them.
         dtype: the candidate's.
+        overflows: the first tap where eager in that dtype is not finite, if there is one.
         candidate_breaks: whether the candidate's own outputs are beyond the limits on the same images.
     """
+    if overflows is not None:
+        keep = _keep(dtype, "it")
+        return f"eager {dtype} itself is not finite from {overflows.module} on, {_reach(overflows, dtype)}: {keep}"
     limit = LIMITS[dtype].relative_l2
     poor = next((tap for tap in taps if tap.relative_l2 > limit), None)
     if poor is not None and any(is_output(tap.module) and tap.relative_l2 > limit for tap in taps):
@@ -71,6 +75,10 @@ def advice_without(taps: Sequence[Tap], dtype: str, candidate_breaks: bool) -> s
             "backend joins or schedules them; try with its optimizations off"
         )
     return "what failed is not in the values of any module: it is named above"
+
+
+def _keep(dtype: str, what: str) -> str:
+    return f"keep {what} in float32" + (", or export in bfloat16" if dtype == "float16" else "")
 
 
 def _float32(tap: Tap) -> str:

@@ -151,7 +151,6 @@ class Tally:
         self.dtype, self.limits, self._sides = dtype, LIMITS[dtype], sides
         self.problems: list[str] = []
         self._results: list[CaseResult] = []
-        self._floors: dict[str, list[float]] = defaultdict(list)
         self._spreads: dict[tuple[str, str], list[Tensor]] = defaultdict(list)
 
     def add(self, bucket: Bucket, batch: Batch) -> None:
@@ -169,11 +168,12 @@ class Tally:
             if fault:
                 self.problems.append(f"{batch.name} [{name}]: {fault}")
                 continue
-            self._results.append(self._compare(bucket, batch, name, (given[name], wanted), valid))
+            result = self._compare(bucket, batch, name, (given[name], wanted), valid)
             self._spreads[name, "candidate"].append(spread_of(given[name], wanted, valid))
             if name in floor:
-                self._floors[name].append(measure(floor[name], wanted, valid).relative_l2)
+                result = replace(result, baseline=measure(floor[name], wanted, valid).relative_l2)
                 self._spreads[name, "baseline"].append(spread_of(floor[name], wanted, valid))
+            self._results.append(result)
 
     def report(self) -> GateReport:
         """Return what was found so far."""
@@ -182,7 +182,7 @@ class Tally:
             limits=self.limits,
             results=tuple(self._results),
             problems=tuple(self.problems),
-            baselines=tuple(self._against_baseline(name, floor) for name, floor in self._floors.items()),
+            baselines=self._against_baseline(),
             distributions=tuple(
                 Distribution(name, side, self.dtype, tuple(DECADES), tuple(torch.stack(counts).sum(dim=0).tolist()))
                 for (name, side), counts in self._spreads.items()
@@ -207,9 +207,14 @@ class Tally:
             broken=tuple(self.limits.broken_by(measures)),
         )
 
-    def _against_baseline(self, output: str, floor: list[float]) -> BaselineResult:
-        errors = [result.measures.relative_l2 for result in self._results if result.output == output]
-        return BaselineResult(output, _root_mean_square(errors), _root_mean_square(floor))
+    def _against_baseline(self) -> tuple[BaselineResult, ...]:
+        pairs: dict[str, list[tuple[float, float]]] = defaultdict(list)
+        for result in self._results:
+            if result.baseline is not None:
+                pairs[result.output].append((result.measures.relative_l2, result.baseline))
+        return tuple(
+            BaselineResult(output, *map(_root_mean_square, zip(*found, strict=True))) for output, found in pairs.items()
+        )
 
 
 def batches(sides: Sides, bucket: Bucket, photos: Photos, scope: Scope) -> Iterator[Batch]:
@@ -240,7 +245,7 @@ def _unchecked_features(sides: Sides) -> Run:
     return lambda batch: sides.candidate_of(batch, checked=False)["features"]
 
 
-def _root_mean_square(values: list[float]) -> float:
+def _root_mean_square(values: Sequence[float]) -> float:
     return math.sqrt(sum(value * value for value in values) / len(values))
 
 

@@ -7,7 +7,7 @@ cannot, the reason is in the report instead.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from naflex_export.accuracy.results import BASELINE_FACTOR, CaseResult, GateRepo
 from naflex_export.accuracy.sides import Outputs, Sides
 from naflex_export.cases import Batch, picked
 from naflex_export.grid import Bucket
-from naflex_export.taps import CanBeTapped, Once, Tapped, listening, tap_names
+from naflex_export.taps import CanBeTapped, Once, Shapes, Tapped, listening, tap_names
 
 FLOAT32_FLOOR = 3e-5
 """Relative L2 error of a module that reordered float32 sums explain.
@@ -58,21 +58,29 @@ def first_deviation(sides: Sides, report: GateReport, case_of: Callable[[str], t
 
 
 def _worst(report: GateReport) -> CaseResult | None:
-    """Return the failed result with the largest error; the first result where none failed by its measures."""
-
-    def error(result: CaseResult) -> float:
-        found = result.measures.relative_l2
-        return math.inf if math.isnan(found) else found
-
+    """Return the result that failed by most; the first where none failed by its measures."""
     failed = [result for result in report.results if result.broken]
-    if not failed and any(baseline.broken for baseline in report.baselines):
-        failed = list(report.results)
-    return max(failed, key=error) if failed else next(iter(report.results), None)
+    if failed:
+        return max(failed, key=lambda result: _ordered(result.measures.relative_l2))
+    if any(baseline.broken for baseline in report.baselines):
+        return max(report.results, key=_beyond_baseline)
+    return next(iter(report.results), None)
+
+
+def _beyond_baseline(result: CaseResult) -> float:
+    """Return by how much a result is above what the baseline allows; most of all where that is not finite."""
+    allowed = BASELINE_FACTOR * (result.baseline or 0.0)
+    return _ordered(result.measures.relative_l2 - allowed) if math.isfinite(allowed) else math.inf
+
+
+def _ordered(error: float) -> float:
+    """Return an error that compares with others: one that is not a number is the largest."""
+    return math.inf if math.isnan(error) else error
 
 
 def _worst_images(result: CaseResult, batch: Batch, count: int) -> Batch:
     """Return the batch with its worst images only, in their order."""
-    errors = [math.inf if math.isnan(image.relative_l2) else image.relative_l2 for image in result.per_image]
+    errors = [_ordered(image.relative_l2) for image in result.per_image]
     worst = sorted(range(len(errors)), key=lambda image: -errors[image])[:count]
     return picked(batch, sorted(worst))
 
@@ -92,11 +100,12 @@ def _breaks(sides: Sides, batch: Batch) -> bool:
 def _located(sides: Sides, report: GateReport, batch: Batch) -> Location:
     location = Location(batch.name, images=len(batch.grids))
     reference = _reference(sides, batch)
-    found = _candidate(sides, batch, list(reference.values))
+    found = _candidate(sides, batch, {name: value.shape for name, value in reference.values.items()})
     if found.untapped:
         return replace(location, untapped=found.untapped)
     values = {**found.values, **{output_tap(name): value for name, value in found.outputs.items()}}
-    floors = _floors(sides, batch, reference)
+    baseline = _baseline(sides, batch, reference)
+    floors = {name: _floor(sides, reference, name, baseline.get(name)) for name in reference.values}
     highest = torch.finfo(sides.dtype).max
     taps = []
     for name, wanted in reference.values.items():
@@ -114,8 +123,9 @@ def _located(sides: Sides, report: GateReport, batch: Batch) -> Location:
         return replace(located, advice=advice_on(located.first, _name(sides.dtype)))
     if report.passed:
         return located
+    overflows = next((tap for tap in located.taps if not math.isfinite(baseline.get(tap.module, 0.0))), None)
     breaks = _breaks(sides, batch)
-    return replace(located, advice=advice_without(located.taps, _name(sides.dtype), breaks))
+    return replace(located, advice=advice_without(located.taps, _name(sides.dtype), overflows, breaks))
 
 
 @dataclass
@@ -152,11 +162,11 @@ def _reference(sides: Sides, batch: Batch) -> _Reference:
     return _Reference(values, {name: _valid(sides, batch, value) for name, value in values.items()}, inside)
 
 
-def _floors(sides: Sides, batch: Batch, reference: _Reference) -> dict[str, float]:
-    """Return what rounding explains of each module's error: in low precision, twice what it does to eager itself."""
-    if sides.low is None:
-        return dict.fromkeys(reference.values, FLOAT32_FLOOR)
+def _baseline(sides: Sides, batch: Batch, reference: _Reference) -> dict[str, float]:
+    """Return the error of each module of eager in the candidate's dtype; nothing in float32."""
     errors: dict[str, float] = {}
+    if sides.low is None:
+        return errors
 
     def take(name: str, value: Tensor) -> None:
         errors[name] = relative_l2(value, reference.values[name], reference.valid[name])
@@ -165,17 +175,31 @@ def _floors(sides: Sides, batch: Batch, reference: _Reference) -> dict[str, floa
         outputs = sides.baseline_of(batch)
     for name, value in outputs.items():
         take(output_tap(name), value)
-    least = torch.finfo(sides.dtype).eps / 2  # one rounding of a value, which eager may happen to be spared
-    limit = LIMITS[_name(sides.dtype)].relative_l2
-    floors = {}
-    for name in reference.values:
-        error = errors.get(name, math.nan)
-        # eager itself overflows there: no yardstick, and just what is looked for
-        floors[name] = max(BASELINE_FACTOR * error, least) if math.isfinite(error) else limit
-    return floors
+    return errors
 
 
-def _candidate(sides: Sides, batch: Batch, modules: Sequence[str]) -> Tapped:
+def _floor(sides: Sides, reference: _Reference, name: str, baseline: float | None) -> float:
+    """Return what rounding explains of a module's error: in low precision, twice what it does to eager's own."""
+    if baseline is None:
+        return FLOAT32_FLOOR
+    if not math.isfinite(baseline):  # eager overflows there: no yardstick, and just what is looked for
+        return LIMITS[_name(sides.dtype)].relative_l2
+    one_rounding = float(torch.finfo(sides.dtype).eps) / 2  # which eager may be spared
+    allowed = BASELINE_FACTOR * baseline * _chance(reference.values[name], reference.valid[name])
+    return max(allowed, one_rounding)
+
+
+def _chance(value: Tensor, valid: Tensor | None) -> float:
+    """Return by how much the errors of two equally good computations of so few values may differ by chance.
+
+    The root mean square of n errors is itself known to about 1 / sqrt(2 n); of two, one may be four standard deviations
+    above the other.
+    """
+    count = value.numel() if valid is None else int(torch.broadcast_to(valid, value.shape).sum())
+    return 1 + 4 / math.sqrt(count)
+
+
+def _candidate(sides: Sides, batch: Batch, modules: Shapes) -> Tapped:
     candidate: Any = sides.candidate
     inputs = sides.inputs(batch)
     if isinstance(candidate, CanBeTapped):

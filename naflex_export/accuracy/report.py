@@ -41,7 +41,8 @@ def as_markdown(report: GateReport) -> str:
     lines = [f"### Accuracy gate: {verdict}", "", f"Judged: {report.judged}, against eager float32.", ""]
     if report.not_run:
         lines += [f"Not run: {report.not_run}.", ""]
-    lines += [f"- {_cell(failure)}" for failure in report.failures] + [""] * bool(report.failures)
+    told = [*report.failures, *([report.location.line] if report.location else [])]
+    lines += [f"- {_cell(line)}" for line in told] + [""] * bool(told)
     lines += [
         "| case | output | images | grids | of max | rel L2 | 1-cos | top-1 | |",
         "|---|---|--:|---|--:|--:|--:|--:|---|",
@@ -58,7 +59,7 @@ def as_markdown(report: GateReport) -> str:
         f"| limit | | | {report.dtype} | {limits.max_share:.1e} | {limits.relative_l2:.1e} "
         f"| {1 - limits.worst_cosine:.0e} | {_percent(limits.agreement)} | |"
     )
-    notes = [*baseline_lines(report), invariance_line(report), report.location.line if report.location else ""]
+    notes = [*baseline_lines(report), invariance_line(report)]
     lines += ["", *(f"- {_cell(note)}" for note in notes if note)]
     return "\n".join(lines) + "\n"
 
@@ -66,24 +67,28 @@ def as_markdown(report: GateReport) -> str:
 def as_junit(report: GateReport) -> str:
     """Return the report as JUnit XML: a test case for each output of each batch, each invariance and each baseline."""
     suite = ElementTree.Element("testsuite", name="naflex_export gate")
+    case, where = (report.location.case, report.location.line) if report.location else ("", "")
     for result in report.results:
-        _add_case(suite, f"{result.case} [{result.output}]", ", ".join(result.broken))
+        detail = where if result.case == case else ""
+        _add_case(suite, f"{result.case} [{result.output}]", ", ".join(result.broken), detail)
     for found in report.invariances:
         _add_case(suite, f"invariance: {found.name}", found.broken)
     for baseline in report.baselines:
-        _add_case(suite, f"baseline [{baseline.output}]", baseline.broken)
+        _add_case(suite, f"baseline [{baseline.output}]", baseline.broken, where)
     for problem in report.problems:
         _add_case(suite, "problem", problem)
     suite.set("tests", str(len(suite)))
     suite.set("failures", str(len(suite.findall("testcase/failure"))))
+    if where:
+        ElementTree.SubElement(suite, "system-out").text = where
     ElementTree.indent(suite)
     return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
 
 
-def _add_case(suite: ElementTree.Element, name: str, broken: str) -> None:
+def _add_case(suite: ElementTree.Element, name: str, broken: str, detail: str = "") -> None:
     case = ElementTree.SubElement(suite, "testcase", classname="naflex_export.gate", name=name)
     if broken:
-        ElementTree.SubElement(case, "failure", message=broken)
+        ElementTree.SubElement(case, "failure", message=f"{broken}; {detail}" if detail else broken)
 
 
 def _cell(text: str) -> str:

@@ -20,7 +20,8 @@ BASELINE_FACTOR = 2.0
 class CaseResult:
     """One output of one batch: its shape, how far the candidate is, and what exceeds the limits.
 
-    `case` is the batch's name, by which `naflex-gate --case` runs it again.
+    `case` is the batch's name, by which `naflex-gate --case` runs it again. `baseline` is the relative L2 error of
+    eager in the candidate's dtype; None in float32.
     """
 
     case: str
@@ -32,6 +33,7 @@ class CaseResult:
     measures: Measures
     per_image: tuple[ImageMeasures, ...]
     broken: tuple[str, ...]
+    baseline: float | None = None
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,7 @@ class Location:
     def line(self) -> str:
         """What was found, in one line."""
         if self.untapped:
-            return f"first deviation: not to be found, for {self.untapped}"
+            return f"first deviation: not known: {self.untapped}"
         where = f"on {self.case}" + (f", in {self.instead}" if self.instead else "")
         if self.first is None:
             found = f"none in {len(self.taps)} modules and outputs {where}"

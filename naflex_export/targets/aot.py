@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch import Tensor
 from naflex_export.artifact import Manifest
 from naflex_export.errors import BackendError, BuildError
 from naflex_export.program import Program
-from naflex_export.taps import Tapped
+from naflex_export.taps import Shapes, Tapped
 from naflex_export.targets import BuildSettings, StandIn
 from naflex_export.targets.compile import resolve_device
 from naflex_export.targets.runner import Runner
@@ -64,7 +63,7 @@ class AotRunner(Runner):
             outputs = self._run(*(tensor.contiguous() for tensor in inputs))
         return [outputs] if isinstance(outputs, Tensor) else list(outputs)
 
-    def taps(self, inputs: tuple[Tensor, ...], modules: Collection[str]) -> Tapped:
+    def taps(self, inputs: tuple[Tensor, ...], modules: Shapes) -> Tapped:
         return Tapped(
             untapped="native code has no modules left to look at: export the model to 'compile', in the same dtype, "
             "and gate that with --locate"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from naflex_export.errors import BackendError, RequestError
 from naflex_export.grid import Bucket, Grid, check_buckets
 from naflex_export.models import family_of
 from naflex_export.program import Program
-from naflex_export.taps import Edge, Modules, Once, Tapped, listening, module_outputs, modules_around
+from naflex_export.taps import OUTSIDE, Edge, Once, Place, Shapes, Tapped, fitting, listening, module_outputs
 from naflex_export.targets import BuildSettings, StandIn
 from naflex_export.targets.runner import Runner
 from naflex_export.vectorize import vectorize
@@ -83,7 +83,7 @@ class CompiledModel(nn.Module):
                 self(*inputs)
         return self
 
-    def taps(self, inputs: tuple[Tensor, ...], modules: Collection[str]) -> Tapped:
+    def taps(self, inputs: tuple[Tensor, ...], modules: Shapes) -> Tapped:
         """Return the outputs of these modules, from the model compiled once more so that it gives them too."""
         tower, seen = self._tower, Once()
 
@@ -162,7 +162,7 @@ class CompileRunner(Runner):
             outputs = self._compiled(*self.layout.pad_single_token(inputs))
         return [_cut(spec.shape, output, tokens) for spec, output in zip(self.manifest.outputs, outputs, strict=True)]
 
-    def taps(self, inputs: tuple[Tensor, ...], modules: Collection[str]) -> Tapped:
+    def taps(self, inputs: tuple[Tensor, ...], modules: Shapes) -> Tapped:
         """Return modules' outputs from a copy of the graph that gives them too, compiled like it."""
         graph = self._traced()
         names = tap_modules(graph, modules)
@@ -175,7 +175,7 @@ class CompileRunner(Runner):
         if tokens == 1:  # tokens are on the last axis but one; values of a single row have none
             values = [value[..., :-1, :] if value.ndim > 2 and value.shape[-2] > 1 else value for value in values]
         return Tapped(
-            dict(zip(names, values, strict=True)),
+            fitting(zip(names, values, strict=True), modules),
             {spec.name: _cut(spec.shape, output, tokens) for spec, output in zip(specs, outputs, strict=True)},
         )
 
@@ -185,36 +185,45 @@ class CompileRunner(Runner):
 
 
 def tap_modules(traced: torch.fx.GraphModule, modules: Collection[str]) -> list[str]:
-    """Make the outputs of modules outputs of a traced graph too, after its own, and return their modules' names.
+    """Make what may be the outputs of modules outputs of a traced graph too, after its own.
 
-    Modules that cannot be told apart are left out. A value is copied where its module ends: what follows may add to it
-    in place, as timm adds the position embedding.
+    A value is copied where its module ends: what follows may add to it in place, as timm adds the position embedding.
+
+    Returns:
+        The module of each output that was added; several of a module, or none where it cannot be said.
     """
     graph = traced.graph
-    found = module_outputs(_edge(node) for node in graph.nodes)
-    last = {module: node for node in graph.nodes for module in _modules_around(node) or ()}
-    names, copies = [name for name in found if name in modules], []
-    for name in names:
+    places = _places(graph)
+    found = module_outputs(_edges(places))
+    last = {module: node for node in graph.nodes for module in places[node].modules}
+    chosen = [(name, value) for name, values in found.items() if name in modules for value in values]
+    copies = []
+    for name, value in chosen:
         with graph.inserting_after(last[name]):
-            copies.append(graph.call_function(torch.ops.aten.clone.default, (found[name],)))
+            copies.append(graph.call_function(torch.ops.aten.clone.default, (value,)))
     result = graph.output_node()
     result.args = ((*result.args[0], *copies),)  # type: ignore[misc]  # a traced graph gives a tuple
     graph.set_codegen(torch.fx.graph.CodeGen())  # torch.export's own knows how many outputs there were
     traced.recompile()
-    return names
+    return [name for name, _ in chosen]
 
 
-def _edge(node: torch.fx.Node) -> Edge[torch.fx.Node]:
-    value = node.meta.get("val")
-    if node.op != "call_function" or not isinstance(value, Tensor) or not value.is_floating_point():
-        return Edge(node, None, ())
-    readers = [frozenset[str]() if user.op == "output" else _modules_around(user) for user in node.users]
-    return Edge(node, _modules_around(node), tuple(readers))
+def _places(graph: torch.fx.Graph) -> dict[torch.fx.Node, Place]:
+    """Return where each node of a traced graph belongs."""
+    places: dict[torch.fx.Node, Place] = {}
+    for node in reversed(graph.nodes):  # readers come first
+        scopes = [scope for scope, _ in node.meta.get("nn_module_stack", {}).values()]
+        readers = [places[user] for user in node.users]
+        places[node] = OUTSIDE if node.op == "output" else Place.of(scopes, readers)
+    return places
 
 
-def _modules_around(node: torch.fx.Node) -> Modules | None:
-    scopes = [scope for scope, _ in node.meta.get("nn_module_stack", {}).values()]
-    return modules_around(scopes) if scopes else None
+def _edges(places: dict[torch.fx.Node, Place]) -> Iterator[Edge[torch.fx.Node]]:
+    """Yield every floating tensor that a node makes."""
+    for node, place in places.items():
+        value = node.meta.get("val")
+        if node.op == "call_function" and isinstance(value, Tensor) and value.is_floating_point():
+            yield Edge(node, place, tuple(places[user] for user in node.users))
 
 
 def _cut(shape: tuple[int | str, ...], output: Tensor, tokens: int) -> Tensor:

@@ -12,7 +12,7 @@ import io
 import logging
 import tempfile
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from naflex_export import passes
 from naflex_export.artifact import Manifest
 from naflex_export.errors import BackendError, BuildError
 from naflex_export.program import Program
-from naflex_export.taps import Tapped
+from naflex_export.taps import Shapes, Tapped, fitting
 from naflex_export.targets import BuildSettings, StandIn
 from naflex_export.targets.runner import Runner
 
@@ -112,11 +112,11 @@ class OnnxRunner(Runner):
     def execute(self, inputs: tuple[Tensor, ...]) -> list[Tensor]:
         return self._run(self._session, self.output_names, inputs)
 
-    def taps(self, inputs: tuple[Tensor, ...], modules: Collection[str]) -> Tapped:
+    def taps(self, inputs: tuple[Tensor, ...], modules: Shapes) -> Tapped:
         """Return modules' outputs from a copy of the graph that gives them too."""
         named, session = _tapped_session(ir.load(self._path), self.device, modules)
         inputs = tuple(tensor.to(self.device) for tensor in inputs)
-        return _tapped(named, self.output_names, lambda names: self._run(session, names, inputs))
+        return _tapped(named, modules, self.output_names, lambda names: self._run(session, names, inputs))
 
     def _run(self, session: Any, names: Sequence[str], inputs: tuple[Tensor, ...]) -> list[Tensor]:
         """Return outputs of a session, by name, for inputs on its device."""
@@ -155,10 +155,10 @@ class WidenedRunner(Runner):
     def execute(self, inputs: tuple[Tensor, ...]) -> list[Tensor]:
         return [output.to(torch.bfloat16) for output in self._run(self._session, self.output_names, inputs)]
 
-    def taps(self, inputs: tuple[Tensor, ...], modules: Collection[str]) -> Tapped:
+    def taps(self, inputs: tuple[Tensor, ...], modules: Shapes) -> Tapped:
         """Return modules' outputs from a copy of the widened graph that gives them too, in float32."""
         named, session = _tapped_session(self._widened(), self.device, modules)
-        return _tapped(named, self.output_names, lambda names: self._run(session, names, inputs))
+        return _tapped(named, modules, self.output_names, lambda names: self._run(session, names, inputs))
 
     def _widened(self) -> ir.Model:
         model = ir.load(self._path)
@@ -173,17 +173,22 @@ class WidenedRunner(Runner):
         return [torch.from_numpy(array) for array in session.run(names, arrays)]
 
 
-def _tapped_session(model: ir.Model, device: torch.device, modules: Collection[str]) -> tuple[dict[str, str], Any]:
-    """Return a session of a graph that gives modules' outputs too, and the name that each has there."""
+Named = list[tuple[str, str]]
+"""Modules, each with the name of a value in the graph that may be its output."""
+
+
+def _tapped_session(model: ir.Model, device: torch.device, modules: Collection[str]) -> tuple[Named, Any]:
+    """Return a session of a graph that gives modules' outputs too, and what they are called there."""
     named = passes.tap_modules(model, modules)
     return named, _session_of(model, device)
 
 
-def _tapped(named: Mapping[str, str], outputs: Sequence[str], run: Callable[[list[str]], list[Tensor]]) -> Tapped:
+def _tapped(named: Named, modules: Shapes, outputs: Sequence[str], run: Callable[[list[str]], list[Tensor]]) -> Tapped:
     """Return what a tapped session gives, run once for modules and outputs."""
-    names = list(dict.fromkeys([*named.values(), *outputs]))
+    names = list(dict.fromkeys([*(name for _, name in named), *outputs]))
     found = dict(zip(names, run(names), strict=True))
-    return Tapped({module: found[name] for module, name in named.items()}, {name: found[name] for name in outputs})
+    values = fitting(((module, found[name]) for module, name in named), modules)
+    return Tapped(values, {name: found[name] for name in outputs})
 
 
 def _session_of(model: ir.Model, device: torch.device) -> Any:

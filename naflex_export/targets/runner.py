@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection
 
 import torch
 from torch import Tensor
@@ -12,7 +11,7 @@ from naflex_export.artifact import Manifest
 from naflex_export.errors import InputError
 from naflex_export.layouts import layout_of
 from naflex_export.program import TensorSpec
-from naflex_export.taps import Tapped
+from naflex_export.taps import Shapes, Tapped
 
 
 class Runner(ABC):
@@ -57,12 +56,12 @@ class Runner(ABC):
     def execute(self, inputs: tuple[Tensor, ...]) -> list[Tensor]:
         """Return the outputs, in the manifest's order, for checked inputs that are on the device."""
 
-    def taps(self, inputs: tuple[Tensor, ...], modules: Collection[str]) -> Tapped:
+    def taps(self, inputs: tuple[Tensor, ...], modules: Shapes) -> Tapped:
         """Return the outputs of these modules of the model, of as many of them as the artifact can show.
 
         Args:
             inputs: as for a call; they are not checked.
-            modules: their names in the model, such as `blocks.7.attn`.
+            modules: their names in the model, such as `blocks.7.attn`, with the shapes that their outputs have there.
         """
         return Tapped(untapped=f"a {type(self).__name__} shows nothing of its modules")
 

@@ -14,7 +14,7 @@ import importlib
 import importlib.metadata
 import sys
 import threading
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -29,7 +29,7 @@ from naflex_export.artifact import Manifest
 from naflex_export.errors import BackendError, BuildError
 from naflex_export.grid import Bucket
 from naflex_export.program import Program, TensorSpec
-from naflex_export.taps import Tapped
+from naflex_export.taps import Shapes, Tapped
 from naflex_export.targets import BuildSettings, StandIn, onnx
 from naflex_export.targets.runner import Runner
 
@@ -333,7 +333,7 @@ class TensorRTRunner(Runner):
             tensor.record_stream(stream)
         return outputs
 
-    def taps(self, inputs: tuple[Tensor, ...], modules: Collection[str]) -> Tapped:
+    def taps(self, inputs: tuple[Tensor, ...], modules: Shapes) -> Tapped:
         """Return modules' outputs from the ONNX that the engine was built from: an engine shows nothing inside."""
         replacement = onnx_on_cpu(self._folder, self.manifest, not_run="an engine shows nothing of its modules")
         return replace(replacement.runner.taps(inputs, modules), instead=replacement.judged)
