@@ -8,7 +8,7 @@ import math
 import random
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
@@ -43,6 +43,18 @@ class Batch:
     patch_coord: Tensor
     patch_valid: Tensor
     grids: tuple[Grid, ...]
+
+
+def picked(batch: Batch, images: Sequence[int]) -> Batch:
+    """Return a batch of these images of another, by their numbers; one may be there several times."""
+    rows = list(images)
+    return replace(
+        batch,
+        patches=batch.patches[rows],
+        patch_coord=batch.patch_coord[rows],
+        patch_valid=batch.patch_valid[rows],
+        grids=tuple(batch.grids[row] for row in rows),
+    )
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from rich.markup import escape
 from naflex_export import __version__
 from naflex_export.accuracy.phrases import baseline_lines, invariance_line
 from naflex_export.accuracy.report import table, write
-from naflex_export.accuracy.results import GateReport
+from naflex_export.accuracy.results import GateReport, Location
 from naflex_export.artifact import MANIFEST, Manifest, check_destination
 from naflex_export.cases import STANDARD, Scope
 from naflex_export.errors import NaflexExportError
@@ -69,6 +69,11 @@ thorough_option = click.option(
     "effort",
     flag_value="thorough",
     help="Judge on four seeds, the grids of NaFlex's size rule up to 8:1, and the largest batch at full length.",
+)
+locate_option = click.option(
+    "--locate",
+    is_flag=True,
+    help="Compare module by module even if the gate passes; after a failure that is done anyway.",
 )
 seed_option = click.option("--seed", default=0, show_default=True, help="Of generated batches and random weights.")
 
@@ -185,6 +190,7 @@ def export_command(
 @seed_option
 @quick_option
 @thorough_option
+@locate_option
 @require_run_option
 @verbose_option
 @click.version_option(__version__, package_name="naflex_export")
@@ -198,6 +204,7 @@ def gate_command(
     images: Path | None,
     seed: int,
     effort: str | None,
+    locate: bool,
     require_run: bool,
     verbose: bool,
 ) -> None:
@@ -212,7 +219,7 @@ def gate_command(
     with stages.stage("load"):
         loaded = source.load()
     with stages.stage("gate"):
-        found = judge_artifact(artifact, loaded, images, Scope(seed, effort or STANDARD, cases), require_run)
+        found = judge_artifact(artifact, loaded, images, Scope(seed, effort or STANDARD, cases), require_run, locate)
     for path in reports:
         write(found, path)
     _print_report(found)
@@ -224,12 +231,20 @@ def _print_report(report: GateReport) -> None:
     out.print(table(report))
     for line in [*baseline_lines(report), invariance_line(report)]:
         out.print(escape(line), highlight=False, soft_wrap=True)
+    if report.location is not None:
+        _print_location(report.location)
     for name, why in report.skipped_photos.items():
         out.print(f"[yellow]skipped[/] {escape(name)}: {why}", soft_wrap=True)
     if report.skipped_photos:
         out.print(f"[yellow]{len(report.skipped_photos)} of the files among the photos were skipped[/]")
     if report.not_run:
         out.print(f"[bold yellow]not run:[/] {escape(report.not_run)}; judged instead: {report.judged}", soft_wrap=True)
+
+
+def _print_location(location: Location) -> None:
+    color = "red" if location.first else "green" if location.taps else "yellow"
+    title, found = location.line.split(":", 1)
+    out.print(f"[bold {color}]{title}:[/]{escape(found)}", highlight=False, soft_wrap=True)
 
 
 def _print_artifact(artifact: Artifact, stages: Stages) -> None:

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from naflex_export.artifact import Manifest
 from naflex_export.errors import InputError, RequestError
+from naflex_export.taps import Shapes, Tapped
 from naflex_export.targets.runner import Runner
 
 
@@ -43,6 +44,9 @@ class EntryPoints(Runner):
     def trim(self) -> None:
         for runner in self.runners.values():
             runner.trim()
+
+    def taps(self, inputs: tuple[Tensor, ...], modules: Shapes) -> Tapped:
+        return self._chosen(inputs).taps(inputs, modules)
 
     def _chosen(self, inputs: tuple[Tensor, ...]) -> Runner:
         """Return the Runner for patches of this width; widths of different sizes differ."""

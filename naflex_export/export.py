@@ -205,9 +205,16 @@ def load(path: Path | str, device: torch.device | str | None = None, check_input
 
 
 def judge_artifact(
-    path: Path, reference: nn.Module, images: Path | None, scope: Scope, require_run: bool = False
+    path: Path,
+    reference: nn.Module,
+    images: Path | None,
+    scope: Scope,
+    require_run: bool = False,
+    locate: bool = False,
 ) -> GateReport:
     """Return the gate's report on an artifact as it lies on disk, after verifying it.
+
+    With `locate` its modules are compared even if it passes; after a failure that is done anyway.
 
     Raises:
         RequestError: the reference has other weights than those the artifact was made from, or is no reference.
@@ -219,14 +226,14 @@ def judge_artifact(
     if manifest.entry_points:
         return merged(
             {
-                size: judge_artifact(path / manifest.entry_points[size], reference, images, part, require_run)
+                size: judge_artifact(path / manifest.entry_points[size], reference, images, part, require_run, locate)
                 for size, part in scopes_by_size(scope, list(manifest.entry_points)).items()
             }
         )
     backend = target_named(manifest.target)
     backend.require()
     subject = _open_to_judge(backend, path, manifest, require_run)
-    return judge_subject(subject, reference, load_photos(images), manifest, scope)
+    return judge_subject(subject, reference, load_photos(images), manifest, scope, locate)
 
 
 def check_same_weights(reference: nn.Module, manifest: Manifest) -> None:
@@ -244,10 +251,10 @@ def check_same_weights(reference: nn.Module, manifest: Manifest) -> None:
 
 
 def judge_subject(
-    subject: StandIn, reference: nn.Module, photos: Photos, manifest: Manifest, scope: Scope
+    subject: StandIn, reference: nn.Module, photos: Photos, manifest: Manifest, scope: Scope, locate: bool = False
 ) -> GateReport:
     """Return the report of the gate on what `_open_to_judge` gave."""
-    report = judge(subject.runner, reference, photos, GateSettings.of(manifest, scope))
+    report = judge(subject.runner, reference, photos, GateSettings.of(manifest, scope), locate)
     return dataclasses.replace(report, artifact=subject_of(manifest), judged=subject.judged, not_run=subject.not_run)
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 import numpy as np
 import onnx
 import onnx_ir as ir
+
+from naflex_export.taps import OUTSIDE, Edge, Place, module_outputs
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _CONSTANT_SIZE = 64
@@ -125,6 +127,37 @@ def inferred_types(
     del proto.graph.output[:]  # with them, what the graph says of its outputs
     graph = onnx.shape_inference.infer_shapes(proto, strict_mode=strict, data_prop=True).graph
     return {value.name: value.type.tensor_type for value in [*graph.input, *graph.value_info]}
+
+
+def tap_modules(model: ir.Model, modules: Collection[str]) -> list[tuple[str, str]]:
+    """Make what may be the outputs of these modules outputs of the graph too.
+
+    Returns:
+        (module, name of a value of the graph) for each; several of a module, or none where it cannot be said.
+    """
+    found = module_outputs(_edges(model))
+    chosen = [(name, value) for name, values in found.items() if name in modules for value in values]
+    for value in dict.fromkeys(value for _, value in chosen):
+        if not value.is_graph_output():
+            model.graph.outputs.append(value)
+    return [(name, value.name or "") for name, value in chosen]
+
+
+def _edges(model: ir.Model) -> Iterator[Edge[ir.Value]]:
+    """Yield every floating value that a node makes."""
+    places: dict[ir.Node, Place] = {}
+    for node in reversed(model.graph):  # readers come first
+        read_in = {value: tuple(_readers(value, places)) for value in node.outputs}
+        places[node] = Place.of(scopes_of(node)[:-1], [place for readers in read_in.values() for place in readers])
+        for value, readers in read_in.items():
+            if value.dtype is not None and value.dtype.is_floating_point():
+                yield Edge(value, places[node], readers)
+
+
+def _readers(value: ir.Value, places: dict[ir.Node, Place]) -> Iterator[Place]:
+    yield from (places[node] for node, _ in value.uses() if node.op_type != "Shape")  # which reads no value
+    if value.is_graph_output():
+        yield OUTSIDE
 
 
 def module_of(node: ir.Node) -> str:

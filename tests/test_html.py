@@ -223,8 +223,8 @@ def test_places_on_the_log_axis() -> None:
     ("location", "said"),
     [
         (None, ""),
-        (Location("mixed-24-seed0", untapped="an engine shows no modules"), "Not located on mixed-24-seed0: an engine"),
-        (Location("mixed-24-seed0", reports.taps()[:3]), "None, 3 modules within the floor on mixed-24-seed0."),
+        (Location("mixed-24-seed0", untapped="an engine shows no modules"), "Not known: an engine shows no modules"),
+        (Location("mixed-24-seed0", reports.taps()[:3]), "None in 3 modules and outputs on mixed-24-seed0."),
     ],
     ids=["not-looked-for", "untapped", "no-deviation"],
 )

@@ -77,7 +77,7 @@ def test_markdown_begins_with_what_matters() -> None:
         "| `mixed-24-seed0`",
     ]
     assert sorted(order, key=failed.index) == order
-    assert "blocks.1.attn, on mixed-24-seed0: relative L2 error 2e-1, floor 2e-3;" in failed
+    assert "blocks.1.attn, relative L2 2.0e-01 (floor 2.0e-03), on mixed-24-seed0; keep" in failed
     assert "| `features` | 2e-1 | 7e-4 | 286x | 2x | **FAIL** |" in failed
     assert "| `24:1,4,8` | 4 | 4 | 2 | 2 |" in failed
     assert "| limit |  |  | float16 | 2e-2 | 1e-2 | 4.5e-4 |  |" in failed
@@ -134,7 +134,7 @@ def test_junit_counts_and_names_what_failed() -> None:
     assert failure is not None and "relative_l2 2 > 0.01" in str(failure.get("message"))
     skipped = bad.find("testcase[@name='the artifact itself']/skipped")
     assert skipped is not None and skipped.get("message") == "not run: no GPU is here"
-    assert "first deviation: blocks.1.attn, on mixed-24-seed0" in str(bad.findtext("system-out"))
+    assert "first deviation: blocks.1.attn, relative L2 2.0e-01 (floor 2.0e-03), on mixed-24-seed0" in str(bad.findtext("system-out"))
     properties = {found.get("name"): found.get("value") for found in bad.iter("property")}
     assert properties["Target"] == "onnx" and properties["Dtype"] == "float16"
 

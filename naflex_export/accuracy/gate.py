@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from naflex_export.accuracy.compare import DECADES, LIMITS, measure, measure_images, says_nothing, spread_of
 from naflex_export.accuracy.invariances import Run, check_invariances
+from naflex_export.accuracy.locate import first_deviation
 from naflex_export.accuracy.results import (
     BASELINE_FACTOR,
     BaselineResult,
@@ -69,6 +70,7 @@ def gate(
     effort: str = "standard",
     cases: Sequence[str] = (),
     patch_size: int | None = None,
+    locate: bool = False,
 ) -> GateReport:
     """Return how a candidate compares with the untouched eager model, on photos and on generated batches.
 
@@ -85,6 +87,7 @@ def gate(
         cases: names of the only cases to judge on, as an earlier report names them.
         patch_size: of the candidate's patches, where it is not the reference's own; a Runner's manifest says so itself,
             and an artifact of several sizes is judged at each.
+        locate: compare modules even if the gate passes; after a failure that is done anyway.
 
     Raises:
         RequestError: the reference is vectorized, or an argument is not possible.
@@ -100,7 +103,7 @@ def gate(
     if isinstance(candidate, EntryPoints):
         report = merged(
             {
-                size: judge(candidate[size], reference, photos, settings_of(candidate[size], part))
+                size: judge(candidate[size], reference, photos, settings_of(candidate[size], part), locate)
                 for size, part in scopes_by_size(scope, list(candidate.runners)).items()
             }
         )
@@ -108,15 +111,20 @@ def gate(
     if isinstance(candidate, Runner):
         settings = settings_of(candidate, scope)
         size = settings.patch_size if patch_size is None else patch_size
-        report = judge(candidate, reference, photos, replace(settings, patch_size=size))
+        report = judge(candidate, reference, photos, replace(settings, patch_size=size), locate)
         return replace(report, artifact=subject_of(candidate.manifest))
     chosen = check_buckets(buckets or [Bucket()])
     settings = GateSettings(chosen, dtype or "float32", tuple(outputs), scope, patch_size)
-    return judge(candidate, reference, photos, settings)
+    return judge(candidate, reference, photos, settings, locate)
 
 
-def judge(candidate: Candidate, reference: nn.Module, photos: Photos, settings: GateSettings) -> GateReport:
-    """Return the report of `gate`, for photos already read and settings already chosen."""
+def judge(
+    candidate: Candidate, reference: nn.Module, photos: Photos, settings: GateSettings, locate: bool = False
+) -> GateReport:
+    """Return the report of `gate`, for photos already read and settings already chosen.
+
+    `locate` compares modules even if everything passes.
+    """
     scope = settings.scope
     check_only(scope.only, settings.buckets, photos)
     sides = Sides(candidate, reference, settings.outputs, settings.dtype, settings.patch_size)
@@ -129,7 +137,7 @@ def judge(candidate: Candidate, reference: nn.Module, photos: Photos, settings: 
         width, floor = sides.family.token_width(sides.eager), tally.limits.relative_l2
         for bucket in settings.buckets if EFFORTS[scope.effort].every_bucket else settings.buckets[-1:]:
             invariances += check_invariances(_unchecked_features(sides), bucket, width, floor, scope.seed)
-    return replace(
+    report = replace(
         tally.report(),
         invariances=tuple(invariances),
         seed=scope.seed,
@@ -137,6 +145,14 @@ def judge(candidate: Candidate, reference: nn.Module, photos: Photos, settings: 
         only=scope.only,
         skipped_photos=dict(photos.skipped),
     )
+    if report.passed and not locate:
+        return report
+
+    def case_of(name: str) -> tuple[Bucket, Batch]:
+        only = replace(scope, only=(name,))
+        return next((bucket, batch) for bucket in settings.buckets for batch in batches(sides, bucket, photos, only))
+
+    return replace(report, location=first_deviation(sides, report, case_of))
 
 
 class Tally:
@@ -146,7 +162,6 @@ class Tally:
         self.dtype, self.limits, self._sides = dtype, LIMITS[dtype], sides
         self.problems: list[str] = []
         self._results: list[CaseResult] = []
-        self._floors: dict[str, list[float]] = defaultdict(list)
         self._spreads: dict[tuple[str, str], list[Tensor]] = defaultdict(list)
 
     def add(self, bucket: Bucket, batch: Batch) -> None:
@@ -165,11 +180,10 @@ class Tally:
                 self.problems.append(f"{batch.name} [{name}]: {fault}")
                 continue
             result = self._compare(bucket, batch, name, (given[name], wanted, floor.get(name)), valid)
-            self._results.append(result)
             self._spreads[name, "candidate"].append(spread_of(given[name], wanted, valid))
             if result.baseline is not None:
-                self._floors[name].append(result.baseline.relative_l2)
                 self._spreads[name, "baseline"].append(spread_of(floor[name], wanted, valid))
+            self._results.append(result)
 
     def report(self) -> GateReport:
         """Return what was found so far."""
@@ -178,7 +192,7 @@ class Tally:
             limits=self.limits,
             results=tuple(self._results),
             problems=tuple(self.problems),
-            baselines=tuple(self._against_baseline(name, floor) for name, floor in self._floors.items()),
+            baselines=self._against_baseline(),
             distributions=tuple(
                 Distribution(name, side, self.dtype, tuple(DECADES), tuple(torch.stack(counts).sum(dim=0).tolist()))
                 for (name, side), counts in self._spreads.items()
@@ -213,9 +227,14 @@ class Tally:
             baseline=baseline,
         )
 
-    def _against_baseline(self, output: str, floor: list[float]) -> BaselineResult:
-        errors = [result.measures.relative_l2 for result in self._results if result.output == output]
-        return BaselineResult(output, _root_mean_square(errors), _root_mean_square(floor))
+    def _against_baseline(self) -> tuple[BaselineResult, ...]:
+        pairs: dict[str, list[tuple[float, float]]] = defaultdict(list)
+        for result in self._results:
+            if result.baseline is not None:
+                pairs[result.output].append((result.measures.relative_l2, result.baseline.relative_l2))
+        return tuple(
+            BaselineResult(output, *map(_root_mean_square, zip(*found, strict=True))) for output, found in pairs.items()
+        )
 
 
 def batches(sides: Sides, bucket: Bucket, photos: Photos, scope: Scope) -> Iterator[Batch]:
@@ -258,7 +277,7 @@ def _unchecked_features(sides: Sides) -> Run:
     return lambda batch: sides.candidate_of(batch, checked=False)["features"]
 
 
-def _root_mean_square(values: list[float]) -> float:
+def _root_mean_square(values: Sequence[float]) -> float:
     return math.sqrt(sum(value * value for value in values) / len(values))
 
 

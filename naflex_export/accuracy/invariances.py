@@ -6,13 +6,13 @@ still within the limits. Here the candidate is compared with itself, so the answ
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from naflex_export.cases import Batch, noise_batch
+from naflex_export.cases import Batch, noise_batch, picked
 from naflex_export.grid import Bucket, Grid
 
 Run = Callable[[Batch], Tensor]
@@ -79,23 +79,12 @@ def _sized(batch: Batch, bucket: Bucket) -> Batch:
     """Return the batch with as many images as the bucket takes, repeating or dropping some."""
     smallest, _, largest = bucket.batch
     count = min(max(len(batch.grids), smallest), largest)
-    picked = [index % len(batch.grids) for index in range(count)]
-    return _pick(batch, picked)
-
-
-def _pick(batch: Batch, images: Sequence[int]) -> Batch:
-    rows = list(images)
-    return replace(
-        batch,
-        patches=batch.patches[rows],
-        patch_coord=batch.patch_coord[rows],
-        patch_valid=batch.patch_valid[rows],
-        grids=tuple(batch.grids[row] for row in rows),
-    )
+    images = [index % len(batch.grids) for index in range(count)]
+    return picked(batch, images)
 
 
 def _reversed(batch: Batch) -> Batch:
-    return _pick(batch, range(len(batch.grids) - 1, -1, -1))
+    return picked(batch, range(len(batch.grids) - 1, -1, -1))
 
 
 def _noisy_padding(batch: Batch) -> Batch:

@@ -146,16 +146,7 @@ def invariance_line(report: GateReport) -> str:
 
 def location_line(report: GateReport) -> str:
     """Return where the candidate first deviates, and what to try; empty where that was not looked for."""
-    location = report.location
-    if location is None:
-        return ""
-    if location.untapped:
-        return f"first deviation: not located on {location.case}: {location.untapped}"
-    first = location.first
-    if first is None:
-        return f"first deviation: none, {_count(len(location.taps), 'module')} within the floor on {location.case}"
-    advice = f"; {location.advice}" if location.advice else ""
-    return f"first deviation: {first.module}, on {location.case}: {tap_line(first, report.dtype)}{advice}"
+    return report.location.line if report.location else ""
 
 
 def tap_line(tap: Tap, dtype: str) -> str:

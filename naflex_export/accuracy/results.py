@@ -105,6 +105,8 @@ class Tap:
         max_abs: largest magnitude of the candidate's values; not finite where one of them is not.
         reference_max_abs: largest magnitude of the reference's.
         dtype_max: the largest number that the candidate's dtype holds.
+        inside_max_abs: largest magnitude of the reference's values in the module: its own, and those that it is made
+            of, such as of `blocks.7.mlp.fc1` in `blocks.7.mlp`.
     """
 
     module: str
@@ -113,6 +115,7 @@ class Tap:
     max_abs: float
     reference_max_abs: float
     dtype_max: float
+    inside_max_abs: float = 0.0
 
     @property
     def deviates(self) -> bool:
@@ -126,20 +129,37 @@ class Location:
 
     Attributes:
         case: name of the batch.
-        taps: the modules that both sides show, in the order in which the reference runs them.
-        advice: what to try, in words; empty where nothing deviates.
+        taps: the modules that both sides show, in the order in which the reference runs them, and last the outputs.
+        advice: what to try, in words; empty where nothing deviates and nothing failed.
         untapped: why there are no taps; empty where there are.
+        instead: what was looked into, where it is not the candidate itself.
+        images: how many images of the case were looked at.
     """
 
     case: str
     taps: tuple[Tap, ...] = ()
     advice: str = ""
     untapped: str = ""
+    instead: str = ""
+    images: int = 0
 
     @property
     def first(self) -> Tap | None:
         """The first module that leaves the floor, if one does."""
         return next((tap for tap in self.taps if tap.deviates), None)
+
+    @property
+    def line(self) -> str:
+        """What was found, in one line."""
+        if self.untapped:
+            return f"first deviation: not known: {self.untapped}"
+        where = f"on {self.case}" + (f", in {self.instead}" if self.instead else "")
+        if self.first is None:
+            found = f"none in {len(self.taps)} modules and outputs {where}"
+        else:
+            errors = f"relative L2 {self.first.relative_l2:.1e} (floor {self.first.floor:.1e})"
+            found = f"{self.first.module}, {errors}, {where}"
+        return f"first deviation: {found}" + (f"; {self.advice}" if self.advice else "")
 
 
 @dataclass(frozen=True)
@@ -244,13 +264,19 @@ class GateReport:
     def raise_for_failure(self) -> None:
         """Raise GateFailure, naming what failed, unless the gate passed."""
         if not self.passed:
-            raise GateFailure("the gate failed:\n  " + "\n  ".join(self.failures or ["nothing was compared"]))
+            lines = self.failures or ["nothing was compared"]
+            lines += [self.location.line] if self.location is not None else []
+            raise GateFailure("the gate failed:\n  " + "\n  ".join(lines))
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as plain JSON values; numbers that JSON lacks are written as text."""
         summaries = {name: [asdict(found) for found in getattr(self, name)] for name in ("by_bucket", "by_grid")}
         told = {"schema": SCHEMA, "passed": self.passed, "failures": self.failures, "worst": self.worst}
-        return _plain({**told, **summaries, **asdict(self)})
+        fields = asdict(self)
+        if self.location is not None:
+            first = self.location.first
+            fields["location"] |= {"first": first.module if first else None, "line": self.location.line}
+        return _plain({**told, **summaries, **fields})
 
 
 def merged(reports: Mapping[int, GateReport]) -> GateReport:
@@ -262,6 +288,7 @@ def merged(reports: Mapping[int, GateReport]) -> GateReport:
         first,
         results=tuple(replace(result, case=prefix + result.case) for prefix, result in results),
         problems=tuple(problems),
+        location=_first_location(reports),
         only=tuple(f"patch{size}/{name}" for size, report in reports.items() for name in report.only),
         invariances=tuple(
             replace(found, name=f"patch{size}/{found.name}")
@@ -279,6 +306,14 @@ def merged(reports: Mapping[int, GateReport]) -> GateReport:
             for found in report.distributions
         ),
     )
+
+
+def _first_location(reports: Mapping[int, GateReport]) -> Location | None:
+    """Return the first location, of a patch size that failed if one did, its case named after the size."""
+    for size, report in sorted(reports.items(), key=lambda item: item[1].passed):  # stable: sizes stay in order
+        if report.location is not None:
+            return replace(report.location, case=f"patch{size}/{report.location.case}")
+    return None
 
 
 def scopes_by_size(scope: Scope, sizes: Sequence[int]) -> dict[int, Scope]:

@@ -29,6 +29,7 @@ class Sides:
         outputs: names of the outputs, in order.
         dtype: the candidate's.
         eager: the reference, in float32 and eval mode on a CPU.
+        low: the baseline, `eager` in the candidate's dtype; none in float32.
     """
 
     def __init__(
@@ -38,9 +39,8 @@ class Sides:
         self.family: Family = family_of(reference, patch_size)
         self.eager = float32_reference(reference)
         self._reference = self.family.encoder(self.eager, outputs)
-        self._baseline = None
-        if self.dtype != torch.float32:
-            self._baseline = self.family.encoder(copy.deepcopy(self.eager).to(self.dtype), outputs)
+        self.low = copy.deepcopy(self.eager).to(self.dtype) if self.dtype != torch.float32 else None
+        self._baseline = None if self.low is None else self.family.encoder(self.low, outputs)
 
     def reference_of(self, batch: Batch) -> Outputs:
         """Return the reference's outputs, by name."""
@@ -66,7 +66,11 @@ class Sides:
             if isinstance(self.candidate, Runner) and not checked:
                 given = self.candidate.execute(tuple(tensor.to(self.candidate.device) for tensor in inputs))
                 return dict(zip(self.outputs, given, strict=True))
-            found = self.family.unpack(self.candidate(*inputs))
+            return self.named(self.candidate(*inputs))
+
+    def named(self, given: Any) -> Outputs:
+        """Return what a candidate gave, by the outputs' names."""
+        found = self.family.unpack(given)
         return dict(found) if isinstance(found, dict) else {self.outputs[0]: found}
 
     def inputs(self, batch: Batch, dtype: torch.dtype | None = None) -> tuple[Tensor, ...]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from naflex_export.artifact import Manifest
 from naflex_export.errors import BackendError, BuildError
 from naflex_export.program import Program
+from naflex_export.taps import Shapes, Tapped
 from naflex_export.targets import BuildSettings, StandIn
 from naflex_export.targets.compile import resolve_device
 from naflex_export.targets.runner import Runner
@@ -61,3 +62,9 @@ class AotRunner(Runner):
         with torch.inference_mode():
             outputs = self._run(*(tensor.contiguous() for tensor in inputs))
         return [outputs] if isinstance(outputs, Tensor) else list(outputs)
+
+    def taps(self, inputs: tuple[Tensor, ...], modules: Shapes) -> Tapped:
+        return Tapped(
+            untapped="native code has no modules left to look at: export the model to 'compile', in the same dtype, "
+            "and gate that with --locate"
+        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from naflex_export.errors import BackendError, RequestError
 from naflex_export.grid import Bucket, Grid, check_buckets
 from naflex_export.models import family_of
 from naflex_export.program import Program
+from naflex_export.taps import OUTSIDE, Edge, Once, Place, Shapes, Tapped, fitting, listening, module_outputs
 from naflex_export.targets import BuildSettings, StandIn
 from naflex_export.targets.runner import Runner
 from naflex_export.vectorize import vectorize
@@ -43,7 +44,7 @@ class CompiledModel(nn.Module):
         self.model = vectorize(model)
         self.train(model.training)
         self._family = family_of(model)
-        self._buckets = check_buckets(buckets)
+        self._buckets, self._options = check_buckets(buckets), options
         compiled = torch.compile(self._tower, fullgraph=True, dynamic=True, **options)
         object.__setattr__(self, "_compiled", compiled)  # as a submodule it would hold every parameter once more
 
@@ -81,6 +82,20 @@ class CompiledModel(nn.Module):
                 inputs[0] = inputs[0].to(parameter.dtype)
                 self(*inputs)
         return self
+
+    def taps(self, inputs: tuple[Tensor, ...], modules: Shapes) -> Tapped:
+        """Return the outputs of these modules, from the model compiled once more so that it gives them too."""
+        tower, seen = self._tower, Once()
+
+        def run(*inputs: Tensor) -> tuple[Any, dict[str, Tensor]]:
+            given = tower(*inputs)
+            return given, dict(seen.values)
+
+        with listening(tower, modules, seen.take), torch._dynamo.config.patch(specialize_float=True):
+            compiled = torch.compile(run, fullgraph=True, dynamic=True, **self._options)
+            given, values = compiled(*inputs)
+        found = self._family.unpack(given)
+        return Tapped(values, found if isinstance(found, dict) else {"features": found})
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Return the model's own state, under the model's own keys."""
@@ -138,14 +153,77 @@ class CompileRunner(Runner):
 
     def __init__(self, path: Path, manifest: Manifest, device: torch.device, check_inputs: bool = True) -> None:
         super().__init__(manifest, device, check_inputs)
-        exported = move_to_device_pass(torch.export.load(path), str(device))  # constants too, not only weights
-        self._compiled = torch.compile(exported.module(), fullgraph=True, dynamic=True)
+        self._path = path
+        self._compiled = torch.compile(self._traced(), fullgraph=True, dynamic=True)
 
     def execute(self, inputs: tuple[Tensor, ...]) -> list[Tensor]:
         tokens = inputs[0].shape[1]
         with torch.inference_mode():
             outputs = self._compiled(*self.layout.pad_single_token(inputs))
         return [_cut(spec.shape, output, tokens) for spec, output in zip(self.manifest.outputs, outputs, strict=True)]
+
+    def taps(self, inputs: tuple[Tensor, ...], modules: Shapes) -> Tapped:
+        """Return modules' outputs from a copy of the graph that gives them too, compiled like it."""
+        graph = self._traced()
+        names = tap_modules(graph, modules)
+        compiled = torch.compile(graph, fullgraph=True, dynamic=True)
+        inputs, tokens = tuple(tensor.to(self.device) for tensor in inputs), inputs[0].shape[1]
+        with torch.inference_mode():
+            given = compiled(*self.layout.pad_single_token(inputs))
+        specs = self.manifest.outputs
+        outputs, values = given[: len(specs)], given[len(specs) :]
+        if tokens == 1:  # tokens are on the last axis but one; values of a single row have none
+            values = [value[..., :-1, :] if value.ndim > 2 and value.shape[-2] > 1 else value for value in values]
+        return Tapped(
+            fitting(zip(names, values, strict=True), modules),
+            {spec.name: _cut(spec.shape, output, tokens) for spec, output in zip(specs, outputs, strict=True)},
+        )
+
+    def _traced(self) -> torch.fx.GraphModule:
+        exported = move_to_device_pass(torch.export.load(self._path), str(self.device))  # constants too
+        return exported.module()
+
+
+def tap_modules(traced: torch.fx.GraphModule, modules: Collection[str]) -> list[str]:
+    """Make what may be the outputs of modules outputs of a traced graph too, after its own.
+
+    A value is copied where its module ends: what follows may add to it in place, as timm adds the position embedding.
+
+    Returns:
+        The module of each output that was added; several of a module, or none where it cannot be said.
+    """
+    graph = traced.graph
+    places = _places(graph)
+    found = module_outputs(_edges(places))
+    last = {module: node for node in graph.nodes for module in places[node].modules}
+    chosen = [(name, value) for name, values in found.items() if name in modules for value in values]
+    copies = []
+    for name, value in chosen:
+        with graph.inserting_after(last[name]):
+            copies.append(graph.call_function(torch.ops.aten.clone.default, (value,)))
+    result = graph.output_node()
+    result.args = ((*result.args[0], *copies),)  # type: ignore[misc]  # a traced graph gives a tuple
+    graph.set_codegen(torch.fx.graph.CodeGen())  # torch.export's own knows how many outputs there were
+    traced.recompile()
+    return [name for name, _ in chosen]
+
+
+def _places(graph: torch.fx.Graph) -> dict[torch.fx.Node, Place]:
+    """Return where each node of a traced graph belongs."""
+    places: dict[torch.fx.Node, Place] = {}
+    for node in reversed(graph.nodes):  # readers come first
+        scopes = [scope for scope, _ in node.meta.get("nn_module_stack", {}).values()]
+        readers = [places[user] for user in node.users]
+        places[node] = OUTSIDE if node.op == "output" else Place.of(scopes, readers)
+    return places
+
+
+def _edges(places: dict[torch.fx.Node, Place]) -> Iterator[Edge[torch.fx.Node]]:
+    """Yield every floating tensor that a node makes."""
+    for node, place in places.items():
+        value = node.meta.get("val")
+        if node.op == "call_function" and isinstance(value, Tensor) and value.is_floating_point():
+            yield Edge(node, place, tuple(places[user] for user in node.users))
 
 
 def _cut(shape: tuple[int | str, ...], output: Tensor, tokens: int) -> Tensor:

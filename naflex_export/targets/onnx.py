@@ -12,7 +12,7 @@ import io
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from naflex_export.errors import BackendError, BuildError
 from naflex_export.graph_view import step_of
 from naflex_export.grid import Grid
 from naflex_export.program import Program
+from naflex_export.taps import Shapes, Tapped, fitting
 from naflex_export.targets import BuildSettings, StandIn
 from naflex_export.targets.runner import Runner
 
@@ -150,6 +151,7 @@ class OnnxRunner(Runner):
 
     def __init__(self, path: Path, manifest: Manifest, device: torch.device, check_inputs: bool = True) -> None:
         super().__init__(manifest, device, check_inputs)
+        self._path = path
         self._session = _session(path, device)
 
     def trim(self) -> None:
@@ -164,32 +166,40 @@ class OnnxRunner(Runner):
         batch = noise_batch("trim", [Grid(1, 1)] * smallest, 1, int(patches.shape[2]))
         first, *rest = self.layout.arrange(batch)
         inputs = (first.to(getattr(torch, patches.dtype)), *rest)
-        self._run(tuple(tensor.to(self.device) for tensor in inputs), options)
+        self._run(self._session, self.output_names, tuple(tensor.to(self.device) for tensor in inputs), options)
 
     def execute(self, inputs: tuple[Tensor, ...]) -> list[Tensor]:
-        return self._run(inputs, None)
+        return self._run(self._session, self.output_names, inputs)
 
-    def _run(self, inputs: tuple[Tensor, ...], options: Any) -> list[Tensor]:
-        names = [spec.name for spec in self.manifest.inputs]
+    def taps(self, inputs: tuple[Tensor, ...], modules: Shapes) -> Tapped:
+        """Return modules' outputs from a copy of the graph that gives them too."""
+        named, session = _tapped_session(ir.load(self._path), self.device, modules)
+        inputs = tuple(tensor.to(self.device) for tensor in inputs)
+        return _tapped(named, modules, self.output_names, lambda names: self._run(session, names, inputs))
+
+    def _run(self, session: Any, names: Sequence[str], inputs: tuple[Tensor, ...], options: Any = None) -> list[Tensor]:
+        """Return outputs of a session, by name, for inputs on its device."""
+        given = {spec.name: tensor.contiguous() for spec, tensor in zip(self.manifest.inputs, inputs, strict=True)}
         if self.device.type == "cuda":
-            return self._execute_on_device(dict(zip(names, inputs, strict=True)), options)
-        arrays = {name: tensor.contiguous().numpy() for name, tensor in zip(names, inputs, strict=True)}
-        return [torch.from_numpy(array) for array in self._session.run(self.output_names, arrays, options)]
+            return self._run_on_device(session, names, given, options)
+        arrays = {name: tensor.numpy() for name, tensor in given.items()}
+        return [torch.from_numpy(array) for array in session.run(names, arrays, options)]
 
-    def _execute_on_device(self, inputs: dict[str, Tensor], options: Any) -> list[Tensor]:
+    def _run_on_device(
+        self, session: Any, names: Sequence[str], inputs: dict[str, Tensor], options: Any
+    ) -> list[Tensor]:
         """Run on the GPU without a copy of the inputs or outputs through the host."""
         import onnxruntime
 
         index = self.device.index or 0
-        binding = self._session.io_binding()
-        held = {name: tensor.contiguous() for name, tensor in inputs.items()}
+        binding = session.io_binding()
         torch.cuda.current_stream(self.device).synchronize()
-        for name, tensor in held.items():
+        for name, tensor in inputs.items():
             element = _ELEMENTS[tensor.dtype]
             binding.bind_input(name, "cuda", index, element, tuple(tensor.shape), tensor.data_ptr())
-        for name in self.output_names:
+        for name in names:
             binding.bind_output(name, "cuda", index)
-        self._session.run_with_iobinding(binding, options)
+        session.run_with_iobinding(binding, options)
         binding.synchronize_outputs()
         values: list[onnxruntime.OrtValue] = binding.get_outputs()
         return [torch.utils.dlpack.from_dlpack(value._ortvalue.to_dlpack()).clone() for value in values]
@@ -200,20 +210,54 @@ class WidenedRunner(Runner):
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
         super().__init__(manifest, torch.device("cpu"))
-        model = ir.load(path)
-        passes.widen_bfloat16(model)
-        with tempfile.TemporaryDirectory() as folder:
-            widened = Path(folder) / FILE
-            ir.save(model, widened, external_data=WEIGHTS)
-            self._session = _session(widened, self.device)
+        self._path = path
+        self._session = _session_of(self._widened(), self.device)
 
     def execute(self, inputs: tuple[Tensor, ...]) -> list[Tensor]:
+        return [output.to(torch.bfloat16) for output in self._run(self._session, self.output_names, inputs)]
+
+    def taps(self, inputs: tuple[Tensor, ...], modules: Shapes) -> Tapped:
+        """Return modules' outputs from a copy of the widened graph that gives them too, in float32."""
+        named, session = _tapped_session(self._widened(), self.device, modules)
+        return _tapped(named, modules, self.output_names, lambda names: self._run(session, names, inputs))
+
+    def _widened(self) -> ir.Model:
+        model = ir.load(self._path)
+        passes.widen_bfloat16(model)
+        return model
+
+    def _run(self, session: Any, names: Sequence[str], inputs: tuple[Tensor, ...]) -> list[Tensor]:
         arrays = {
             spec.name: (tensor.float() if tensor.is_floating_point() else tensor).numpy()
             for spec, tensor in zip(self.manifest.inputs, inputs, strict=True)
         }
-        outputs = self._session.run(self.output_names, arrays)
-        return [torch.from_numpy(array).to(torch.bfloat16) for array in outputs]
+        return [torch.from_numpy(array) for array in session.run(names, arrays)]
+
+
+Named = list[tuple[str, str]]
+"""Modules, each with the name of a value in the graph that may be its output."""
+
+
+def _tapped_session(model: ir.Model, device: torch.device, modules: Collection[str]) -> tuple[Named, Any]:
+    """Return a session of a graph that gives modules' outputs too, and what they are called there."""
+    named = passes.tap_modules(model, modules)
+    return named, _session_of(model, device)
+
+
+def _tapped(named: Named, modules: Shapes, outputs: Sequence[str], run: Callable[[list[str]], list[Tensor]]) -> Tapped:
+    """Return what a tapped session gives, run once for modules and outputs."""
+    names = list(dict.fromkeys([*(name for _, name in named), *outputs]))
+    found = dict(zip(names, run(names), strict=True))
+    values = fitting(((module, found[name]) for module, name in named), modules)
+    return Tapped(values, {name: found[name] for name in outputs})
+
+
+def _session_of(model: ir.Model, device: torch.device) -> Any:
+    """Return a session of a graph that is in no file; its weights go through one, so that they may be of any size."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / FILE
+        ir.save(model, path, external_data=WEIGHTS)
+        return _session(path, device)
 
 
 _ELEMENTS: dict[torch.dtype, Any] = {

@@ -15,7 +15,7 @@ import importlib.metadata
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -30,6 +30,7 @@ from naflex_export.errors import BackendError, BuildError
 from naflex_export.graph_view import step_of
 from naflex_export.grid import Bucket
 from naflex_export.program import Program, TensorSpec
+from naflex_export.taps import Shapes, Tapped
 from naflex_export.targets import BuildSettings, StandIn, onnx
 from naflex_export.targets.runner import Runner
 
@@ -98,7 +99,11 @@ def stand_in(folder: Path, manifest: Manifest) -> StandIn | None:
     """Return the ONNX that the engine was built from, on a CPU, where there is no GPU for the engine."""
     if torch.cuda.is_available():
         return None
-    not_run = f"{FILE} was built and not run: there is no CUDA device"
+    return onnx_on_cpu(folder, manifest, not_run=f"{FILE} was built and not run: there is no CUDA device")
+
+
+def onnx_on_cpu(folder: Path, manifest: Manifest, not_run: str) -> StandIn:
+    """Return the ONNX that an engine was built from, on a CPU: as it is, or in bfloat16 widened."""
     widened = onnx.stand_in(folder, manifest)
     if widened is not None:
         return StandIn(widened.runner, widened.judged, not_run)
@@ -302,6 +307,7 @@ class TensorRTRunner(Runner):
 
     def __init__(self, path: Path, manifest: Manifest, device: torch.device, check_inputs: bool = True) -> None:
         super().__init__(manifest, device, check_inputs)
+        self._folder = path.parent
         trt = tensorrt()
         built_with = manifest.build["library"]
         if trt.__name__ != built_with:
@@ -347,6 +353,11 @@ class TensorRTRunner(Runner):
         for tensor in [*held, *outputs]:
             tensor.record_stream(stream)
         return outputs
+
+    def taps(self, inputs: tuple[Tensor, ...], modules: Shapes) -> Tapped:
+        """Return modules' outputs from the ONNX that the engine was built from: an engine shows nothing inside."""
+        replacement = onnx_on_cpu(self._folder, self.manifest, not_run="an engine shows nothing of its modules")
+        return replace(replacement.runner.taps(inputs, modules), instead=replacement.judged)
 
     def _profile(self, batch: int, tokens: int) -> int:
         """Return the index of the smallest bucket that takes these sizes; `check` has made sure that one does."""

@@ -1,0 +1,120 @@
+"""What to try where a candidate leaves the reference: from a tap's numbers and its module's name, in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from naflex_export.accuracy.compare import LIMITS
+from naflex_export.accuracy.results import Tap
+
+NEAR = 0.25
+"""Share of a dtype's range from which a module is too close to it: sums inside are larger than what it gives."""
+
+ROUNDING = 5.0
+"""How many times its floor a module's error may be and still be one of rounding, done otherwise than eager does."""
+
+TF32 = 3e-3
+"""Relative error in float32 that a backend which quietly computes with fewer digits explains; TF32 measures 3e-4."""
+
+
+_OUTPUT = "output "
+
+
+def output_tap(name: str) -> str:
+    """Return what an output is called among the taps."""
+    return _OUTPUT + name
+
+
+def is_output(module: str) -> bool:
+    """Whether a tap is of an output, not of a module."""
+    return module.startswith(_OUTPUT)
+
+
+def advice_on(tap: Tap, dtype: str) -> str:
+    """Return what to try about the first tap that leaves its floor.
+
+    Args:
+        tap: it.
+        dtype: the candidate's.
+    """
+    if dtype == "float32":
+        return f"{_reach(tap, dtype)}: {_float32(tap)}"
+    keep = _keep(dtype, "this module")
+    if _largest(tap) >= NEAR * tap.dtype_max:
+        return f"{_reach(tap, dtype)}: {keep}"
+    if not math.isfinite(tap.max_abs):
+        return f"not finite, though the reference reaches only {_largest(tap):.1e}: a sum or product overflows; {keep}"
+    if tap.relative_l2 <= ROUNDING * tap.floor:
+        return f"{_reach(tap, dtype)}, within range: it needs more digits; keep this module in float32"
+    return f"{_reach(tap, dtype)}, within range: {_something_else(tap.module)}"
+
+
+def advice_without(taps: Sequence[Tap], dtype: str, overflows: Tap | None, candidate_breaks: bool) -> str:
+    """Return what to try where a candidate failed and no tap leaves its floor.
+
+    Args:
+        taps: all of them.
+        dtype: the candidate's.
+        overflows: the first tap where eager in that dtype is not finite, if there is one.
+        candidate_breaks: whether the candidate's own outputs are beyond the limits on the same images.
+    """
+    if overflows is not None:
+        keep = _keep(dtype, "it")
+        return f"eager {dtype} itself is not finite from {overflows.module} on, {_reach(overflows, dtype)}: {keep}"
+    limit = LIMITS[dtype].relative_l2
+    poor = next((tap for tap in taps if tap.relative_l2 > limit), None)
+    if poor is not None and any(is_output(tap.module) and tap.relative_l2 > limit for tap in taps):
+        return (
+            f"eager {dtype} itself is as far: {poor.module} is the first beyond {limit:.0e}, at "
+            f"{poor.relative_l2:.1e}, {_reach(poor, dtype)}; keep it in float32"
+        )
+    if candidate_breaks:
+        return (
+            "the copy that shows its modules computes them right, and the candidate does not: the fault is in how the "
+            "backend joins or schedules them; try with its optimizations off"
+        )
+    return "what failed is not in the values of any module: it is named above"
+
+
+def _keep(dtype: str, what: str) -> str:
+    return f"keep {what} in float32" + (", or export in bfloat16" if dtype == "float16" else "")
+
+
+def _float32(tap: Tap) -> str:
+    if tap.relative_l2 <= TF32 and not _is_embedding(tap.module):
+        return "few digits are lost: does the backend compute in TF32 or half precision here?"
+    return _something_else(tap.module)
+
+
+def _something_else(module: str) -> str:
+    *around, last = module.split(".")
+    if is_output(module):
+        return "what follows the last module differs, such as pooling"
+    if _is_embedding(last):
+        return (
+            "the position embedding differs; check how it is resized (mode, antialias), and that coordinates are (y, x)"
+        )
+    if any(map(_is_embedding, around)):
+        return "patches are projected otherwise; check how they are laid out and scaled, and this module's weights"
+    if "attn" in last or "attention" in last:
+        return "the graph computes something else there; check its mask, its rotary embedding and its weights"
+    return "the graph computes something else there; check its weights"
+
+
+def _is_embedding(name: str) -> bool:
+    return name in ("embeds", "embeddings")
+
+
+def _largest(tap: Tap) -> float:
+    """Return the largest finite magnitude that either side shows of a module."""
+    return max(value for value in (tap.max_abs, tap.inside_max_abs, 0.0) if math.isfinite(value))
+
+
+def _reach(tap: Tap, dtype: str) -> str:
+    text = f"values up to {_largest(tap):.1e}"
+    if dtype == "float16":
+        text += f" of float16's {tap.dtype_max:.0f}"
+    elif dtype == "bfloat16":
+        text += f" of bfloat16's {tap.dtype_max:.1e}"
+    return text if math.isfinite(tap.max_abs) or dtype != "float32" else f"not finite, {text} in the reference"

@@ -1,0 +1,255 @@
+"""`first_deviation`: where a candidate first leaves the reference, module by module, on the case that failed.
+
+The reference's modules are heard by hooks while it runs; a candidate shows its own as it can (`taps.py`). Where it
+cannot, the reason is in the report instead.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from naflex_export.accuracy.advice import advice_on, advice_without, output_tap
+from naflex_export.accuracy.compare import LIMITS, measure
+from naflex_export.accuracy.results import BASELINE_FACTOR, CaseResult, GateReport, Location, Tap
+from naflex_export.accuracy.sides import Outputs, Sides
+from naflex_export.cases import Batch, picked
+from naflex_export.grid import Bucket
+from naflex_export.taps import CanBeTapped, Once, Shapes, Tapped, listening, tap_names
+
+FLOAT32_FLOOR = 3e-5
+"""Relative L2 error of a module that reordered float32 sums explain.
+
+Base models measure at most 2e-6 in any module and tiny ones 1e-6; the least real fault we know of, a matmul in TF32,
+measures 3e-4. So it is ten times above the one and below the other, and well below the gate's limit.
+"""
+
+FEW_IMAGES = 2
+"""How many images of a case are looked at: enough that one can leak into another, at little memory."""
+
+MOST_TOKENS = 4096
+"""In images times tokens: a case of up to this size is looked at as a whole where its worst images alone are right."""
+
+
+def first_deviation(sides: Sides, report: GateReport, case_of: Callable[[str], tuple[Bucket, Batch]]) -> Location:
+    """Return where the candidate first deviates, on the worst case that failed, or on the first where none did.
+
+    Args:
+        sides: what was compared.
+        report: what came of it.
+        case_of: returns the bucket and batch of a case by its name.
+    """
+    worst = _worst(report)
+    if worst is None:
+        return Location("", untapped="no case could be compared")
+    bucket, batch = case_of(worst.case)
+    part = _worst_images(worst, batch, max(FEW_IMAGES, bucket.batch[0]))
+    try:
+        if worst.broken and not _breaks(sides, part) and batch.patch_valid.numel() <= MOST_TOKENS:
+            part = batch  # what fails needs the other images
+        return _located(sides, report, part)
+    except Exception as error:  # whatever it is, the gate's own verdict stands and must be told
+        return Location(worst.case, untapped=f"looking for it raised {type(error).__name__}: {error}")
+
+
+def _worst(report: GateReport) -> CaseResult | None:
+    """Return the result that failed by most; the first where none failed by its measures."""
+    failed = [result for result in report.results if result.broken]
+    if failed:
+        return max(failed, key=lambda result: _ordered(result.measures.relative_l2))
+    if any(baseline.broken for baseline in report.baselines):
+        return max(report.results, key=_beyond_baseline)
+    return next(iter(report.results), None)
+
+
+def _beyond_baseline(result: CaseResult) -> float:
+    """Return by how much a result is above what the baseline allows; most of all where that is not finite."""
+    allowed = BASELINE_FACTOR * (result.baseline.relative_l2 if result.baseline else 0.0)
+    return _ordered(result.measures.relative_l2 - allowed) if math.isfinite(allowed) else math.inf
+
+
+def _ordered(error: float) -> float:
+    """Return an error that compares with others: one that is not a number is the largest."""
+    return math.inf if math.isnan(error) else error
+
+
+def _worst_images(result: CaseResult, batch: Batch, count: int) -> Batch:
+    """Return the batch with its worst images only, in their order."""
+    errors = [_ordered(image.relative_l2) for image in result.per_image]
+    worst = sorted(range(len(errors)), key=lambda image: -errors[image])[:count]
+    return picked(batch, sorted(worst))
+
+
+def _breaks(sides: Sides, batch: Batch) -> bool:
+    """Whether an output of the candidate is beyond its dtype's limits on a batch."""
+    expected, given = sides.reference_of(batch), sides.candidate_of(batch, checked=False)
+    limits = LIMITS[_name(sides.dtype)]
+    return any(
+        name not in given
+        or given[name].shape != wanted.shape
+        or limits.broken_by(measure(given[name], wanted, sides.valid_rows(batch) if wanted.ndim == 3 else None))
+        for name, wanted in expected.items()
+    )
+
+
+def _located(sides: Sides, report: GateReport, batch: Batch) -> Location:
+    location = Location(batch.name, images=len(batch.grids))
+    reference = _reference(sides, batch)
+    found = _candidate(sides, batch, {name: value.shape for name, value in reference.values.items()})
+    if found.untapped:
+        return replace(location, untapped=found.untapped)
+    values = {**found.values, **{output_tap(name): value for name, value in found.outputs.items()}}
+    baseline = _baseline(sides, batch, reference)
+    floors = {name: _floor(sides, reference, name, baseline.get(name)) for name in reference.values}
+    highest = torch.finfo(sides.dtype).max
+    taps = []
+    for name, wanted in reference.values.items():
+        if name not in values or values[name].shape != wanted.shape:
+            continue
+        valid, given = reference.valid[name], values[name].cpu()
+        inside = reference.inside.get(name, 0.0)
+        peak, wanted_peak = _peak(given, valid), _peak(wanted, valid)
+        error = relative_l2(given, wanted, valid)
+        taps.append(Tap(name, error, floors[name], peak, wanted_peak, highest, max(inside, wanted_peak)))
+    if not taps:
+        return replace(location, untapped="no module of the candidate has the shape of the reference's")
+    located = replace(location, taps=tuple(taps), instead=found.instead)
+    if located.first is not None:
+        return replace(located, advice=advice_on(located.first, _name(sides.dtype)))
+    if report.passed:
+        return located
+    overflows = next((tap for tap in located.taps if not math.isfinite(baseline.get(tap.module, 0.0))), None)
+    breaks = _breaks(sides, batch)
+    return replace(located, advice=advice_without(located.taps, _name(sides.dtype), overflows, breaks))
+
+
+@dataclass
+class _Reference:
+    """What the reference gave on a batch.
+
+    Attributes:
+        values: of each module to tap, in the order in which they complete, and last of the outputs.
+        valid: which rows of each to compare.
+        inside: the largest magnitude of each module's own values and of those that it is made of.
+    """
+
+    values: Outputs
+    valid: dict[str, Tensor | None]
+    inside: dict[str, float] = field(default_factory=dict)
+
+
+def _reference(sides: Sides, batch: Batch) -> _Reference:
+    tower = sides.family.tower(sides.eager)
+    kept, names, peaks = Once(), set(tap_names(tower)), dict[str, float]()
+
+    def take(name: str, value: Tensor) -> None:
+        peaks[name] = max(peaks.get(name, 0.0), _peak(value, _valid(sides, batch, value)))
+        if name in names:
+            kept.take(name, value)
+
+    with listening(tower, [name for name, _ in tower.named_modules() if name], take):
+        outputs = sides.reference_of(batch)
+    inside = {
+        name: max(peak for inner, peak in peaks.items() if inner == name or inner.startswith(f"{name}."))
+        for name in kept.values
+    }
+    values = {**kept.values, **{output_tap(name): value for name, value in outputs.items()}}
+    return _Reference(values, {name: _valid(sides, batch, value) for name, value in values.items()}, inside)
+
+
+def _baseline(sides: Sides, batch: Batch, reference: _Reference) -> dict[str, float]:
+    """Return the error of each module of eager in the candidate's dtype; nothing in float32."""
+    errors: dict[str, float] = {}
+    if sides.low is None:
+        return errors
+
+    def take(name: str, value: Tensor) -> None:
+        errors[name] = relative_l2(value, reference.values[name], reference.valid[name])
+
+    with listening(sides.family.tower(sides.low), list(reference.values), take):
+        outputs = sides.baseline_of(batch)
+    for name, value in outputs.items():
+        take(output_tap(name), value)
+    return errors
+
+
+def _floor(sides: Sides, reference: _Reference, name: str, baseline: float | None) -> float:
+    """Return what rounding explains of a module's error: in low precision, twice what it does to eager's own."""
+    if baseline is None:
+        return FLOAT32_FLOOR
+    if not math.isfinite(baseline):  # eager overflows there: no yardstick, and just what is looked for
+        return LIMITS[_name(sides.dtype)].relative_l2
+    one_rounding = float(torch.finfo(sides.dtype).eps) / 2  # which eager may be spared
+    allowed = BASELINE_FACTOR * baseline * _chance(reference.values[name], reference.valid[name])
+    return max(allowed, one_rounding)
+
+
+def _chance(value: Tensor, valid: Tensor | None) -> float:
+    """Return by how much the errors of two equally good computations of so few values may differ by chance.
+
+    The root mean square of n errors is itself known to about 1 / sqrt(2 n); of two, one may be four standard deviations
+    above the other.
+    """
+    count = value.numel() if valid is None else int(torch.broadcast_to(valid, value.shape).sum())
+    return 1 + 4 / math.sqrt(count)
+
+
+def _candidate(sides: Sides, batch: Batch, modules: Shapes) -> Tapped:
+    candidate: Any = sides.candidate
+    inputs = sides.inputs(batch)
+    if isinstance(candidate, CanBeTapped):
+        with torch.no_grad():
+            return candidate.taps(inputs, modules)
+    if not isinstance(candidate, nn.Module):
+        return Tapped(
+            untapped=f"a {type(candidate).__name__} shows nothing of its modules: give the gate a module, an artifact, "
+            "or an object with a method `taps`"
+        )
+    model = next((module for module in candidate.modules() if sides.family.owns(module)), None)
+    if model is None:
+        return Tapped(untapped=f"the candidate, a {type(candidate).__name__}, holds no {sides.family.name}")
+    kept = Once()
+    with listening(sides.family.tower(model), modules, kept.take):
+        outputs = sides.candidate_of(batch)
+    if not kept.values:
+        return Tapped(untapped="the candidate ran without its modules being heard: give the gate what was compiled")
+    return Tapped(kept.values, outputs)
+
+
+def relative_l2(given: Tensor, wanted: Tensor, valid: Tensor | None) -> float:
+    """Return the norm of the difference over the norm of the reference, over valid rows; not a number if one is not."""
+    given, wanted = _kept(given, valid).double(), _kept(wanted, valid).double()
+    difference, whole = float((given - wanted).norm()), float(wanted.norm())
+    if difference == 0:
+        return 0.0
+    return difference / whole if whole > 0 else math.inf
+
+
+def _peak(value: Tensor, valid: Tensor | None) -> float:
+    return float(_kept(value, valid).abs().max()) if value.numel() else 0.0
+
+
+def _kept(value: Tensor, valid: Tensor | None) -> Tensor:
+    """Return the value with zeros in the rows that are not valid."""
+    value = value.detach().cpu()
+    return value if valid is None else torch.where(valid, value, 0)
+
+
+def _valid(sides: Sides, batch: Batch, value: Tensor) -> Tensor | None:
+    """Return which rows of a value to compare, to be broadcast to it; None for all.
+
+    Tokens are on the last axis but one, with or without the prefix tokens, after the batch and perhaps heads.
+    """
+    for rows in (sides.valid_rows(batch), batch.patch_valid):
+        if value.ndim > 2 and value.shape[0] == len(rows) and value.shape[-2] == rows.shape[1]:
+            return rows.reshape(len(rows), *[1] * (value.ndim - 3), -1, 1)
+    return None
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
