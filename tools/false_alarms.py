@@ -13,6 +13,7 @@ import argparse
 import copy
 import csv
 import datetime
+import functools
 import math
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -89,9 +90,12 @@ def used_of(report: GateReport) -> dict[str, float]:
                 add(name, _used(1 - agreement, 1 - limits.agreement))
     for baseline in report.baselines:
         add("baseline", baseline.candidate / (BASELINE_FACTOR * baseline.baseline))
-    for found in report.invariances:
-        moves = found.name == "masking a valid token"
-        add(INVARIANCES[found.name], MOVED / found.moved if moves else found.moved / report.limits.relative_l2)
+    for invariance in report.invariances:
+        if invariance.name == "masking a valid token":
+            share = MOVED / invariance.moved
+        else:
+            share = invariance.moved / report.limits.relative_l2
+        add(INVARIANCES[invariance.name], share)
     return used
 
 
@@ -182,7 +186,7 @@ def main() -> None:
 
 
 def write(found: Sequence[Row]) -> None:
-    """Write the rows to `tools/results/false_alarms.csv`, with when and of what they were made."""
+    """Write the rows to `tools/results/false_alarms.csv`, with when and of what they were made, and as a table."""
     packages = ("torch", "timm", "onnxruntime-gpu")
     about = {"date": datetime.datetime.now(datetime.UTC).date().isoformat(), "commit": digits.commit()}
     about |= {package: metadata.version(package) for package in packages}
@@ -194,6 +198,21 @@ def write(found: Sequence[Row]) -> None:
             shares = {name: "" if math.isnan(share) else f"{share:.3g}" for name, share in row.used.items()}
             kept = {name: getattr(row, name) for name in ("model", "target", "dtype", "judged", "seeds", "passed")}
             writer.writerow({**about, **kept, **shares})
+    digits.replace_block(digits.DOCS, "false alarms", table(found))
+
+
+def table(found: Sequence[Row]) -> list[str]:
+    """Return a Markdown table with a row for each target and dtype, the worst of all models."""
+    shown = ("max_share", "relative_l2", "worst_cosine", "top1_agreement", "top5_agreement", "baseline", "amount")
+    lines = ["| target | dtype | models | passed | " + " | ".join(shown) + " |"]
+    lines += ["|---|---|--:|--:|" + "--:|" * len(shown)]
+    for target, dtype in dict.fromkeys((row.target, row.dtype) for row in found):
+        rows = [row for row in found if (row.target, row.dtype) == (target, dtype)]
+        passed, seeds = sum(row.passed for row in rows), sum(row.seeds for row in rows)
+        used = [functools.reduce(_larger, (row.used[name] for row in rows), math.nan) for name in shown]
+        cells = ["" if math.isnan(share) else f"{share:.0%}" for share in used]
+        lines.append(f"| {target} | {dtype} | {len(rows)} | {passed} of {seeds} | " + " | ".join(cells) + " |")
+    return lines
 
 
 if __name__ == "__main__":
