@@ -134,7 +134,8 @@ def test_junit_counts_and_names_what_failed() -> None:
     assert failure is not None and "relative_l2 2 > 0.01" in str(failure.get("message"))
     skipped = bad.find("testcase[@name='the artifact itself']/skipped")
     assert skipped is not None and skipped.get("message") == "not run: no GPU is here"
-    assert "first deviation: blocks.1.attn, relative L2 2.0e-01 (floor 2.0e-03), on mixed-24-seed0" in str(bad.findtext("system-out"))
+    where = "first deviation: blocks.1.attn, relative L2 2.0e-01 (floor 2.0e-03), on mixed-24-seed0"
+    assert where in str(bad.findtext("system-out"))
     properties = {found.get("name"): found.get("value") for found in bad.iter("property")}
     assert properties["Target"] == "onnx" and properties["Dtype"] == "float16"
 
