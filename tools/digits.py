@@ -14,20 +14,19 @@ ours would show. Artifacts are made by the command line, from a safetensors file
 from __future__ import annotations
 
 import argparse
-import csv
-import datetime
-import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import markdown_text
+import record
 import timm
 import torch
 from click.testing import CliRunner
+from markdown_text import section
 from PIL import Image
 from rich.console import Console
 from safetensors.torch import save_file
@@ -47,12 +46,20 @@ from naflex_export.grid import Bucket, Grid
 from naflex_export.program import DTYPES
 from naflex_export.targets import NAMES, target_named
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "tools" / "results" / "digits.csv"
+RESULTS = record.RESULTS / "digits.csv"
+PACKAGES = ("torch", "timm", "onnxruntime-gpu", "tensorrt-rtx", "scikit-learn")
+DOCS = record.ROOT / "docs" / "gate.md"
 
 PATCH = 2
 BUCKET = Bucket(36, (1, 8, 200))
 GRIDS = tuple(Grid(height, width) for height in range(3, 9) for width in range(3, 9) if height * width <= BUCKET.tokens)
+MARGIN = {"float32": 0, "float16": 2, "bfloat16": 6}
+"""How many of the 597 test images an artifact may take for another digit than eager does, right or wrong.
+
+None in float32, and 1 % in bfloat16: in bfloat16 eager itself takes up to 2 for another than in float32, in float16
+none. Each of them must be one whose two highest classes tie.
+"""
+
 NUM_TRAINED_ON = 1200
 STEPS = 700
 BATCH = 32
@@ -173,7 +180,7 @@ class Reading:
         right: how many the artifact does.
         changed: images that the artifact takes for another digit than eager does, right or wrong.
         changed_untied: those of them whose two highest classes do not tie for eager; none is allowed.
-        tied: images whose two highest classes tie: by how many `right` may differ from `eager_right`.
+        tied: images whose two highest classes tie.
         relative_l2: error of the logits.
     """
 
@@ -207,8 +214,8 @@ class Reading:
 
     @property
     def holds(self) -> bool:
-        """Whether the artifact reads what eager does, but for ties."""
-        return self.changed_untied == 0
+        """Whether the artifact reads what eager does, but for ties, and no more of them than the margin."""
+        return self.changed_untied == 0 and self.changed <= MARGIN[self.dtype]
 
     @property
     def line(self) -> str:
@@ -271,27 +278,23 @@ def main() -> None:
 
 
 def write(readings: Sequence[Reading]) -> None:
-    """Write the readings to `tools/results/digits.csv`, with when and of what they were made."""
-    packages = ("torch", "timm", "onnxruntime-gpu", "tensorrt-rtx", "scikit-learn")
-    about = {"date": datetime.datetime.now(datetime.UTC).date().isoformat(), "commit": commit()}
-    about |= {package: metadata.version(package) for package in packages}
-    with RESULTS.open("w", newline="", encoding="utf-8") as file:
-        columns = (*about, *(field.name for field in fields(Reading)))
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
-        for reading in readings:
-            writer.writerow({**about, **asdict(reading), "relative_l2": f"{reading.relative_l2:.2e}"})
+    """Add the readings to `tools/results/digits.csv`, and put them into docs/gate.md as a table."""
+    about = record.about("cpu", PACKAGES)
+    rows = [{**about, **asdict(reading), "relative_l2": f"{reading.relative_l2:.2e}"} for reading in readings]
+    record.append(RESULTS, (*about, *(field.name for field in fields(Reading))), rows)
+    DOCS.write_text(section(DOCS.read_text(), "<!-- digits -->", "<!-- end of digits -->", table(readings)))
 
 
-def commit() -> str:
-    """Return the commit the code is at, with a plus where files have changed since."""
-    found = subprocess.run(
-        ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+", "--exclude=*"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return found.stdout.strip() or "unknown"
+def table(readings: Sequence[Reading]) -> str:
+    """Return the readings as a Markdown table, eager's own first."""
+    first = readings[0]
+    rows = [("eager", "float32", str(first.eager_right), f"{first.eager_right / first.images:.1%}", "", "", "")]
+    for reading in readings:
+        share, error = f"{reading.right / reading.images:.1%}", f"{reading.relative_l2:.1e}"
+        counts = str(reading.right), share, str(reading.changed), error
+        rows.append((reading.target, reading.dtype, *counts, reading.judged))
+    head = ("target", "dtype", f"right of {first.images}", "accuracy", "read otherwise", "error of logits", "what ran")
+    return markdown_text.table(head, rows)
 
 
 if __name__ == "__main__":
