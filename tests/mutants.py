@@ -566,6 +566,18 @@ def mask_from_coordinates(dtype: torch.dtype) -> Candidate:
 
 
 @mutant()
+def fails_on_a_masked_token(dtype: torch.dtype) -> Candidate:
+    """It raises where the mask is not what coordinates say, as a graph does that was traced with a check of it."""
+
+    def change(p: Tensor, c: Tensor, v: Tensor) -> Inputs:
+        if not torch.equal(v.sum(dim=1), (c.amax(dim=1) + 1).prod(dim=1)):
+            raise ValueError("a mask with gaps")
+        return p, c, v
+
+    return fed(dtype, change)
+
+
+@mutant()
 def first_image_leaks(dtype: torch.dtype) -> Candidate:
     """Some of the first image is in the outputs of all."""
     return answering(dtype, lambda out: out + 0.05 * out[:1])

@@ -28,7 +28,7 @@ from rich.console import Console
 from torch import nn
 
 import naflex_export as nx
-from naflex_export.accuracy.invariances import MOVED
+from naflex_export.accuracy.invariances import MASKING, MOVED
 from naflex_export.accuracy.results import BASELINE_FACTOR, GateReport
 from naflex_export.program import DTYPES
 from naflex_export.sources import randomize
@@ -91,10 +91,8 @@ def used_of(report: GateReport) -> dict[str, float]:
     for baseline in report.baselines:
         add("baseline", baseline.candidate / (BASELINE_FACTOR * baseline.baseline))
     for invariance in report.invariances:
-        if invariance.name == "masking a valid token":
-            share = MOVED / invariance.moved
-        else:
-            share = invariance.moved / report.limits.relative_l2
+        moved = invariance.moved
+        share = MOVED / moved if invariance.name == MASKING else moved / report.limits.relative_l2
         add(INVARIANCES[invariance.name], share)
     return used
 

@@ -27,7 +27,7 @@ import torch
 import naflex_export as nx
 from naflex_export import graph_checks
 from naflex_export.accuracy.compare import Limits
-from naflex_export.accuracy.invariances import MOVED
+from naflex_export.accuracy.invariances import MASKING, MOVED
 from naflex_export.accuracy.results import BASELINE_FACTOR, GateReport
 from naflex_export.cases import Scope
 from naflex_export.export import judge_artifact
@@ -60,7 +60,7 @@ INVARIANCES = {
     "padding's content": "padding",
     "order in the batch": "order",
     "amount of padding": "amount",
-    "masking a valid token": "mask",
+    MASKING: "mask",
 }
 PROBLEMS = {
     "the candidate has no such output": "name",
@@ -100,7 +100,7 @@ def checks_of(report: GateReport, slack: float = 1.0) -> frozenset[str]:
     if any(not result.candidate <= slack * BASELINE_FACTOR * result.baseline for result in report.baselines):
         found.add(BASELINE)
     for invariance in report.invariances:
-        if invariance.name == "masking a valid token":
+        if invariance.name == MASKING:
             holds = invariance.moved > MOVED / slack
         else:
             holds = invariance.moved <= slack * report.limits.relative_l2
