@@ -210,7 +210,7 @@ def page(graphs: Mapping[str, list[str]]) -> str:
     ]
     lines += [f"| {name} | " + " | ".join(_cells(name)) + " |" for name in MUTANTS]
     lines += ["", "In words, and where a fault is not asked to be caught, why:", ""]
-    lines += [f"- {name}: {mutant.fault}{_left_out(name)}" for name, mutant in MUTANTS.items()]
+    lines += [f"- {name}: {mutant.fault}{_besides(name)}" for name, mutant in MUTANTS.items()]
     lines += [
         "",
         "### By check",
@@ -283,9 +283,11 @@ def _cells(name: str) -> list[str]:
     return cells
 
 
-def _left_out(name: str) -> str:
+def _besides(name: str) -> str:
     missing = [dtype for dtype in DTYPES if dtype not in asked(name)]
-    return f" Not in {' and '.join(missing)}: {MUTANTS[name].why}." if missing else ""
+    left_out = f" Not in {' and '.join(missing)}: {MUTANTS[name].why}." if missing else ""
+    depends = MUTANTS[name].depends
+    return left_out + (f" By {' and '.join(depends)} on some machines only." if depends else "")
 
 
 def committed(text: str) -> dict[str, dict[str, frozenset[str]]]:
