@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
-from naflex_export.program import Program
+from naflex_export.program import EXAMPLE, EXAMPLE_TOKENS, Program
 
 FLOAT16 = ir.DataType.FLOAT16
 
@@ -146,6 +146,40 @@ def float32_between_casts(model: ir.Model) -> None:
     narrow = ir.node("Cast", [value(model, "features")], attributes={"to": int(FLOAT16)})
     narrow.outputs[0].type = ir.TensorType(FLOAT16)
     answer_instead(model, narrow)
+
+
+@mutant()
+def fixed_reshape(model: ir.Model) -> None:
+    """Inputs and outputs are open, and a `Reshape` inside has the batch and tokens of the example."""
+    wrong = next(node for node in reversed(model.graph) if node.op_type == "Reshape" and "batch" in str(node.outputs))
+    sizes = {"batch": len(EXAMPLE), "tokens": EXAMPLE_TOKENS}
+    shape = [dim if isinstance(dim, int) else dim.evaluate(sizes) for dim in wrong.outputs[0].shape or ()]
+    fixed = ir.Value(name="fixed", const_value=ir.tensor(shape, dtype=ir.DataType.INT64, name="fixed"))
+    model.graph.initializers["fixed"] = fixed
+    wrong.replace_input_with(1, fixed)
+
+
+@mutant()
+def older_opset(model: ir.Model) -> None:
+    """The graph says an older opset than was asked for, and holds operators that it does not have."""
+    model.opset_imports[""] = 18
+
+
+@mutant()
+def operator_of_a_vendor(model: ir.Model) -> None:
+    """An operator is none of ONNX's standard, but of one backend."""
+    model.opset_imports["com.microsoft"] = 1
+    answer_instead(model, ir.node("Gelu", [value(model, "features")], domain="com.microsoft"))
+
+
+@mutant()
+def no_kernel(model: ir.Model) -> None:
+    """An operator is of ONNX's standard, and ONNX Runtime has no kernel for it in that dtype."""
+    double = ir.node("Cast", [value(model, "features")], attributes={"to": int(ir.DataType.DOUBLE)})
+    elu = ir.node("Elu", double.outputs, name="node_elu")
+    single = ir.node("Cast", elu.outputs, attributes={"to": int(ir.DataType.FLOAT)})
+    model.graph.extend([double, elu])
+    answer_instead(model, single)
 
 
 def _inserted(op: str, fault: str) -> None:

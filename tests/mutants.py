@@ -41,6 +41,7 @@ class Mutant:
         dtypes: in which it must be caught.
         why: why not in the others; empty where there are none.
         outputs: that it gives.
+        depends: checks that catch it on some machines and not on others, by how their kernels split a sum.
     """
 
     fault: str
@@ -48,19 +49,23 @@ class Mutant:
     dtypes: tuple[str, ...] = DTYPES
     why: str = ""
     outputs: tuple[str, ...] = ("features",)
+    depends: tuple[str, ...] = ()
 
 
 MUTANTS: dict[str, Mutant] = {}
 
 
 def mutant(
-    dtypes: tuple[str, ...] = DTYPES, why: str = "", outputs: tuple[str, ...] = ("features",)
+    dtypes: tuple[str, ...] = DTYPES,
+    why: str = "",
+    outputs: tuple[str, ...] = ("features",),
+    depends: tuple[str, ...] = (),
 ) -> Callable[[Maker], Maker]:
     """Register a maker under its own name; its docstring is the fault."""
 
     def register(make: Maker) -> Maker:
         assert make.__doc__
-        MUTANTS[make.__name__.replace("_", "-")] = Mutant(make.__doc__, make, dtypes, why, outputs)
+        MUTANTS[make.__name__.replace("_", "-")] = Mutant(make.__doc__, make, dtypes, why, outputs, depends)
         return make
 
     return register
@@ -360,13 +365,13 @@ def weights_of_8_bits(dtype: torch.dtype) -> Candidate:
 # How it rounds.
 
 
-@mutant(("float32",), why="it is what was asked for")
+@mutant(("float32",), why="it is what was asked for", depends=("amount",))
 def float16_behind_float32(dtype: torch.dtype) -> Candidate:
     """It computes in float16 and says float32: what a silent fallback looks like."""
     return rounded(dtype, torch.float16)
 
 
-@mutant(("float32", "float16"), why="it is what was asked for")
+@mutant(("float32", "float16"), why="it is what was asked for", depends=("amount",))
 def bfloat16_behind_another(dtype: torch.dtype) -> Candidate:
     """It computes in bfloat16 and says float32 or float16."""
     return rounded(dtype, torch.bfloat16)
@@ -561,6 +566,18 @@ def mask_from_coordinates(dtype: torch.dtype) -> Candidate:
 
     def change(p: Tensor, c: Tensor, v: Tensor) -> Inputs:
         return p, c, torch.arange(v.shape[1]) < (c.amax(dim=1) + 1).prod(dim=1, keepdim=True)
+
+    return fed(dtype, change)
+
+
+@mutant()
+def fails_on_a_masked_token(dtype: torch.dtype) -> Candidate:
+    """It raises where the mask is not what coordinates say, as a graph does that was traced with a check of it."""
+
+    def change(p: Tensor, c: Tensor, v: Tensor) -> Inputs:
+        if not torch.equal(v.sum(dim=1), (c.amax(dim=1) + 1).prod(dim=1)):
+            raise ValueError("a mask with gaps")
+        return p, c, v
 
     return fed(dtype, change)
 

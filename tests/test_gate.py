@@ -187,6 +187,19 @@ def test_a_broken_invariance_fails_the_gate() -> None:
     assert [found.broken for found in judge(tiny.classifier(), tiny.classifier()).invariances] == [""] * 4
 
 
+def test_a_candidate_that_raises_on_an_invariance_fails(classifier: nn.Module) -> None:
+    def candidate(patches: Tensor, coord: Tensor, valid: Tensor) -> Tensor:
+        if patches.abs().max() > 100:
+            raise ValueError("too large")
+        return classifier(patches, coord, valid)
+
+    report = judge(candidate, classifier)
+    assert [found.broken for found in report.invariances if found.broken] == [
+        "padding's content: the candidate raised ValueError: too large"
+    ]
+    assert not report.passed and as_html(report)
+
+
 def test_a_candidate_that_raises_fails() -> None:
     def candidate(*inputs: Tensor) -> Tensor:
         if len(inputs[0]) > 4:

@@ -14,7 +14,7 @@ from graph_mutants import GRAPH_MUTANTS
 from mutants import DTYPES, MUTANTS, WRONG_REFERENCES
 
 import naflex_export as nx
-from naflex_export.program import trace
+from naflex_export.program import Program, trace
 from naflex_export.targets.onnx import FILE
 
 COMMITTED = judge.committed(judge.PAGE.read_text())
@@ -26,8 +26,13 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def graphs(artifact: Path) -> dict[str, list[str]]:
-    return judge.judge_graphs(ir.load(artifact / FILE), trace(tiny.classifier(), [judge.BUCKET]))
+def program() -> Program:
+    return trace(tiny.classifier(), [judge.BUCKET])
+
+
+@pytest.fixture(scope="module")
+def graphs(artifact: Path, program: Program) -> dict[str, list[str]]:
+    return judge.judge_graphs(ir.load(artifact / FILE), program)
 
 
 @pytest.mark.parametrize(
@@ -36,8 +41,9 @@ def graphs(artifact: Path) -> dict[str, list[str]]:
 def test_a_wrong_candidate_is_caught_by_what_the_page_says(name: str, dtype: str) -> None:
     found = judge.judge(name, dtype)
     assert found.caught
-    said = COMMITTED[name][dtype]
-    assert found.clearly <= said <= found.possibly
+    said, depends = COMMITTED[name][dtype], set(MUTANTS[name].depends)
+    assert found.clearly - depends <= said
+    assert said - depends <= found.possibly
 
 
 @pytest.mark.parametrize("name", GRAPH_MUTANTS)
@@ -56,7 +62,7 @@ def test_a_wrong_reference_is_refused(name: str) -> None:
     assert WRONG_REFERENCES[name].says in judge.judge_reference(name)
 
 
-def test_every_check_catches_something(graphs: dict[str, list[str]]) -> None:
+def test_every_check_catches_something(artifact: Path, program: Program, graphs: dict[str, list[str]]) -> None:
     caught = {
         check
         for name, mutant in MUTANTS.items()
@@ -64,7 +70,8 @@ def test_every_check_catches_something(graphs: dict[str, list[str]]) -> None:
         for check in judge.judge(name, dtype).caught
     }
     assert caught == set(judge.CHECKS)
-    assert {check for found in graphs.values() for check in found} == set(judge.graph_checks())
+    there = set(judge.graph_checks_of(ir.load(artifact / FILE), program))
+    assert {check for caught in graphs.values() for check in caught} == there and len(there) > 5
     assert [name for name in ("baseline", "padding", "mask", "name", "shape", "raised") if not judge.alone(name)] == []
 
 

@@ -14,20 +14,19 @@ ours would show. Artifacts are made by the command line, from a safetensors file
 from __future__ import annotations
 
 import argparse
-import csv
-import datetime
-import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import markdown_text
+import record
 import timm
 import torch
 from click.testing import CliRunner
+from markdown_text import section
 from PIL import Image
 from rich.console import Console
 from safetensors.torch import save_file
@@ -47,9 +46,9 @@ from naflex_export.grid import Bucket, Grid
 from naflex_export.program import DTYPES
 from naflex_export.targets import NAMES, target_named
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "tools" / "results" / "digits.csv"
-DOCS = ROOT / "docs" / "gate.md"
+RESULTS = record.RESULTS / "digits.csv"
+PACKAGES = ("torch", "timm", "onnxruntime-gpu", "tensorrt-rtx", "scikit-learn")
+DOCS = record.ROOT / "docs" / "gate.md"
 
 PATCH = 2
 BUCKET = Bucket(36, (1, 8, 200))
@@ -279,51 +278,23 @@ def main() -> None:
 
 
 def write(readings: Sequence[Reading]) -> None:
-    """Write the readings to `tools/results/digits.csv`, with when and of what they were made, and as a table."""
-    packages = ("torch", "timm", "onnxruntime-gpu", "tensorrt-rtx", "scikit-learn")
-    about = {"date": datetime.datetime.now(datetime.UTC).date().isoformat(), "commit": commit()}
-    about |= {package: metadata.version(package) for package in packages}
-    with RESULTS.open("w", newline="", encoding="utf-8") as file:
-        columns = (*about, *(field.name for field in fields(Reading)))
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
-        for reading in readings:
-            writer.writerow({**about, **asdict(reading), "relative_l2": f"{reading.relative_l2:.2e}"})
-    replace_block(DOCS, "digits", table(readings))
+    """Add the readings to `tools/results/digits.csv`, and put them into docs/gate.md as a table."""
+    about = record.about("cpu", PACKAGES)
+    rows = [{**about, **asdict(reading), "relative_l2": f"{reading.relative_l2:.2e}"} for reading in readings]
+    record.append(RESULTS, (*about, *(field.name for field in fields(Reading))), rows)
+    DOCS.write_text(section(DOCS.read_text(), "<!-- digits -->", "<!-- end of digits -->", table(readings)))
 
 
-def table(readings: Sequence[Reading]) -> list[str]:
+def table(readings: Sequence[Reading]) -> str:
     """Return the readings as a Markdown table, eager's own first."""
     first = readings[0]
-    lines = ["| target | dtype | right of 597 | accuracy | read otherwise | error of logits | what ran |"]
-    lines += ["|---|---|--:|--:|--:|--:|---|"]
-    lines += [f"| eager | float32 | {first.eager_right} | {first.eager_right / first.images:.1%} | | | |"]
+    rows = [("eager", "float32", str(first.eager_right), f"{first.eager_right / first.images:.1%}", "", "", "")]
     for reading in readings:
-        lines.append(
-            f"| {reading.target} | {reading.dtype} | {reading.right} | {reading.right / reading.images:.1%} "
-            f"| {reading.changed} | {reading.relative_l2:.1e} | {reading.judged} |"
-        )
-    return lines
-
-
-def replace_block(page: Path, name: str, lines: Sequence[str]) -> None:
-    """Replace what is between the comments `<!-- name -->` and `<!-- end of name -->` of a page."""
-    start, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
-    before, found, rest = page.read_text(encoding="utf-8").partition(start)
-    if not found or end not in rest:
-        raise ValueError(f"{page.name} has no block {name!r}: expected {start.strip()} and {end}")
-    page.write_text(before + start + "\n".join(lines) + "\n" + end + rest.partition(end)[2], encoding="utf-8")
-
-
-def commit() -> str:
-    """Return the commit the code is at, with a plus where files have changed since."""
-    found = subprocess.run(
-        ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+", "--exclude=*"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return found.stdout.strip() or "unknown"
+        share, error = f"{reading.right / reading.images:.1%}", f"{reading.relative_l2:.1e}"
+        counts = str(reading.right), share, str(reading.changed), error
+        rows.append((reading.target, reading.dtype, *counts, reading.judged))
+    head = ("target", "dtype", f"right of {first.images}", "accuracy", "read otherwise", "error of logits", "what ran")
+    return markdown_text.table(head, rows)
 
 
 if __name__ == "__main__":

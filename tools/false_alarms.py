@@ -11,30 +11,30 @@ from __future__ import annotations
 
 import argparse
 import copy
-import csv
-import datetime
 import functools
 import math
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 
 import digits
+import markdown_text
+import record
 import torch
 from judge_mutants import INVARIANCES, tiny  # also where the tests' models are
+from markdown_text import section
 from rich.console import Console
 from torch import nn
 
 import naflex_export as nx
-from naflex_export.accuracy.invariances import MOVED
+from naflex_export.accuracy.invariances import MASKING, MOVED
 from naflex_export.accuracy.results import BASELINE_FACTOR, GateReport
 from naflex_export.program import DTYPES
 from naflex_export.sources import randomize
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "tools" / "results" / "false_alarms.csv"
+RESULTS = record.RESULTS / "false_alarms.csv"
+PACKAGES = ("torch", "timm", "onnxruntime-gpu")
 VECTORIZE = "vectorize"
 TINY_BUCKET = nx.Bucket(24, (1, 4, 8))
 MODELS: dict[str, tuple[Callable[[], nn.Module], nx.Bucket]] = {
@@ -91,10 +91,8 @@ def used_of(report: GateReport) -> dict[str, float]:
     for baseline in report.baselines:
         add("baseline", baseline.candidate / (BASELINE_FACTOR * baseline.baseline))
     for invariance in report.invariances:
-        if invariance.name == "masking a valid token":
-            share = MOVED / invariance.moved
-        else:
-            share = invariance.moved / report.limits.relative_l2
+        moved = invariance.moved
+        share = MOVED / moved if invariance.name == MASKING else moved / report.limits.relative_l2
         add(INVARIANCES[invariance.name], share)
     return used
 
@@ -169,6 +167,7 @@ def main() -> None:
     parser.add_argument("--model", action="append", choices=tuple(MODELS), help="only this one; may be repeated")
     asked = parser.parse_args()
     everything = not asked.target and not asked.model and asked.seeds >= 100
+    about = record.about("cpu", PACKAGES)  # of the code that runs, whatever is committed meanwhile
     console, found = Console(), []
     for row in rows(asked.target or tuple(DTYPES_OF), asked.model or tuple(MODELS), range(asked.seeds)):
         found.append(row)
@@ -182,37 +181,30 @@ def main() -> None:
         for failure in row.failures:
             console.print(f"  {failure}", highlight=False, soft_wrap=True)
         if everything:
-            write(found)
+            add(row, about)
+    if everything:
+        page = digits.DOCS.read_text()
+        digits.DOCS.write_text(section(page, "<!-- false alarms -->", "<!-- end of false alarms -->", table(found)))
 
 
-def write(found: Sequence[Row]) -> None:
-    """Write the rows to `tools/results/false_alarms.csv`, with when and of what they were made, and as a table."""
-    packages = ("torch", "timm", "onnxruntime-gpu")
-    about = {"date": datetime.datetime.now(datetime.UTC).date().isoformat(), "commit": digits.commit()}
-    about |= {package: metadata.version(package) for package in packages}
-    columns = (*about, "model", "target", "dtype", "judged", "seeds", "passed", *COLUMNS)
-    with RESULTS.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
-        for row in found:
-            shares = {name: "" if math.isnan(share) else f"{share:.3g}" for name, share in row.used.items()}
-            kept = {name: getattr(row, name) for name in ("model", "target", "dtype", "judged", "seeds", "passed")}
-            writer.writerow({**about, **kept, **shares})
-    digits.replace_block(digits.DOCS, "false alarms", table(found))
+def add(row: Row, about: dict[str, str]) -> None:
+    """Add a row to `tools/results/false_alarms.csv`."""
+    shares = {name: "" if math.isnan(share) else f"{share:.3g}" for name, share in row.used.items()}
+    kept = {name: str(getattr(row, name)) for name in ("model", "target", "dtype", "judged", "seeds", "passed")}
+    record.append(RESULTS, (*about, *kept, *COLUMNS), [{**about, **kept, **shares}])
 
 
-def table(found: Sequence[Row]) -> list[str]:
+def table(found: Sequence[Row]) -> str:
     """Return a Markdown table with a row for each target and dtype, the worst of all models."""
     shown = ("max_share", "relative_l2", "worst_cosine", "top1_agreement", "top5_agreement", "baseline", "amount")
-    lines = ["| target | dtype | models | passed | " + " | ".join(shown) + " |"]
-    lines += ["|---|---|--:|--:|" + "--:|" * len(shown)]
+    lines = []
     for target, dtype in dict.fromkeys((row.target, row.dtype) for row in found):
         rows = [row for row in found if (row.target, row.dtype) == (target, dtype)]
         passed, seeds = sum(row.passed for row in rows), sum(row.seeds for row in rows)
         used = [functools.reduce(_larger, (row.used[name] for row in rows), math.nan) for name in shown]
         cells = ["" if math.isnan(share) else f"{share:.0%}" for share in used]
-        lines.append(f"| {target} | {dtype} | {len(rows)} | {passed} of {seeds} | " + " | ".join(cells) + " |")
-    return lines
+        lines.append((target, dtype, str(len(rows)), f"{passed} of {seeds}", *cells))
+    return markdown_text.table(("target", "dtype", "models", "passed", *shown), lines)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,14 +25,14 @@ import onnx_ir as ir
 import torch
 
 import naflex_export as nx
-from naflex_export import passes
+from naflex_export import graph_checks
 from naflex_export.accuracy.compare import Limits
-from naflex_export.accuracy.invariances import MOVED
+from naflex_export.accuracy.invariances import MASKING, MOVED
 from naflex_export.accuracy.results import BASELINE_FACTOR, GateReport
 from naflex_export.cases import Scope
 from naflex_export.export import judge_artifact
 from naflex_export.program import Program, trace
-from naflex_export.targets.onnx import FILE
+from naflex_export.targets import onnx
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "mutants.md"
@@ -40,7 +40,7 @@ sys.path.append(str(ROOT / "tests"))
 
 import tiny  # noqa: E402
 from artifact_mutants import ARTIFACT_MUTANTS  # noqa: E402
-from graph_mutants import GRAPH_MUTANTS  # noqa: E402
+from graph_mutants import GRAPH_MUTANTS, GraphMutant  # noqa: E402
 from mutants import DTYPES, MUTANTS, WRONG_REFERENCES  # noqa: E402
 
 BUCKET = nx.Bucket(24, (1, 4, 8))
@@ -60,7 +60,7 @@ INVARIANCES = {
     "padding's content": "padding",
     "order in the batch": "order",
     "amount of padding": "amount",
-    "masking a valid token": "mask",
+    MASKING: "mask",
 }
 PROBLEMS = {
     "the candidate has no such output": "name",
@@ -100,7 +100,7 @@ def checks_of(report: GateReport, slack: float = 1.0) -> frozenset[str]:
     if any(not result.candidate <= slack * BASELINE_FACTOR * result.baseline for result in report.baselines):
         found.add(BASELINE)
     for invariance in report.invariances:
-        if invariance.name == "masking a valid token":
+        if invariance.name == MASKING:
             holds = invariance.moved > MOVED / slack
         else:
             holds = invariance.moved <= slack * report.limits.relative_l2
@@ -127,27 +127,25 @@ def judge_graphs(model: ir.Model, program: Program) -> dict[str, list[str]]:
         model: the true graph.
         program: what it was made from.
     """
-    found = {}
-    for name, mutant in {"": None, **GRAPH_MUTANTS}.items():
-        changed = ir.from_proto(ir.to_proto(model))
-        asked = program
-        if mutant is not None:
-            mutant.change(changed)
-            asked = mutant.asked(program)
-        with _recorded_checks() as caught:
-            problems = passes.check_graph(changed, asked)
-        assert bool(problems) == bool(caught), f"{name}: {problems} come from no function of passes named check_*"
-        found[name] = caught
-    return found
+    return {name: _judged_graph(model, program, mutant)[0] for name, mutant in {"": None, **GRAPH_MUTANTS}.items()}
 
 
-@contextmanager
-def _recorded_checks() -> Iterator[list[str]]:
-    """Give a list that fills with the names of the graph checks that find something, whatever checks there are."""
+def graph_checks_of(model: ir.Model, program: Program) -> list[str]:
+    """Return the names of the checks that a true graph passes on its way, whatever checks there are."""
+    return _judged_graph(model, program, None)[1]
+
+
+def _judged_graph(model: ir.Model, program: Program, mutant: GraphMutant | None) -> tuple[list[str], list[str]]:
+    """Return the names of the checks that caught a graph, and of those that were made."""
+    changed = ir.from_proto(ir.to_proto(model))
+    if mutant is not None:
+        mutant.change(changed)
     caught: list[str] = []
+    made: list[str] = []
 
     def recorded(name: str, check: Callable[..., list[str]]) -> Callable[..., list[str]]:
         def run(*arguments: Any) -> list[str]:
+            made.append(name)
             problems = check(*arguments)
             if problems and name not in caught:
                 caught.append(name)
@@ -155,16 +153,15 @@ def _recorded_checks() -> Iterator[list[str]]:
 
         return run
 
+    functions = dict(inspect.getmembers(graph_checks, inspect.isfunction))
     with ExitStack() as stack:
-        for name, check in graph_checks().items():
-            stack.enter_context(mock.patch.object(passes, name, recorded(name, check)))
-        yield caught
-
-
-def graph_checks() -> dict[str, Callable[..., list[str]]]:
-    """Return every check of an ONNX graph, by name."""
-    functions = dict(inspect.getmembers(passes, inspect.isfunction))
-    return {name: found for name, found in functions.items() if name.startswith("check_") and name != "check_graph"}
+        for name, check in functions.items():
+            if name.startswith("check_") and name != "check_onnx":
+                stack.enter_context(mock.patch.object(graph_checks, name, recorded(name, check)))
+        asked = program if mutant is None else mutant.asked(program)
+        problems = graph_checks.check_onnx(changed, asked, onnx.OPSET, recorded("refusals", onnx.refusals))
+    assert bool(problems) == bool(caught), f"no function check_* of graph_checks found {problems}"
+    return caught, list(dict.fromkeys(made))
 
 
 def judge_reference(name: str) -> str:
@@ -213,7 +210,7 @@ def page(graphs: Mapping[str, list[str]]) -> str:
     ]
     lines += [f"| {name} | " + " | ".join(_cells(name)) + " |" for name in MUTANTS]
     lines += ["", "In words, and where a fault is not asked to be caught, why:", ""]
-    lines += [f"- {name}: {mutant.fault}{_left_out(name)}" for name, mutant in MUTANTS.items()]
+    lines += [f"- {name}: {mutant.fault}{_besides(name)}" for name, mutant in MUTANTS.items()]
     lines += [
         "",
         "### By check",
@@ -234,6 +231,8 @@ def page(graphs: Mapping[str, list[str]]) -> str:
         "## Graphs",
         "",
         "The true ONNX graph with one fault (`tests/graph_mutants.py`); the export ends before any backend sees it.",
+        "An ExportedProgram is checked for the same one step earlier: those faults are in",
+        "`tests/test_graph_checks.py`.",
         "",
         "| fault | in words | caught by |",
         "|---|---|---|",
@@ -284,9 +283,11 @@ def _cells(name: str) -> list[str]:
     return cells
 
 
-def _left_out(name: str) -> str:
+def _besides(name: str) -> str:
     missing = [dtype for dtype in DTYPES if dtype not in asked(name)]
-    return f" Not in {' and '.join(missing)}: {MUTANTS[name].why}." if missing else ""
+    left_out = f" Not in {' and '.join(missing)}: {MUTANTS[name].why}." if missing else ""
+    depends = MUTANTS[name].depends
+    return left_out + (f" By {' and '.join(depends)} on some machines only." if depends else "")
 
 
 def committed(text: str) -> dict[str, dict[str, frozenset[str]]]:
@@ -320,7 +321,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         artifact = nx.export(tiny.classifier(), "onnx", Path(folder) / "a", [BUCKET]).path
         program = trace(tiny.classifier(), [BUCKET])
-        text = page(judge_graphs(ir.load(artifact / FILE), program))
+        text = page(judge_graphs(ir.load(artifact / onnx.FILE), program))
     old = PAGE.read_text() if PAGE.exists() else ""
     lines = difflib.unified_diff(old.splitlines(), text.splitlines(), "docs/mutants.md", "now", lineterm="", n=1)
     print("\n".join(lines) or "docs/mutants.md: unchanged")

@@ -6,6 +6,8 @@ still within the limits. Here the candidate is compared with itself, so the answ
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -17,6 +19,9 @@ from naflex_export.grid import Bucket, Grid
 
 Run = Callable[[Batch], Tensor]
 """Returns the candidate's features [B, F] of a batch."""
+
+MASKING = "masking a valid token"
+"""The one check that must move the features."""
 
 MOVED = 1e-6
 """Share of the features' size by which masking a token must move them; an ignored mask moves nothing at all."""
@@ -36,7 +41,7 @@ class Invariance:
 
 
 def check_invariances(run: Run, bucket: Bucket, token_width: int, floor: float, seed: int) -> list[Invariance]:
-    """Return what was found by the checks that a bucket has room for.
+    """Return what was found by the checks that a bucket has room for; a candidate that raises on one has failed it.
 
     Args:
         run: the candidate, without a Runner's checks: a masked token makes a batch that no loader would.
@@ -48,25 +53,29 @@ def check_invariances(run: Run, bucket: Bucket, token_width: int, floor: float, 
     side = max(1, int((bucket.tokens // 2) ** 0.5))
     grids = [Grid(side, side), Grid(1, side), Grid(side, max(1, side - 1))]
     batch = _sized(noise_batch(f"invariances-seed{seed}", grids, bucket.tokens, token_width), bucket)
-    plain = run(batch)
-    found = [_still("padding's content", plain, run(_noisy_padding(batch)), floor)]
+    plain = functools.cache(lambda: run(batch))
+    checks: dict[str, Callable[[], float]] = {
+        "padding's content": lambda: _moved(plain(), run(_noisy_padding(batch))),
+    }
     if len(batch.grids) > 1:
-        found.append(_still("order in the batch", plain.flip(0), run(_reversed(batch)), floor))
+        checks["order in the batch"] = lambda: _moved(plain().flip(0), run(_reversed(batch)))
     if bucket.tokens > 2 * side * side:
-        found.append(_still("amount of padding", plain, run(_shorter(batch)), floor))
+        checks["amount of padding"] = lambda: _moved(plain(), run(_shorter(batch)))
     if side > 1:
-        found.append(_moves("masking a valid token", plain[:1], run(_without_last_token(batch))[:1]))
-    return [replace(one, bucket=str(bucket)) for one in found]
+        checks[MASKING] = lambda: _moved(plain()[:1], run(_without_last_token(batch))[:1])
+    return [_found(name, check, floor, str(bucket)) for name, check in checks.items()]
 
 
-def _still(name: str, before: Tensor, after: Tensor, floor: float) -> Invariance:
-    moved = _moved(before, after)
-    return Invariance(name, moved, "" if moved <= floor else f"{name} moved the features by {moved:.1e}: expected none")
-
-
-def _moves(name: str, before: Tensor, after: Tensor) -> Invariance:
-    moved = _moved(before, after)
-    return Invariance(name, moved, "" if moved > MOVED else f"{name} did not move the features: is the mask ignored?")
+def _found(name: str, check: Callable[[], float], floor: float, bucket: str) -> Invariance:
+    try:
+        moved = check()
+    except Exception as error:  # whatever it raises on a batch that it is to serve, it has failed
+        return Invariance(name, math.nan, f"{name}: the candidate raised {type(error).__name__}: {error}", bucket)
+    if name == MASKING:
+        broken = "" if moved > MOVED else f"{name} did not move the features: is the mask ignored?"
+    else:
+        broken = "" if moved <= floor else f"{name} moved the features by {moved:.1e}: expected none"
+    return Invariance(name, moved, broken, bucket)
 
 
 def _moved(before: Tensor, after: Tensor) -> float:
