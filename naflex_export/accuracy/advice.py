@@ -13,7 +13,7 @@ ROUNDING = 5.0
 """How many times its floor a module's error may be and still be one of rounding, done otherwise than eager does."""
 
 TF32 = 3e-3
-"""Relative error in float32 that a backend which quietly computes with fewer digits explains; TF32 measures 3e-4."""
+"""Relative error in float32 of a backend that quietly computes with fewer digits; TF32 measures 3e-4 to 8e-4."""
 
 
 _OUTPUT = "output "
