@@ -91,11 +91,21 @@ def test_gate_refuses_a_reference_with_other_weights(artifact: Path, tmp_path: P
 def test_gate_fails_with_exit_code_1(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from naflex_export.targets.onnx import OnnxRunner
 
-    true = OnnxRunner.execute
-    monkeypatch.setattr(OnnxRunner, "execute", lambda self, inputs: [1.1 * out for out in true(self, inputs)])
+    true = OnnxRunner._run
+    monkeypatch.setattr(OnnxRunner, "_run", lambda *arguments: [1.1 * out for out in true(*arguments)])
     failed = gate(artifact)
     assert failed.exit_code == 1
     assert "FAIL" in failed.stdout and "error: the gate failed" in failed.stderr
+    assert "first deviation: embeds.proj, relative L2 1.0e-01" in failed.stdout
+    assert "first deviation: embeds.proj, relative L2 1.0e-01" in failed.stderr
+
+
+def test_gate_looks_into_an_artifact_that_passes_where_asked_to(artifact: Path, tmp_path: Path) -> None:
+    assert "first deviation" not in gate(artifact, "--quick").stdout
+    done = gate(artifact, "--quick", "--locate", "--report", tmp_path / "r.json")
+    assert done.exit_code == 0, done.output
+    assert "first deviation: none in 19 modules and outputs on photos-16-0\n" in done.stdout
+    assert len(json.loads((tmp_path / "r.json").read_text())["location"]["taps"]) == 19
 
 
 def test_an_artifact_from_python_needs_its_reference_named(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from naflex_export.cases import Scope, cases_of
-from naflex_export.cli import export_command
+from naflex_export.cli import export_command, gate_command
 from naflex_export.grid import Bucket
 
 RUNS = [
@@ -32,5 +32,8 @@ def test_a_full_size_model_goes_through_the_command_line(model: str, target: str
     assert manifest["gate"]["passed"] is True and manifest["gate"]["cases"] == len(
         cases_of(Bucket(), Scope(), num_photos=3)
     )
+    again = CliRunner().invoke(gate_command, [str(out), "--quick", "--locate"])
+    assert again.exit_code == 0, again.output
+    assert f"first deviation: {'not known' if target == 'aot' else 'none in'}" in again.stdout
     if "so400m" in model:
         assert manifest["files"]["model.onnx.data"]["bytes"] > 1.6e9

@@ -377,8 +377,10 @@ def test_an_export_of_a_broken_vectorize_publishes_nothing(
     with pytest.raises(nx.GateFailure, match=r"mixed-24-seed0 \[features\]: max_share") as caught:
         export(siglip, "onnx", tmp_path / "a", BUCKET)
     assert caught.value.exit_code == 1
+    assert "first deviation: embeds, relative L2" in str(caught.value)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.rejected.html", "a.rejected.json"]
-    assert json.loads((tmp_path / "a.rejected.json").read_text())["passed"] is False
+    rejected = json.loads((tmp_path / "a.rejected.json").read_text())
+    assert rejected["passed"] is False and rejected["location"]["first"] == "embeds"
 
 
 def test_reports_are_json_and_a_table(classifier: nn.Module, tmp_path: Path) -> None:

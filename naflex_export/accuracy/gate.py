@@ -18,11 +18,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from naflex_export.accuracy.compare import DECADES, LIMITS, measure, measure_images, says_nothing, spread_of
+from naflex_export.accuracy.compare import DECADES, measure_images, says_nothing, spread_of
 from naflex_export.accuracy.invariances import Run, check_invariances
 from naflex_export.accuracy.locate import first_deviation
 from naflex_export.accuracy.results import (
-    BASELINE_FACTOR,
     BaselineResult,
     CaseResult,
     Distribution,
@@ -159,7 +158,7 @@ class Tally:
     """Compares the sides batch by batch, and adds up what is wanted over all of them."""
 
     def __init__(self, dtype: str, sides: Sides) -> None:
-        self.dtype, self.limits, self._sides = dtype, LIMITS[dtype], sides
+        self.dtype, self.limits, self._sides = dtype, sides.limits, sides
         self.problems: list[str] = []
         self._results: list[CaseResult] = []
         self._spreads: dict[tuple[str, str], list[Tensor]] = defaultdict(list)
@@ -174,7 +173,7 @@ class Tally:
             self.problems.append(f"{batch.name}: the candidate raised {type(error).__name__}: {error}")
             return
         for name, wanted in expected.items():
-            valid = sides.valid_rows(batch) if wanted.ndim == 3 else None
+            valid = sides.valid_in(batch, wanted)
             fault = _fault(batch, given.get(name), wanted, valid)
             if fault:
                 self.problems.append(f"{batch.name} [{name}]: {fault}")
@@ -209,10 +208,7 @@ class Tally:
     ) -> CaseResult:
         """Return how the candidate's output compares with the reference's, beside the baseline's if there is one."""
         given, wanted, floor = sides
-        logits = output == "features" and self._sides.family.num_classes(self._sides.eager) > 1
-        baseline = None if floor is None else measure(floor, wanted, valid, self.limits.tie if logits else None)
-        limits = self.limits.beside(baseline, BASELINE_FACTOR)
-        measures = measure(given, wanted, valid, limits.tie if logits else None)
+        measures, baseline, limits = self._sides.compared(batch, output, given, wanted, floor)
         images, tokens = batch.patch_valid.shape
         return CaseResult(
             case=batch.name,

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from naflex_export.accuracy.compare import LIMITS, Limits, Measures, measure
 from naflex_export.accuracy.reference import SoundInterpolate
+from naflex_export.accuracy.results import BASELINE_FACTOR
 from naflex_export.cases import Batch
 from naflex_export.errors import RequestError
 from naflex_export.models import Family, family_of
@@ -28,6 +30,7 @@ class Sides:
         family: the model's.
         outputs: names of the outputs, in order.
         dtype: the candidate's.
+        limits: the worst measures that pass in it, but where eager itself is near to them.
         eager: the reference, in float32 and eval mode on a CPU.
         low: the baseline, `eager` in the candidate's dtype; none in float32.
     """
@@ -35,7 +38,8 @@ class Sides:
     def __init__(
         self, candidate: Candidate, reference: nn.Module, outputs: tuple[str, ...], dtype: str, patch_size: int | None
     ) -> None:
-        self.candidate, self.outputs, self.dtype = candidate, outputs, check_dtype(dtype)
+        self.candidate, self.outputs = candidate, outputs
+        self.dtype, self.limits = check_dtype(dtype), LIMITS[dtype]
         self.family: Family = family_of(reference, patch_size)
         self.eager = float32_reference(reference)
         self._reference = self.family.encoder(self.eager, outputs)
@@ -78,6 +82,22 @@ class Sides:
         dtype = dtype or self.dtype
         arranged = self.family.layout.arrange(batch)
         return tuple(tensor.to(dtype) if tensor.is_floating_point() else tensor for tensor in arranged)
+
+    def compared(
+        self, batch: Batch, output: str, given: Tensor, wanted: Tensor, floor: Tensor | None
+    ) -> tuple[Measures, Measures | None, Limits]:
+        """Return how far what was given for an output is from what is wanted, how far the baseline is, and the limits.
+
+        Logits that nearly tie may swap. In float32 there is no `floor`, and no measures of it.
+        """
+        logits, valid = output == "features" and self.family.num_classes(self.eager) > 1, self.valid_in(batch, wanted)
+        baseline = None if floor is None else measure(floor, wanted, valid, self.limits.tie if logits else None)
+        limits = self.limits.beside(baseline, BASELINE_FACTOR)
+        return measure(given, wanted, valid, limits.tie if logits else None), baseline, limits
+
+    def valid_in(self, batch: Batch, output: Tensor) -> Tensor | None:
+        """Return which rows of an output to compare; None for all."""
+        return self.valid_rows(batch) if output.ndim == 3 else None
 
     def valid_rows(self, batch: Batch) -> Tensor:
         """Return [B, prefix + N] bool, the valid tokens of an encoder's output: prefix tokens always are."""
