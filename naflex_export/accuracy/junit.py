@@ -16,12 +16,16 @@ def as_junit(report: GateReport) -> str:
     What could not be compared is a failed test, as is a report of nothing at all; what was built and not run is a
     skipped one.
     """
-    tests = [_test(f"{result.case} [{result.output}]", ", ".join(result.broken)) for result in report.results]
+    case, where = (report.location.case, report.location.line) if report.location else ("", "")
+    tests = [
+        _test(f"{result.case} [{result.output}]", ", ".join(result.broken), where if result.case == case else "")
+        for result in report.results
+    ]
     for problem in report.problems:
         name, _, what = problem.partition(": ")
         tests.append(_test(name, what or problem))
     tests += [_test(_invariance(found.name, found.bucket), found.broken) for found in report.invariances]
-    tests += [_test(f"baseline [{found.output}]", found.broken) for found in report.baselines]
+    tests += [_test(f"baseline [{found.output}]", found.broken, where) for found in report.baselines]
     if not report.passed and not report.failures:
         tests.append(_test("cases", "nothing was compared"))
     if report.not_run:
@@ -37,9 +41,11 @@ def as_junit(report: GateReport) -> str:
     return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
 
 
-def _test(name: str, broken: str = "") -> Element:
+def _test(name: str, broken: str = "", where: str = "") -> Element:
+    """Return a test, failed where something is broken; `where` says in which module."""
     test = tag("testcase", classname="naflex_export.gate", name=name)
     if broken:
+        broken = "; ".join(filter(None, [broken, where]))
         test.append(tag("failure", broken, message=" ".join(clean(broken).split()), type="accuracy"))
     return test
 

@@ -110,9 +110,10 @@ def _located(sides: Sides, report: GateReport, batch: Batch) -> Location:
     highest = torch.finfo(sides.dtype).max
     taps = []
     for name, wanted in reference.values.items():
-        if name not in values or values[name].shape != wanted.shape:
+        given = _lined_up(values.get(name), wanted)
+        if given is None:
             continue
-        valid, given = reference.valid[name], values[name].cpu()
+        valid = reference.valid[name]
         inside = reference.inside.get(name, 0.0)
         peak, wanted_peak = _peak(given, valid), _peak(wanted, valid)
         error = relative_l2(given, wanted, valid)
@@ -127,6 +128,16 @@ def _located(sides: Sides, report: GateReport, batch: Batch) -> Location:
     overflows = next((tap for tap in located.taps if not math.isfinite(baseline.get(tap.module, 0.0))), None)
     breaks = _breaks(sides, batch, sides.candidate_of(batch, checked=False)), _breaks(sides, batch, found.outputs)
     return replace(located, advice=advice_without(_name(sides.dtype), overflows, *breaks))
+
+
+def _lined_up(given: Tensor | None, wanted: Tensor) -> Tensor | None:
+    """Return a module's output in the reference's shape; None where there is none, or it has another.
+
+    A vectorized embedding projects all images' tokens in a row, [B * N, D].
+    """
+    if given is None or given.shape not in (wanted.shape, wanted.flatten(0, -2).shape):
+        return None
+    return given.reshape(wanted.shape).cpu()
 
 
 @dataclass
