@@ -375,7 +375,7 @@ def test_reports_name_it(classifier: nn.Module) -> None:
     found = line.removeprefix("first deviation: ").partition(", on ")[0]
     assert found.startswith("blocks.1.mlp") and found in as_markdown(report)
     suite = ElementTree.fromstring(as_junit(report))
-    assert suite.findtext("system-out") == line
+    assert str(suite.findtext("system-out")).splitlines()[-1] == line
     messages = {case.get("name"): case[0].get("message", "") for case in suite.findall("testcase") if len(case)}
     assert [name for name, text in messages.items() if line in text] == [f"{report.location.case} [features]"]
     told = json.loads(json.dumps(report.to_json()))["location"]
