@@ -104,9 +104,10 @@ def _first_deviation(report: GateReport) -> list[Element]:
         text = location_line(report).removeprefix("first deviation: ")
         return [tag("h2", "First deviation"), tag("p", _sentence(text))]
     case, module = tag("code", location.case), tag("b", tag("code", location.first.module))
+    where = f", in {location.instead}" if location.instead else ""
     section = [
         tag("h2", "First deviation"),
-        tag("p", "The first module to leave its floor, on ", case, ", is ", module, "."),
+        tag("p", "The first module to leave its floor, on ", case, f"{where}, is ", module, "."),
         tag("p", _sentence(tap_line(location.first, report.dtype))),
     ]
     return [*section, *([tag("p", _sentence(location.advice))] if location.advice else [])]
