@@ -12,6 +12,7 @@ from pathlib import Path
 import digits
 import false_alarms
 import pytest
+import record
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -163,9 +164,11 @@ def test_what_was_measured_had_no_false_alarm() -> None:
     """Of the 100 seeds of each target and dtype that `tools/false_alarms.py` ran."""
     with false_alarms.RESULTS.open(encoding="utf-8") as file:
         found = list(csv.DictReader(file))
-    assert {(row["target"], row["dtype"]) for row in found} == {
-        (target, dtype) for target, dtypes in false_alarms.DTYPES_OF.items() for dtype in dtypes
-    }
-    assert {row["model"] for row in found} == set(false_alarms.MODELS)
+    assert found
     for row in found:
+        assert row["model"] in false_alarms.MODELS and row["dtype"] in false_alarms.DTYPES_OF[row["target"]]
         assert int(row["passed"]) == int(row["seeds"]) >= 100, row
+        shares = [float(row[name]) for name in false_alarms.COLUMNS if row[name]]
+        assert len(shares) >= 7 and max(shares) < 1
+    newest = record.newest(found, false_alarms.KIND)
+    assert false_alarms.table(newest) in digits.DOCS.read_text(encoding="utf-8")

@@ -1,7 +1,8 @@
 """Judge true artifacts under many seeds, and write how near they came to each limit: tools/results/false_alarms.csv.
 
-    python tools/false_alarms.py                               # 100 seeds of everything, and write
-    python tools/false_alarms.py --seeds 5 --target onnx       # some of it, printed only
+    python tools/false_alarms.py --write                       # 100 seeds of everything
+    python tools/false_alarms.py --target aot --write          # of one target
+    python tools/false_alarms.py --seeds 5 --target onnx       # a few, printed only
 
 An artifact is exported once, as a user does, and judged again under each seed, which draws all generated batches anew.
 The rows of `vectorize` are of no artifact: there the weights are drawn anew as well, a model for each seed.
@@ -11,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import functools
 import math
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -46,6 +46,7 @@ DTYPES_OF = {VECTORIZE: tuple(DTYPES), "onnx": tuple(DTYPES), "compile": tuple(D
 """What is judged of each target; an engine would be judged by its ONNX graph, which is `onnx`'s in another opset."""
 
 SHARES = ("max_share", "relative_l2", "worst_cosine", "top1_agreement", "top5_agreement", "baseline")
+KIND = ("model", "target", "dtype")
 COLUMNS = (*SHARES, *INVARIANCES.values())
 
 
@@ -160,17 +161,16 @@ def rows(targets: Sequence[str], models: Sequence[str], seeds: Sequence[int]) ->
 
 
 def main() -> None:
-    """Judge what was asked for, print it, and write it if it was everything."""
+    """Judge what was asked for, print it, and write it if asked to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=100)
     parser.add_argument("--target", action="append", choices=tuple(DTYPES_OF), help="only this one; may be repeated")
     parser.add_argument("--model", action="append", choices=tuple(MODELS), help="only this one; may be repeated")
+    parser.add_argument("--write", action="store_true", help="add the rows to the CSV file, and write the docs' table")
     asked = parser.parse_args()
-    everything = not asked.target and not asked.model and asked.seeds >= 100
     about = record.about("cpu", PACKAGES)  # of the code that runs, whatever is committed meanwhile
-    console, found = Console(), []
+    console = Console()
     for row in rows(asked.target or tuple(DTYPES_OF), asked.model or tuple(MODELS), range(asked.seeds)):
-        found.append(row)
         tightest = max((name for name in COLUMNS if not math.isnan(row.used[name])), key=lambda name: row.used[name])
         console.print(
             f"{row.model}, {row.target}, {row.dtype}: {row.passed} of {row.seeds} passed; "
@@ -180,30 +180,33 @@ def main() -> None:
         )
         for failure in row.failures:
             console.print(f"  {failure}", highlight=False, soft_wrap=True)
-        if everything:
-            add(row, about)
-    if everything:
-        page = digits.DOCS.read_text()
-        digits.DOCS.write_text(section(page, "<!-- false alarms -->", "<!-- end of false alarms -->", table(found)))
+        if asked.write:
+            write(row, about)
 
 
-def add(row: Row, about: dict[str, str]) -> None:
-    """Add a row to `tools/results/false_alarms.csv`."""
+def write(row: Row, about: dict[str, str]) -> None:
+    """Add a row to `tools/results/false_alarms.csv`, and put the newest of each kind into docs/gate.md."""
     shares = {name: "" if math.isnan(share) else f"{share:.3g}" for name, share in row.used.items()}
-    kept = {name: str(getattr(row, name)) for name in ("model", "target", "dtype", "judged", "seeds", "passed")}
+    kept = {name: str(getattr(row, name)) for name in (*KIND, "judged", "seeds", "passed")}
     record.append(RESULTS, (*about, *kept, *COLUMNS), [{**about, **kept, **shares}])
+    text = table(record.newest(record.read(RESULTS), KIND))
+    page = digits.DOCS.read_text()
+    digits.DOCS.write_text(section(page, "<!-- false alarms -->", "<!-- end of false alarms -->", text))
 
 
-def table(found: Sequence[Row]) -> str:
+def table(found: Sequence[dict[str, str]]) -> str:
     """Return a Markdown table with a row for each target and dtype, the worst of all models."""
     shown = ("max_share", "relative_l2", "worst_cosine", "top1_agreement", "top5_agreement", "baseline", "amount")
     lines = []
-    for target, dtype in dict.fromkeys((row.target, row.dtype) for row in found):
-        rows = [row for row in found if (row.target, row.dtype) == (target, dtype)]
-        passed, seeds = sum(row.passed for row in rows), sum(row.seeds for row in rows)
-        used = [functools.reduce(_larger, (row.used[name] for row in rows), math.nan) for name in shown]
-        cells = ["" if math.isnan(share) else f"{share:.0%}" for share in used]
-        lines.append((target, dtype, str(len(rows)), f"{passed} of {seeds}", *cells))
+    for target, dtypes in DTYPES_OF.items():
+        for dtype in dtypes:
+            rows = [row for row in found if (row["target"], row["dtype"]) == (target, dtype)]
+            if not rows:
+                continue
+            passed, seeds = sum(int(row["passed"]) for row in rows), sum(int(row["seeds"]) for row in rows)
+            used = [max((float(row[name]) for row in rows if row[name]), default=math.nan) for name in shown]
+            cells = ["" if math.isnan(share) else f"{share:.0%}" for share in used]
+            lines.append((target, dtype, str(len(rows)), f"{passed} of {seeds}", *cells))
     return markdown_text.table(("target", "dtype", "models", "passed", *shown), lines)
 
 
