@@ -148,10 +148,26 @@ def _edges(model: ir.Model) -> Iterator[Edge[ir.Value]]:
     places: dict[ir.Node, Place] = {}
     for node in reversed(model.graph):  # readers come first
         read_in = {value: tuple(_readers(value, places)) for value in node.outputs}
-        places[node] = Place.of(scopes_of(node)[:-1], [place for readers in read_in.values() for place in readers])
+        scopes = scopes_of(_made_by(node))[:-1]
+        places[node] = Place.of(scopes, [place for readers in read_in.values() for place in readers])
         for value, readers in read_in.items():
             if value.dtype is not None and value.dtype.is_floating_point():
                 yield Edge(value, places[node], readers)
+
+
+def _made_by(node: ir.Node) -> ir.Node:
+    """Return the node that made a value: the node itself, or where it only hands on what it was given, that one's.
+
+    torch notes such a Reshape, of what `embeds` gave to the shape that it has, in `blocks.0.norm1`, which reads it.
+    """
+    while node.op_type in ("Reshape", "Identity"):
+        given = node.inputs[0]
+        maker = None if given is None else given.producer()
+        shape = node.outputs[0].shape
+        if maker is None or given is None or shape is None or given.shape != shape or shape.has_unknown_dim():
+            break
+        node = maker
+    return node
 
 
 def _readers(value: ir.Value, places: dict[ir.Node, Place]) -> Iterator[Place]:

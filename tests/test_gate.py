@@ -381,6 +381,8 @@ def test_an_export_of_a_broken_vectorize_publishes_nothing(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.rejected.html", "a.rejected.json"]
     rejected = json.loads((tmp_path / "a.rejected.json").read_text())
     assert rejected["passed"] is False and rejected["location"]["first"] == "embeds"
+    shown = [tap["module"] for tap in rejected["location"]["taps"]]
+    assert shown[:3] == ["embeds.proj", "embeds", "blocks.0.norm1"] and len(shown) == 23
 
 
 def test_reports_are_json_and_a_table(classifier: nn.Module, tmp_path: Path) -> None:
