@@ -172,3 +172,12 @@ def test_what_was_measured_had_no_false_alarm() -> None:
         assert len(shares) >= 7 and max(shares) < 1
     newest = record.newest(found, false_alarms.KIND)
     assert false_alarms.table(newest) in digits.DOCS.read_text(encoding="utf-8")
+
+
+def test_every_artifact_was_measured_and_reads_what_eager_reads() -> None:
+    """As `tools/digits.py` wrote it down: the rest of what is not exported here every time."""
+    found = record.newest(record.read(digits.RESULTS), ("target", "dtype"))
+    assert {(row["target"], row["dtype"]) for row in found} == {(target, dtype) for target in NAMES for dtype in DTYPES}
+    for row in found:
+        assert int(row["changed_untied"]) == 0 and int(row["changed"]) <= digits.MARGIN[row["dtype"]], row
+        assert int(row["eager_right"]) > 0.9 * int(row["images"])
