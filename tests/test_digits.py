@@ -25,8 +25,6 @@ from naflex_export.targets import NAMES
 DEFAULT = [
     *(("onnx", dtype) for dtype in DTYPES),
     ("trt", "float32"),
-    ("trt", "float16"),
-    ("aot", "float32"),
 ]
 """What is exported every time; the rest is compiled for a minute or more each."""
 

@@ -62,7 +62,7 @@ def test_the_manifest_on_top_says_what_they_have_in_common(artifact: nx.Artifact
 
 
 def test_an_artifact_of_one_size_is_as_it_was(tmp_path: Path) -> None:
-    one = nx.export(tiny.flexible(), "compile", tmp_path / "a", BUCKETS)
+    one = nx.export(tiny.flexible(), "onnx", tmp_path / "a", BUCKETS)
     fields = json.loads((tmp_path / "a" / "manifest.json").read_text())
     assert fields["schema"] == 1 and "patch_size" not in fields["model"] and not one.entry_points
     assert list(fields) == [
@@ -113,9 +113,12 @@ def test_the_gate_takes_buckets_and_a_dtype_for_every_size(artifact: nx.Artifact
         nx.gate(run, tiny.flexible(), dtype="float8")
 
 
-@pytest.mark.parametrize("outputs", [("features",), ("features", "tokens")], ids=["features", "tokens-too"])
-@pytest.mark.parametrize("options", [{}, {"patchify_channels_last": False}], ids=["channels-last", "channels-first"])
-def test_a_folded_graph_is_an_ordinary_one(options: dict[str, object], outputs: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    ("outputs", "options"),
+    [(("features",), {}), (("features", "tokens"), {"patchify_channels_last": False})],
+    ids=["features-channels-last", "tokens-too-channels-first"],
+)
+def test_a_folded_graph_is_an_ordinary_one(outputs: tuple[str, ...], options: dict[str, object]) -> None:
     model = tiny.naflexvit(enable_patch_interpolator=True, **options)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     program = trace(model, BUCKETS, outputs=outputs, patch_size=6)
@@ -144,7 +147,7 @@ def test_a_wrong_fold_fails_the_gate(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr("naflex_export.models.timm_patch_size.resample_weight", resized)
     with pytest.raises(nx.GateFailure, match=r"patch6/mixed-16-seed0 \[features\]: max_share"):
-        nx.export(tiny.flexible(), "compile", tmp_path / "a", BUCKETS, patch_sizes=(4, 6))
+        nx.export(tiny.flexible(), "onnx", tmp_path / "a", BUCKETS, patch_sizes=(6,))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.rejected.html", "a.rejected.json"]
 
 
@@ -222,13 +225,13 @@ def cli(*arguments: object) -> Result:
 def test_the_command_line_makes_and_judges_them(tmp_path: Path) -> None:
     out = tmp_path / "a"
     done = cli(
-        "tiny:flexible", "--target", "compile", "--weights", "random", "--bucket", "16:1,2,4",
+        "tiny:flexible", "--target", "onnx", "--weights", "random", "--bucket", "16:1,2,4",
         "--patch-size", "8, 4", "--out", out,
     )  # fmt: skip
     assert done.exit_code == 0, done.output
     assert "patch4/photos-0" in done.stdout and "patch8/mixed" in done.stdout
     assert "in patches: float32 [batch, tokens, values]" in " ".join(done.stdout.split())
-    assert "patch8/model.pt2" in done.stdout and "patch8/gate" not in done.stdout
+    assert "patch8/model.onnx" in done.stdout and "patch8/gate" not in done.stdout
     for folder in (out, out / "patch8"):
         again = CliRunner().invoke(gate_command, [str(folder), "--seed", "3"])
         assert again.exit_code == 0, again.output

@@ -29,7 +29,7 @@ USERS_TEST = """
 
 
 def test_a_users_test_fails_where_the_gate_does(pytester: pytest.Pytester, tmp_path: Path) -> None:
-    artifact = nx.export(tiny.siglip(), "compile", tmp_path / "a", [nx.Bucket(9)]).path
+    artifact = nx.export(tiny.siglip(), "onnx", tmp_path / "a", [nx.Bucket(9)]).path
     pytester.makepyfile(USERS_TEST.format(tests=str(Path(__file__).parent), artifact=str(artifact)))
     result = pytester.runpytest_inprocess("-p", "naflex_export.pytest_plugin", "--strict-markers")
     result.assert_outcomes(passed=2, failed=1)

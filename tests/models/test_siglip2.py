@@ -320,7 +320,9 @@ def test_a_model_without_a_head_has_tokens_only() -> None:
 # --- artifacts ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("target", ["compile", "onnx", "aot"])
+@pytest.mark.parametrize(
+    "target", ["onnx", *(pytest.param(name, marks=pytest.mark.full) for name in ("compile", "aot"))]
+)
 def test_artifact_equals_eager_at_shapes_never_used_for_export(
     model: Siglip2VisionModel, tmp_path: Path, target: str
 ) -> None:
@@ -361,15 +363,15 @@ def test_onnx_has_open_dimensions_and_no_resize(tmp_path: Path) -> None:
     assert not [tensor.name for tensor in graph.initializer if "text" in tensor.name]
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-@pytest.mark.parametrize("target", ["onnx", "compile"])
+@pytest.mark.parametrize("dtype", ["float16", pytest.param("bfloat16", marks=pytest.mark.full)])
+@pytest.mark.parametrize("target", ["onnx", pytest.param("compile", marks=pytest.mark.full)])
 def test_half_precision_artifacts_pass(model: Siglip2VisionModel, tmp_path: Path, target: str, dtype: str) -> None:
     artifact = nx.export(model, target, tmp_path / "a", [BUCKET], dtype)
     assert [spec.dtype for spec in artifact.manifest.inputs] == [dtype, "int32", "int64"]
     assert artifact.report.passed
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("float16", marks=pytest.mark.full)])
 def test_tensorrt_builds_an_engine(model: Siglip2VisionModel, tmp_path: Path, dtype: str) -> None:
     pytest.importorskip("tensorrt_rtx")
     artifact = nx.export(model, "trt", tmp_path / "a", [BUCKET], dtype, outputs=("features", "tokens"))

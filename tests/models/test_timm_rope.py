@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ AXIAL: dict[str, Options] = {
     "axial-half": {"rope_type": "axial", "rope_rotate_half": True, "pos_embed": "factorized"},
 }
 MIXED: dict[str, Options] = {
-    "mixed": {"rope_type": "mixed", "rope_temperature": 10.0},
+    "mixed": {"rope_type": "mixed", "rope_temperature": 10.0, "depth": 2},  # angles of its own in each block
     "mixed-xy": {"rope_type": "mixed", "rope_grid_indexing": "xy", "class_token": True, "reg_tokens": 2},
 }
 DINO: dict[str, Options] = {
@@ -62,8 +63,11 @@ AUGMENTATIONS: dict[str, Options] = {
 }
 
 
-def cases(options: dict[str, Options]) -> Any:
-    return pytest.mark.parametrize("options", [pytest.param(value, id=name) for name, value in options.items()])
+def cases(options: dict[str, Options], short: Iterable[str] | None = None) -> Any:
+    """Parametrize by name; with `short`, what it does not name is left to the full suite."""
+    marks = {name: [] if short is None or name in short else pytest.mark.full for name in options}
+    values = [pytest.param(value, id=name, marks=marks[name]) for name, value in options.items()]
+    return pytest.mark.parametrize("options", values)
 
 
 def embeds(model: NaFlexVit, batch: Batch = BATCH, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -143,7 +147,7 @@ def test_gradients_equal_eager(options: Options) -> None:
     assert_same_gradients(eager, nx.vectorize(copy.deepcopy(eager)), 1e-5)
 
 
-@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize("training", [pytest.param(False, marks=pytest.mark.full), True], ids=["eval", "train"])
 @cases(ROPES)
 def test_compiles_as_one_graph(options: Options, training: bool) -> None:
     eager = naflexvit(**options, **AUGMENTED).train(training)
@@ -155,9 +159,9 @@ def test_compiles_as_one_graph(options: Options, training: bool) -> None:
         assert share(found, call(nx.vectorize(eager), batch)) <= 1e-6
 
 
-@cases(ROPES)
+@cases(ROPES, short=EACH)
 def test_exports_to_onnx_and_runs_at_another_shape(options: Options, tmp_path: Path) -> None:
-    eager = naflexvit(**options)
+    eager = naflexvit(**{"depth": 1, **options})
     path = export_onnx(eager, tmp_path)
     for batch in (BATCH, OTHER):
         with torch.no_grad():
