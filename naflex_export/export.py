@@ -102,6 +102,8 @@ def export(
     check_destination(out)
     photos = load_photos(Path(images) if images is not None else None)
     backend.require()
+    if require_run and (reason := backend.cannot_run(dtype)):
+        raise BackendError(f"{target} in {dtype} can be built and not run here: {reason}; --require-run was given")
     family = family_of(model)
     if family.is_vectorized(model):
         raise RequestError("the model is vectorized: pass the original, which the gate compares with")

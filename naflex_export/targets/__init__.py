@@ -31,6 +31,9 @@ class Target(Protocol):
     def open(self, folder: Path, manifest: Manifest, device: torch.device | None, check_inputs: bool) -> Runner:
         """Return a Runner for an artifact whose files have been verified; raise BackendError if none can run."""
 
+    def cannot_run(self, dtype: str) -> str:
+        """Return why an artifact of that dtype can be built on this machine and not run; empty where it can run."""
+
     def stand_in(self, folder: Path, manifest: Manifest) -> StandIn | None:
         """Return what can be judged where `open` cannot run the artifact itself."""
 

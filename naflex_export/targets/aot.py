@@ -47,6 +47,10 @@ def open(folder: Path, manifest: Manifest, device: torch.device | None, check_in
     return AotRunner(folder / FILE, manifest, device, check_inputs)
 
 
+def cannot_run(dtype: str) -> str:
+    return ""
+
+
 def stand_in(folder: Path, manifest: Manifest) -> StandIn | None:
     return None
 

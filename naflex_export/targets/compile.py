@@ -144,6 +144,10 @@ def open(folder: Path, manifest: Manifest, device: torch.device | None, check_in
     return CompileRunner(folder / FILE, manifest, resolve_device(device), check_inputs)
 
 
+def cannot_run(dtype: str) -> str:
+    return ""
+
+
 def stand_in(folder: Path, manifest: Manifest) -> StandIn | None:
     return None
 

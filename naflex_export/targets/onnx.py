@@ -57,15 +57,20 @@ def open(folder: Path, manifest: Manifest, device: torch.device | None, check_in
     return OnnxRunner(folder / FILE, manifest, device, check_inputs)
 
 
+def cannot_run(dtype: str) -> str:
+    return "ONNX Runtime's CPU provider has no bfloat16" if dtype == "bfloat16" else ""
+
+
 def stand_in(folder: Path, manifest: Manifest) -> StandIn | None:
     """Return the bfloat16 graph widened to float32, which a CPU can run."""
-    if manifest.dtype != "bfloat16":
+    reason = cannot_run(manifest.dtype)
+    if not reason:
         return None
     runner = WidenedRunner(folder / FILE, manifest)
     return StandIn(
         runner,
         judged=f"{FILE}, widened to float32, on ONNX Runtime's CPU provider",
-        not_run=f"{FILE} in bfloat16 was built and not run: ONNX Runtime's CPU provider has no bfloat16",
+        not_run=f"{FILE} in {manifest.dtype} was built and not run: {reason}",
     )
 
 

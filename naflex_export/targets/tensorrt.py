@@ -95,11 +95,14 @@ def open(folder: Path, manifest: Manifest, device: torch.device | None, check_in
     return TensorRTRunner(folder / FILE, manifest, device or torch.device("cuda"), check_inputs)
 
 
+def cannot_run(dtype: str) -> str:
+    return "" if torch.cuda.is_available() else "there is no CUDA device"
+
+
 def stand_in(folder: Path, manifest: Manifest) -> StandIn | None:
     """Return the ONNX that the engine was built from, on a CPU, where there is no GPU for the engine."""
-    if torch.cuda.is_available():
-        return None
-    return onnx_on_cpu(folder, manifest, not_run=f"{FILE} was built and not run: there is no CUDA device")
+    reason = cannot_run(manifest.dtype)
+    return onnx_on_cpu(folder, manifest, not_run=f"{FILE} was built and not run: {reason}") if reason else None
 
 
 def onnx_on_cpu(folder: Path, manifest: Manifest, not_run: str) -> StandIn:
