@@ -130,7 +130,7 @@ def _reading(
     """Return how a batch reads the source grid."""
     targets = _targets(coord_BN2, lengths_B2, fill_padding)
     if reads_taps(source, how):
-        return _Tapped(targets, fill_padding, *grid_taps(source, coord_BN2, lengths_B2, how))
+        return _Tapped(targets, fill_padding, *_taps(targets, source, how))
     rows = _matrices({target.lengths[0] for target in targets}, source[0], how)
     columns = _matrices({target.lengths[1] for target in targets}, source[1], how)
     axes = [
@@ -200,24 +200,37 @@ class _Separable:
     def add_to_(self, x_BNC: Tensor, grid_HWC: Tensor) -> None:
         """Add to each token the resized grid's value there."""
         for target, axes in zip(self.targets, self.axes, strict=True):
-            pos_SC = axes.read(grid_HWC).to(x_BNC.dtype)
-            _add_to_images_(x_BNC, target, pos_SC, self.fill_padding)
-            for image, cell_n in target.others:
-                x_BNC[image, : len(cell_n)] += pos_SC[cell_n]
+            if (image := self._only_image(target)) is not None and x_BNC.dtype is torch.float32:
+                axes.add_to_(x_BNC[image, : target.size], grid_HWC)
+                continue
+            pos_SC = grid_HWC.new_zeros(target.size, grid_HWC.shape[-1])
+            axes.add_to_(pos_SC, grid_HWC)
+            _add_to_images_(x_BNC, target, pos_SC.to(x_BNC.dtype), self.fill_padding)
 
     def gradient(self, grad_BNC: Tensor, source: tuple[int, int]) -> Tensor:
         """Return the source grid's gradient [H, W, C] float32, for that of `add_to_`'s result."""
         total_HWC = grad_BNC.new_zeros(*source, grad_BNC.shape[-1], dtype=torch.float32)
         for target, axes in zip(self.targets, self.axes, strict=True):
-            grad_SC = total_HWC.new_zeros(target.size, total_HWC.shape[-1])
-            for image in target.images:
-                grad_SC += grad_BNC[image, : target.size]
-                if self.fill_padding:
-                    grad_SC[0] += grad_BNC[image, target.size :].sum(dim=0, dtype=torch.float32)
-            for image, cell_n in target.others:
-                grad_SC.index_add_(0, cell_n, grad_BNC[image, : len(cell_n)].float())
-            axes.add_gradient_(total_HWC, grad_SC)
+            axes.add_gradient_(total_HWC, self._gradient_of_target(grad_BNC, target))
         return total_HWC
+
+    def _gradient_of_target(self, grad_BNC: Tensor, target: _Target) -> Tensor:
+        """Return the gradient [S, C] float32 of a resized grid."""
+        if (image := self._only_image(target)) is not None:
+            return grad_BNC[image, : target.size].float()
+        grad_SC = grad_BNC.new_zeros(target.size, grad_BNC.shape[-1], dtype=torch.float32)
+        for image in target.images:
+            grad_SC += grad_BNC[image, : target.size]
+            if self.fill_padding:
+                grad_SC[0] += grad_BNC[image, target.size :].sum(dim=0, dtype=torch.float32)
+        for image, cell_n in target.others:
+            grad_SC.index_add_(0, cell_n, grad_BNC[image, : len(cell_n)].float())
+        return grad_SC
+
+    def _only_image(self, target: _Target) -> int | None:
+        """Return the image that alone has the target, each cell once; it needs no grid in between."""
+        alone = len(target.images) == 1 and not target.others and not self.fill_padding
+        return target.images[0] if alone else None
 
 
 @dataclass(frozen=True)
@@ -233,14 +246,15 @@ class _Axes:
         (h, H), (w, W) = self.rows_hH.shape, self.columns_wW.shape
         return h * W * (H + w) <= w * H * (W + h)
 
-    def read(self, grid_HWC: Tensor) -> Tensor:
-        """Return the resized grid [h * w, C]."""
+    def add_to_(self, x_SC: Tensor, grid_HWC: Tensor) -> None:
+        """Add the resized grid to [h * w, C] float32."""
         (h, H), (w, W) = self.rows_hH.shape, self.columns_wW.shape
         if self.rows_come_first:
             lines_hWC = (self.rows_hH @ grid_HWC.view(H, -1)).view(h, W, -1)
-            return torch.bmm(self.columns_wW.expand(h, w, W), lines_hWC).view(h * w, -1)
-        lines_HwC = torch.bmm(self.columns_wW.expand(H, w, W), grid_HWC)
-        return (self.rows_hH @ lines_HwC.view(H, -1)).view(h * w, -1)
+            x_SC.view(h, w, -1).baddbmm_(self.columns_wW.expand(h, w, W), lines_hWC)
+        else:
+            lines_HwC = torch.bmm(self.columns_wW.expand(H, w, W), grid_HWC)
+            x_SC.view(h, -1).addmm_(self.rows_hH, lines_HwC.view(H, -1))
 
     def add_gradient_(self, total_HWC: Tensor, grad_SC: Tensor) -> None:
         """Add the source grid's gradient, for that [h * w, C] of the resized one."""
@@ -263,62 +277,72 @@ def _matrices(lengths: Iterable[int], source: int, how: Resampling) -> dict[int,
 
 @dataclass(frozen=True)
 class _Tapped:
-    """Reads at each token the few cells that matter to it, of a source too large to be resized as a whole.
+    """Reads at each cell of a target the few source cells that matter to it: the source is too large to be resized.
 
     Attributes:
         targets: of the batch.
         fill_padding: whether padding reads the first cell.
-        cell_BNT: the cells, as indices into the source grid, row by row.
-        weight_BNT: their weights, float32.
+        source_ST: for the cells of all targets, one after the other: what they read of the source, row by row.
+        weight_ST: the weights, float32.
     """
 
     targets: list[_Target]
     fill_padding: bool
-    cell_BNT: Tensor
-    weight_BNT: Tensor
+    source_ST: Tensor
+    weight_ST: Tensor
 
     def add_to_(self, x_BNC: Tensor, grid_HWC: Tensor) -> None:
         """Add to each token the resized grid's value there."""
+        first = 0
         for target in self.targets:
-            if target.images:
-                pos_SC = self._read(grid_HWC, target.images[0], target.size).to(x_BNC.dtype)
-                _add_to_images_(x_BNC, target, pos_SC, self.fill_padding)
-            for image, cell_n in target.others:
-                x_BNC[image, : len(cell_n)] += self._read(grid_HWC, image, len(cell_n)).to(x_BNC.dtype)
-
-    def _read(self, grid_HWC: Tensor, image: int, count: int) -> Tensor:
-        """Return what the first tokens of an image read [count, C]."""
-        return _bags(self.cell_BNT[image, :count], grid_HWC.flatten(0, 1), self.weight_BNT[image, :count])
+            cells = slice(first, first + target.size)
+            pos_SC = _bags(self.source_ST[cells], grid_HWC.flatten(0, 1), self.weight_ST[cells])
+            _add_to_images_(x_BNC, target, pos_SC.to(x_BNC.dtype), self.fill_padding)
+            first += target.size
 
     def gradient(self, grad_BNC: Tensor, source: tuple[int, int]) -> Tensor:
         """Return the source grid's gradient [H, W, C] float32: at each cell the sum over the tokens that read it."""
-        num_images, tokens, taps = self.cell_BNT.shape
-        read_BN = self._counts() > torch.arange(tokens)
-        cell_K, order_K = self.cell_BNT[read_BN].flatten().sort()
-        token_K = torch.arange(num_images * tokens).view(num_images, tokens)[read_BN].repeat_interleave(taps)
-        starts_S = torch.searchsorted(cell_K, torch.arange(source[0] * source[1]))
-        weight_K = self.weight_BNT[read_BN].flatten()[order_K]
-        grad_SC = _bags(token_K[order_K], grad_BNC.flatten(0, 1).float(), weight_K, starts_S)
-        return grad_SC.view(*source, -1)
+        token_n, cell_n = self._reads(grad_BNC.shape[1])
+        source_K, order_K = self.source_ST[cell_n].flatten().sort()
+        token_K = token_n.int().repeat_interleave(self.source_ST.shape[1])[order_K]
+        weight_K = self.weight_ST[cell_n].flatten()[order_K]
+        starts_S = torch.searchsorted(source_K, torch.arange(source[0] * source[1], dtype=torch.int32), out_int32=True)
+        return _bags(token_K, grad_BNC.flatten(0, 1).float(), weight_K, starts_S).view(*source, -1)
 
-    def _counts(self) -> Tensor:
-        """Return [B, 1] how many tokens of each image read the grid."""
-        num_images, tokens, _ = self.cell_BNT.shape
-        counts_B1 = torch.full((num_images, 1), tokens)
-        if not self.fill_padding:
-            for target in self.targets:
-                counts_B1[target.images] = target.size
-                for image, cell_n in target.others:
-                    counts_B1[image] = len(cell_n)
-        return counts_B1
+    def _reads(self, tokens: int) -> tuple[Tensor, Tensor]:
+        """Return all tokens that read the grid, and for each the cell among those of all targets."""
+        token_n, cell_n, first = [], [], 0
+        for target in self.targets:
+            reads = [(image, _row_by_row(target, tokens, self.fill_padding)) for image in target.images]
+            for image, cell in reads + target.others:
+                token_n.append(image * tokens + torch.arange(len(cell)))
+                cell_n.append(first + cell)
+            first += target.size
+        return torch.cat(token_n), torch.cat(cell_n)
+
+
+def _row_by_row(target: _Target, tokens: int, fill_padding: bool) -> Tensor:
+    """Return the cells that the tokens of an image read which goes through the target row by row."""
+    cell_n = torch.arange(target.size)
+    return torch.nn.functional.pad(cell_n, (0, tokens - target.size)) if fill_padding else cell_n
 
 
 def _add_to_images_(x_BNC: Tensor, target: _Target, pos_SC: Tensor, fill_padding: bool) -> None:
-    """Add a target's values to the images that go through it row by row."""
+    """Add a target's values [S, C], in the dtype of the tokens, to the images that have it."""
     for image in target.images:
         x_BNC[image, : target.size] += pos_SC
         if fill_padding:
             x_BNC[image, target.size :] += pos_SC[0]
+    for image, cell_n in target.others:
+        x_BNC[image, : len(cell_n)] += pos_SC[cell_n]
+
+
+def _taps(targets: list[_Target], source: tuple[int, int], how: Resampling) -> tuple[Tensor, Tensor]:
+    """Return what the cells of all targets read of the source, and the weights, both [S, T]."""
+    cells = [torch.cartesian_prod(*map(torch.arange, target.grid)) for target in targets]
+    lengths = [torch.tensor(target.lengths).expand(target.size, 2) for target in targets]
+    source_S1T, weight_S1T = grid_taps(source, torch.cat(cells).unsqueeze(1), torch.cat(lengths), how)
+    return source_S1T.squeeze(1).int(), weight_S1T.squeeze(1)
 
 
 def _bags(index: Tensor, rows: Tensor, weight: Tensor, starts: Tensor | None = None) -> Tensor:
