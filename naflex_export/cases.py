@@ -223,6 +223,22 @@ EFFORTS = {
 }
 
 
+def beside_standard(name: str) -> str:
+    """Return what an effort leaves out of the standard one and adds to it, in words; empty for the standard."""
+    effort, standard = EFFORTS[name], EFFORTS[STANDARD]
+    kinds = effort.kinds + effort.once
+    said = []
+    if skipped := [kind for kind in standard.kinds if kind not in kinds]:
+        said.append(f"without {', '.join(skipped)}")
+    if added := [kind for kind in kinds if kind not in standard.kinds]:
+        said.append(f"with {', '.join(added)} too")
+    if effort.num_seeds > standard.num_seeds:
+        said.append(f"{effort.num_seeds} seeds")
+    if not effort.every_bucket:
+        said.append("invariances in the largest bucket only")
+    return "; ".join(said)
+
+
 @dataclass(frozen=True)
 class Scope:
     """Which cases to judge on.

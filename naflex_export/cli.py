@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from naflex_export import __version__
-from naflex_export.accuracy.phrases import baseline_lines, invariance_line
+from naflex_export.accuracy.phrases import baseline_lines, effort_line, invariance_line
 from naflex_export.accuracy.report import table, write
 from naflex_export.accuracy.results import GateReport, Location
 from naflex_export.artifact import MANIFEST, Manifest, check_destination
@@ -229,7 +229,7 @@ def gate_command(
 
 def _print_report(report: GateReport) -> None:
     out.print(table(report))
-    for line in [*baseline_lines(report), invariance_line(report)]:
+    for line in [*baseline_lines(report), invariance_line(report), f"effort: {effort_line(report)}"]:
         out.print(escape(line), highlight=False, soft_wrap=True)
     if report.location is not None:
         _print_location(report.location)

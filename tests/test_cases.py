@@ -13,6 +13,7 @@ import naflex_export as nx
 from naflex_export.cases import (
     Batch,
     Scope,
+    beside_standard,
     cases_of,
     generated_batch,
     load_photos,
@@ -82,6 +83,13 @@ def test_generated_batches_are_seeded_and_differ_from_the_export_example() -> No
     assert (len(EXAMPLE), EXAMPLE_TOKENS) not in shapes and (1, 30) in shapes
     for batch in one:
         assert all(grid.tokens <= 30 for grid in batch.grids)
+
+
+def test_efforts_say_what_they_skip_or_add() -> None:
+    assert beside_standard("standard") == ""
+    skipped = "one-row, square, smallest, padding, large-values, largest-batch"
+    assert beside_standard("quick") == f"without {skipped}; invariances in the largest bucket only"
+    assert beside_standard("thorough") == "with full-batch, every-grid too; 4 seeds"
 
 
 def test_efforts_say_which_cases() -> None:

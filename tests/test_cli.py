@@ -108,7 +108,8 @@ def test_gate_fails_with_exit_code_1(artifact: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_gate_looks_into_an_artifact_that_passes_where_asked_to(artifact: Path, tmp_path: Path) -> None:
-    assert "first deviation" not in gate(artifact, "--quick").stdout
+    quick = flat(gate(artifact, "--quick").stdout)
+    assert "first deviation" not in quick and "effort: quick, seed 0: without one-row, square" in quick
     done = gate(artifact, "--quick", "--locate", "--report", tmp_path / "r.json")
     assert done.exit_code == 0, done.output
     assert "first deviation: none in 19 modules and outputs on photos-16-0\n" in done.stdout

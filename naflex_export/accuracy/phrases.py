@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from naflex_export.accuracy.results import BASELINE_FACTOR, CaseResult, GateReport, Tap
+from naflex_export.cases import beside_standard
 from naflex_export.grid import Bucket
 
 MOST_LINES = 12
@@ -81,13 +82,20 @@ def facts(report: GateReport) -> list[tuple[str, str]]:
     buckets = dict.fromkeys(result.bucket for result in report.results)
     if buckets:
         found.append(("Buckets", "; ".join(_bucket(text) for text in buckets)))
-    only = ", only the cases asked for" if report.only else ""
-    found.append(("Effort", f"{report.effort}, seed {report.seed}{only}"))
+    found.append(("Effort", effort_line(report)))
     if report.results:
         found.append(("Compared", _compared(report.results)))
     if artifact is not None and artifact.versions:
         found.append(("Built with", ", ".join(f"{name} {version}" for name, version in artifact.versions.items())))
     return found
+
+
+def effort_line(report: GateReport) -> str:
+    """Return how many cases there were, beside the standard ones."""
+    if report.only:
+        return f"only the cases asked for, seed {report.seed}"
+    beside = beside_standard(report.effort)
+    return f"{report.effort}, seed {report.seed}{f': {beside}' if beside else ''}"
 
 
 def limit_rows(report: GateReport) -> list[LimitRow]:
