@@ -23,7 +23,8 @@ from naflex_export.program import DTYPES
 from naflex_export.targets import NAMES
 
 DEFAULT = [
-    *(("onnx", dtype) for dtype in DTYPES),
+    ("onnx", "float32"),
+    ("onnx", "float16"),
     ("trt", "float32"),
 ]
 """What is exported every time; the rest is compiled for a minute or more each."""

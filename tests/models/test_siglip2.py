@@ -363,8 +363,9 @@ def test_onnx_has_open_dimensions_and_no_resize(tmp_path: Path) -> None:
     assert not [tensor.name for tensor in graph.initializer if "text" in tensor.name]
 
 
-@pytest.mark.parametrize("dtype", ["float16", pytest.param("bfloat16", marks=pytest.mark.full)])
-@pytest.mark.parametrize("target", ["onnx", pytest.param("compile", marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("target", ["onnx", "compile"])
 def test_half_precision_artifacts_pass(model: Siglip2VisionModel, tmp_path: Path, target: str, dtype: str) -> None:
     artifact = nx.export(model, target, tmp_path / "a", [BUCKET], dtype)
     assert [spec.dtype for spec in artifact.manifest.inputs] == [dtype, "int32", "int64"]

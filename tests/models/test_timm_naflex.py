@@ -19,6 +19,7 @@ from timm_tiny import (
     OTHER,
     assert_same_gradients,
     call,
+    cases,
     export_onnx,
     naflexvit,
     run_onnx,
@@ -102,10 +103,12 @@ POOLS: dict[str, Options] = {
     },
     "pool-max-bare": {"global_pool": "max"},
 }
-
-
-def cases(options: dict[str, Options]) -> Any:
-    return pytest.mark.parametrize("options", [pytest.param(value, id=name) for name, value in options.items()])
+SHORT = (
+    *("learned-bicubic-aa", "learned-par-g3x7", "learned-bicubic-noaa-g40x36", "radio-ac", "factorized-par"),
+    *("learned-bicubic-aa-ac-sampled", "factorized-sampled", "none", "prefix", "key-only-mask", "normed"),
+    *("pool-avgmax-prefix", "pool-max", "pool-token", "pool-map-prefix", "pool-none", "pool-max-bare"),
+)
+"""One of each kind, where all of them would take minutes."""
 
 
 def side(options: Options) -> int:
@@ -189,7 +192,7 @@ def test_gradients_equal_eager(options: Options) -> None:
     assert_same_gradients(eager, nx.vectorize(copy.deepcopy(eager)), model_bound(options))
 
 
-@cases({**ALL, **POOLS})
+@cases({**ALL, **POOLS}, short=SHORT)
 def test_compiles_as_one_graph(options: Options) -> None:
     eager = naflexvit(**options)
     compiled = nx.compile(eager, backend="eager")
@@ -213,7 +216,10 @@ EXPORTED = {
 """Poolings, and what each is exported with: neither reads the other, so that one graph shows both."""
 
 
-@cases({f"{pool}-{other}": {"depth": 1, **POOLS[pool], **ALL[other]} for pool, other in EXPORTED.items()})
+@cases(
+    {f"{pool}-{other}": {"depth": 1, **POOLS[pool], **ALL[other]} for pool, other in EXPORTED.items()},
+    short=[f"{pool}-{EXPORTED[pool]}" for pool in ("pool-avgmax-prefix", "pool-max", "pool-map-prefix", "pool-none")],
+)
 def test_exports_to_onnx_and_runs_at_another_shape(options: Options, tmp_path: Path) -> None:
     eager = naflexvit(**options)
     path = export_onnx(eager, tmp_path, outputs=("features", "tokens"))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 import pickle
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from timm_tiny import (
     OTHER,
     assert_same_gradients,
     call,
+    cases,
     export_onnx,
     naflexvit,
     run_onnx,
@@ -61,13 +61,6 @@ AUGMENTATIONS: dict[str, Options] = {
     "shift-rescale": {"rope_shift_coords": 0.7, "rope_rescale_coords": 2.0},
     "all": AUGMENTED,
 }
-
-
-def cases(options: dict[str, Options], short: Iterable[str] | None = None) -> Any:
-    """Parametrize by name; with `short`, what it does not name is left to the full suite."""
-    marks = {name: [] if short is None or name in short else pytest.mark.full for name in options}
-    values = [pytest.param(value, id=name, marks=marks[name]) for name, value in options.items()]
-    return pytest.mark.parametrize("options", values)
 
 
 def embeds(model: NaFlexVit, batch: Batch = BATCH, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -148,7 +141,7 @@ def test_gradients_equal_eager(options: Options) -> None:
 
 
 @pytest.mark.parametrize("training", [pytest.param(False, marks=pytest.mark.full), True], ids=["eval", "train"])
-@cases(ROPES)
+@cases(ROPES, short=EACH)
 def test_compiles_as_one_graph(options: Options, training: bool) -> None:
     eager = naflexvit(**options, **AUGMENTED).train(training)
     compiled = nx.compile(eager, backend="eager")

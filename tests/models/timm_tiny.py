@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 import onnxruntime
+import pytest
 import torch
 from timm.models.naflexvit import NaFlexVit, NaFlexVitCfg
 from torch import Tensor, nn
@@ -24,6 +26,14 @@ from naflex_export.targets.onnx import write_onnx
 GRIDS = (Grid(3, 7), Grid(1, 24), Grid(24, 1), Grid(4, 4), Grid(1, 1), Grid(3, 7), Grid(5, 6), Grid(5, 5))
 BATCH = noise_batch("timm", GRIDS, tokens=32, token_width=48)
 OTHER = noise_batch("timm-other", (Grid(2, 9), Grid(6, 3), Grid(1, 2)), tokens=19, token_width=48)
+
+
+def cases(options: dict[str, dict[str, Any]], short: Collection[str] | None = None) -> pytest.MarkDecorator:
+    """Parametrize `options` by name; with `short`, what it does not name is left to the full suite."""
+    assert short is None or set(short) <= set(options)
+    full = {name for name in options if short is not None and name not in short}
+    values = [pytest.param(options[name], id=name, marks=[pytest.mark.full] * (name in full)) for name in options]
+    return pytest.mark.parametrize("options", values)
 
 
 def naflexvit(**options: Any) -> NaFlexVit:
