@@ -18,12 +18,14 @@ import argparse
 import random
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import torch
 from record import ABOUT, RESULTS, about, append, mib
 from timm.models.naflexvit import NaFlexEmbeds
 from torch import Tensor, nn
 
+from naflex_export import add_resampled
 from naflex_export.bench import Timing, interleave, peak_memory
 from naflex_export.cases import MAX_ASPECT, naflex_grid, noise_batch
 from naflex_export.grid import Grid
@@ -74,6 +76,9 @@ def measure(options: argparse.Namespace, source: int, sizes: str, batch: int) ->
         **modules,
         "ours, compiled": torch.compile(modules["ours"], fullgraph=True, dynamic=True),
     }
+    if device.type == "cuda":
+        calls["ours, kernels"] = with_kernels(modules["ours"])
+        calls["ours, kernels, compiled"] = with_kernels(torch.compile(modules["ours"], fullgraph=True, dynamic=True))
     if options.candidates:
         calls = {name: call for name, call in calls.items() if name in (FLOOR, LOOP, *options.candidates)}
     flow = torch.randn(*patches.shape[:2], WIDTH, generator=torch.Generator().manual_seed(0)).to(device, dtype)
@@ -109,6 +114,16 @@ def measure(options: argparse.Namespace, source: int, sizes: str, batch: int) ->
             for name in calls
         ]
     return rows
+
+
+def with_kernels(module: Module) -> Module:
+    """Return a module that runs the kernels for a GPU, which are off until they have been measured."""
+
+    def call(patches: Tensor, coord: Tensor) -> tuple[Tensor, object]:
+        with mock.patch.object(add_resampled, "FUSED_ON_GPU", True):
+            return module(patches, coord)
+
+    return call
 
 
 def bound(run: Callable[[Module], None], call: Module) -> Callable[[], None]:
