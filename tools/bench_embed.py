@@ -3,8 +3,8 @@
 The experiment of pytorch-image-models#2514: `NaFlexEmbeds(embed_dim=768, proj_type="linear")` on random grids, forward
 and forward+backward, where a dense gradient flows back as it does in training. The floor is the same module without a
 position embedding: what the projection costs. All candidates run once in every round, so that whatever else the machine
-does meets them alike. A row holds the median, the spread, the peak memory beyond what was held before, the ratios to
-the floor's, and the error against timm's loop.
+does meets them alike. A row holds the median, the spread, the peak of the memory that tensors took, the ratios to the
+floor's, and the error against timm's loop.
 
     python tools/bench_embed.py                                  # half an hour on two cores
     python tools/bench_embed.py --batches 256 512 --device cuda
@@ -26,7 +26,7 @@ from timm.models.naflexvit import NaFlexEmbeds
 from torch import Tensor, nn
 
 from naflex_export import add_resampled
-from naflex_export.bench import Timing, interleave, peak_memory
+from naflex_export.bench import Timing, interleave, peak_allocated
 from naflex_export.cases import MAX_ASPECT, naflex_grid, noise_batch
 from naflex_export.grid import Grid
 from naflex_export.models.timm_naflex import VectorizedNaFlexEmbeds, resampling_of
@@ -107,7 +107,7 @@ def measure(options: argparse.Namespace, source: int, sizes: str, batch: int) ->
     }
     for label, run in (("forward", forward), ("forward+backward", forward_backward)):
         times = interleave({name: bound(run, call) for name, call in calls.items()}, options.rounds, device)
-        peaks = {name: peak_memory(bound(run, call), device) for name, call in calls.items()}
+        peaks = {name: peak_allocated(bound(run, call), device) for name, call in calls.items()}
         rows += [
             {**common, "pass": label, "candidate": name, "error": "" if name == FLOOR else f"{errors[name]:.1e}"}
             | columns(times[name], times[FLOOR], peaks[name], peaks[FLOOR])
