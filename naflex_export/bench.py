@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import itertools
+import json
 import platform
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -132,6 +135,26 @@ def peak_memory(call: Call, device: torch.device | str = "cpu", *, foreign: bool
         return None
     del kept
     return max(0, peak - before)
+
+
+def peak_allocated(call: Call, device: torch.device | str = "cpu") -> int:
+    """Return the most bytes of tensors that a call held at a time beyond what was held before it.
+
+    What torch's allocator was asked for, on a CPU as on a GPU: no pages that the C library keeps, and nothing of a
+    runtime that allocates by itself, so that it is the same in every run. For calls that are torch's alone.
+    """
+    device = torch.device(device)
+    if device.type == "cuda":
+        return _peak_on_gpu(call, device, foreign=False)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        kept = call()
+    del kept
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.json"
+        profile.export_chrome_trace(str(path))
+        events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
+    changes = sorted((event["ts"], event["args"]["Bytes"]) for event in events if event["name"] == "[memory]")
+    return max(itertools.accumulate((size for _, size in changes), initial=0))
 
 
 def _peak_on_gpu(call: Call, device: torch.device, foreign: bool) -> int:

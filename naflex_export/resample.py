@@ -162,6 +162,28 @@ def grid_taps(
     return cell_BNTT.flatten(-2), weight_BNTT.flatten(-2)
 
 
+def grid_weights(
+    source: tuple[int, int],
+    coord_BN2: Tensor,
+    lengths_B2: Tensor | None,
+    how: Resampling,
+    *,
+    fill_padding: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Return the weights with which each token reads the rows and the columns of a source grid.
+
+    Arguments as of `resample_at`. The weight of a cell is that of its row times that of its column.
+
+    Returns:
+        [B, N, H], zero for padding unless `fill_padding`, and [B, N, W], both float32.
+    """
+    position_BN2, length_BN2 = _positions(coord_BN2, lengths_B2)
+    (y_BN, x_BN), (height_BN, width_BN) = position_BN2.unbind(-1), length_BN2.unbind(-1)
+    rows_BNH = axis_weights(y_BN, height_BN, source[0], how)
+    rows_BNH = rows_BNH if fill_padding else rows_BNH * inside(coord_BN2)
+    return rows_BNH, axis_weights(x_BN, width_BN, source[1], how)
+
+
 def reads_taps(source: tuple[int, int], how: Resampling) -> bool:
     """Whether a grid is read at its taps: it is too large for a weight a cell, and few cells matter to a token."""
     return not how.antialias and source[0] * source[1] > DENSE_CELLS
@@ -233,16 +255,11 @@ def resample_at(
     """
     source_h, source_w, _ = grid_HWC.shape
     grid_HWC = grid_HWC.float()
-    kept_BN1 = None if fill_padding else inside(coord_BN2)
     if reads_taps((source_h, source_w), how):
         cell_BNT, weight_BNT = grid_taps((source_h, source_w), coord_BN2, lengths_B2, how)
-        return _sum_of_taps(grid_HWC, cell_BNT, weight_BNT if kept_BN1 is None else weight_BNT * kept_BN1)
+        return _sum_of_taps(grid_HWC, cell_BNT, weight_BNT if fill_padding else weight_BNT * inside(coord_BN2))
 
-    position_BN2, length_BN2 = _positions(coord_BN2, lengths_B2)
-    (y_BN, x_BN), (height_BN, width_BN) = position_BN2.unbind(-1), length_BN2.unbind(-1)
-    rows_BNH = axis_weights(y_BN, height_BN, source_h, how)
-    rows_BNH = rows_BNH if kept_BN1 is None else rows_BNH * kept_BN1
-    columns_BNW = axis_weights(x_BN, width_BN, source_w, how)
+    rows_BNH, columns_BNW = grid_weights((source_h, source_w), coord_BN2, lengths_B2, how, fill_padding=fill_padding)
     block = max(1, DENSE_CELLS // source_w)
     with full_precision(grid_HWC.device.type):
         if block >= source_h:

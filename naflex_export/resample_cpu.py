@@ -1,133 +1,31 @@
-"""`add_resampled_on_cpu`: a resized learned grid added to the tokens of a batch, for training and eager inference.
+"""A resized learned grid read on a CPU, which may look at the grids of a batch.
 
-A graph of `resample_at` has no loop, and pays for it with a weight for every cell at every token. A CPU may look at the
-grids: here each distinct grid of a batch is resized once, one axis after the other, in a few percent of the
-projection's work, forward and backward, and without a copy of the batch. It is an operator, so that no trace looks
-inside and keeps the grids of one batch. Exported graphs have none of it.
+A graph of `resample_at` has no loop, and pays for it with a weight for every cell at every token. Here each distinct
+grid of a batch is resized once, one axis after the other, in a few percent of the projection's work, forward and
+backward, and without a copy of the batch. `add_resampled.py` makes an operator of it.
 
-Shape legend: B images, N tokens, n tokens that read the grid, T taps of a token, K taps of all tokens, H x W source
+Shape legend: B images, N tokens, n tokens that read the grid, T taps of a cell, K taps of all tokens, H x W source
 grid, h x w target grid, S cells of a grid, C channels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from naflex_export.resample import (
-    Mode,
-    Resampling,
-    axis_weights,
-    full_precision,
-    grid_taps,
-    grids_of,
-    reads_taps,
-)
+from naflex_export.resample import Resampling, axis_weights, grid_taps, grids_of, reads_taps
+
+LINES = 2**18
+"""Most values of what lies between the two axes of a resize, so that it stays in a cache and asks for little memory."""
 
 
-def add_resampled_on_cpu(
-    x: Tensor,
-    grid_HWC: Tensor,
-    coord_BN2: Tensor,
-    how: Resampling,
-    lengths_B2: Tensor | None = None,
-    *,
-    fill_padding: bool = False,
-) -> Tensor:
-    """Add what `resample_at` gives, to float32 rounding; arguments as of `add_resampled`, on the CPU."""
-    lengths_B2 = grids_of(coord_BN2) if lengths_B2 is None else lengths_B2
-    arguments = (x, grid_HWC.float(), coord_BN2, lengths_B2, how.mode, how.antialias, how.align_corners, fill_padding)
-    if torch.is_grad_enabled() and (x.requires_grad or grid_HWC.requires_grad):
-        return cast(Tensor, _AddResampled.apply(*arguments))
-    _add_resampled_(*arguments)
-    return x
-
-
-class _AddResampled(torch.autograd.Function):
-    """Adds in place, differentiable as often as one likes."""
-
-    @staticmethod
-    def forward(x: Tensor, grid_HWC: Tensor, coord_BN2: Tensor, lengths_B2: Tensor, *kind: Any) -> Tensor:
-        _add_resampled_(x, grid_HWC, coord_BN2, lengths_B2, *kind)
-        return x
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, grid_HWC, coord_BN2, lengths_B2, *kind = inputs
-        ctx.mark_dirty(x)
-        ctx.save_for_backward(coord_BN2, lengths_B2)
-        ctx.kind, ctx.source = kind, grid_HWC.shape[:2]
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        of_grid = _gradient(grad, *ctx.saved_tensors, *ctx.kind, *ctx.source) if ctx.needs_input_grad[1] else None
-        return grad, of_grid, None, None, None, None, None, None
-
-
-@torch.library.custom_op("naflex_export::add_resampled_", mutates_args=("x",))
-def _add_resampled_(
-    x: Tensor,
-    grid_HWC: Tensor,
-    coord_BN2: Tensor,
-    lengths_B2: Tensor,
-    interpolation: str,  # called `mode` it would meet a parameter of torch's own on the way
-    antialias: bool,
-    align_corners: bool,
-    fill_padding: bool,
-) -> None:
-    how = Resampling(cast(Mode, interpolation), antialias, align_corners)
-    with torch.no_grad(), full_precision("cpu"):
-        reading = _reading((grid_HWC.shape[0], grid_HWC.shape[1]), coord_BN2, lengths_B2, how, fill_padding)
-        reading.add_to_(x.view(*coord_BN2.shape[:2], -1), grid_HWC.contiguous())
-
-
-@torch.library.custom_op("naflex_export::add_resampled_gradient", mutates_args=())
-def _gradient(
-    grad: Tensor,
-    coord_BN2: Tensor,
-    lengths_B2: Tensor,
-    interpolation: str,
-    antialias: bool,
-    align_corners: bool,
-    fill_padding: bool,
-    height: int,
-    width: int,
-) -> Tensor:
-    """Return the gradient [H, W, C] float32 of the grid, for that of the sum, in the shape of `x`."""
-    how = Resampling(cast(Mode, interpolation), antialias, align_corners)
-    with torch.no_grad(), full_precision("cpu"):
-        reading = _reading((height, width), coord_BN2, lengths_B2, how, fill_padding)
-        return reading.gradient(grad.reshape(*coord_BN2.shape[:2], -1), (height, width))
-
-
-@_gradient.register_fake
-def _(grad: Tensor, *arguments: Any) -> Tensor:
-    return grad.new_empty(*arguments[-2:], grad.shape[-1], dtype=torch.float32)
-
-
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    grad, coord_BN2, lengths_B2, *kind, _, _ = inputs
-    ctx.save_for_backward(coord_BN2, lengths_B2)
-    ctx.kind, ctx.shape, ctx.dtype = kind, grad.shape, grad.dtype
-
-
-def _backward(ctx: Any, grad_HWC: Tensor) -> tuple[Tensor | None, ...]:
-    """The gradient is linear in `grad`: what flows back is the other grid, resampled."""
-    zero = grad_HWC.new_zeros(ctx.shape, dtype=ctx.dtype)
-    return _AddResampled.apply(zero, grad_HWC, *ctx.saved_tensors, *ctx.kind), *(None,) * 8
-
-
-torch.library.register_autograd(_gradient, _backward, setup_context=_keep)
-
-
-def _reading(
+def reading(
     source: tuple[int, int], coord_BN2: Tensor, lengths_B2: Tensor, how: Resampling, fill_padding: bool
 ) -> _Separable | _Tapped:
-    """Return how a batch reads the source grid."""
+    """Return how a batch reads the source grid: arguments as of `add_resampled`."""
     targets = _targets(coord_BN2, lengths_B2, fill_padding)
     if reads_taps(source, how):
         return _Tapped(targets, fill_padding, *_taps(targets, source, how))
@@ -199,8 +97,9 @@ class _Separable:
 
     def add_to_(self, x_BNC: Tensor, grid_HWC: Tensor) -> None:
         """Add to each token the resized grid's value there."""
+        direct = x_BNC.dtype is torch.float32 and x_BNC.is_contiguous()
         for target, axes in zip(self.targets, self.axes, strict=True):
-            if (image := self._only_image(target)) is not None and x_BNC.dtype is torch.float32:
+            if direct and (image := self._only_image(target)) is not None:
                 axes.add_to_(x_BNC[image, : target.size], grid_HWC)
                 continue
             pos_SC = grid_HWC.new_zeros(target.size, grid_HWC.shape[-1])
@@ -217,7 +116,7 @@ class _Separable:
     def _gradient_of_target(self, grad_BNC: Tensor, target: _Target) -> Tensor:
         """Return the gradient [S, C] float32 of a resized grid."""
         if (image := self._only_image(target)) is not None:
-            return grad_BNC[image, : target.size].float()
+            return grad_BNC[image, : target.size].float().contiguous()
         grad_SC = grad_BNC.new_zeros(target.size, grad_BNC.shape[-1], dtype=torch.float32)
         for image in target.images:
             grad_SC += grad_BNC[image, : target.size]
@@ -248,23 +147,36 @@ class _Axes:
 
     def add_to_(self, x_SC: Tensor, grid_HWC: Tensor) -> None:
         """Add the resized grid to [h * w, C] float32."""
-        (h, H), (w, W) = self.rows_hH.shape, self.columns_wW.shape
+        (h, H), (w, W), C = self.rows_hH.shape, self.columns_wW.shape, grid_HWC.shape[-1]
         if self.rows_come_first:
-            lines_hWC = (self.rows_hH @ grid_HWC.view(H, -1)).view(h, W, -1)
-            x_SC.view(h, w, -1).baddbmm_(self.columns_wW.expand(h, w, W), lines_hWC)
+            for part, rows_nH in _parts(self.rows_hH, W * C):
+                lines_nWC = (rows_nH @ grid_HWC.view(H, -1)).view(-1, W, C)
+                x_SC.view(h, w, -1)[part].baddbmm_(self.columns_wW.expand(len(rows_nH), w, W), lines_nWC)
         else:
-            lines_HwC = torch.bmm(self.columns_wW.expand(H, w, W), grid_HWC)
-            x_SC.view(h, -1).addmm_(self.rows_hH, lines_HwC.view(H, -1))
+            for part, columns_nW in _parts(self.columns_wW, H * C):
+                lines_HnC = torch.bmm(columns_nW.expand(H, *columns_nW.shape), grid_HWC)
+                x_SC.view(h, -1)[:, part.start * C : part.stop * C].addmm_(self.rows_hH, lines_HnC.view(H, -1))
 
     def add_gradient_(self, total_HWC: Tensor, grad_SC: Tensor) -> None:
         """Add the source grid's gradient, for that [h * w, C] of the resized one."""
-        (h, H), (w, W) = self.rows_hH.shape, self.columns_wW.shape
+        (h, H), (w, W), C = self.rows_hH.shape, self.columns_wW.shape, total_HWC.shape[-1]
         if self.rows_come_first:
-            lines_hWC = torch.bmm(self.columns_wW.mT.expand(h, W, w), grad_SC.view(h, w, -1))
-            total_HWC.view(H, -1).addmm_(self.rows_hH.mT, lines_hWC.view(h, -1))
+            for part, rows_nH in _parts(self.rows_hH, W * C):
+                grad_nwC = grad_SC.view(h, w, -1)[part]
+                lines_nWC = torch.bmm(self.columns_wW.mT.expand(len(rows_nH), W, w), grad_nwC)
+                total_HWC.view(H, -1).addmm_(rows_nH.mT, lines_nWC.view(len(rows_nH), -1))
         else:
-            lines_HwC = (self.rows_hH.mT @ grad_SC.view(h, -1)).view(H, w, -1)
-            total_HWC.baddbmm_(self.columns_wW.mT.expand(H, W, w), lines_HwC)
+            for part, columns_nW in _parts(self.columns_wW, H * C):
+                lines_HnC = (self.rows_hH.mT @ grad_SC.view(h, -1)[:, part.start * C : part.stop * C]).view(H, -1, C)
+                total_HWC.baddbmm_(columns_nW.mT.expand(H, *columns_nW.mT.shape), lines_HnC)
+
+
+def _parts(matrix: Tensor, values: int) -> Iterator[tuple[slice, Tensor]]:
+    """Yield the rows of a matrix in parts, and which they are: as many as `LINES` holds, at so many values for each."""
+    size = max(1, LINES // values)
+    for start in range(0, len(matrix), size):
+        stop = min(start + size, len(matrix))
+        yield slice(start, stop), matrix[start:stop]
 
 
 def _matrices(lengths: Iterable[int], source: int, how: Resampling) -> dict[int, Tensor]:

@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from naflex_export.add_resampled import add_by_operator
 from naflex_export.resample import Resampling, resample_at
-from naflex_export.resample_cpu import add_resampled_on_cpu
 
 
 def add_to_zeros(grid: Tensor, coord: Tensor, how: Resampling, lengths: Tensor | None = None, **kind: Any) -> Tensor:
     """Return what `resample_at` does, made by adding it to nothing on a CPU."""
     zeros = torch.zeros(*coord.shape[:2], grid.shape[-1])
-    return add_resampled_on_cpu(zeros, grid, coord, how, lengths, **kind)
+    return add_by_operator(zeros, grid, coord, how, lengths, **kind)
 
 
 EVALUATIONS = [pytest.param(resample_at, id="graph"), pytest.param(add_to_zeros, id="cpu")]

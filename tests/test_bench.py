@@ -5,13 +5,17 @@ from __future__ import annotations
 import platform
 import re
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 import record
 import torch
+from bench_embed import candidates, draw_grids
+from torch import nn
 
-from naflex_export.bench import Timing, device_name, interleave, peak_memory
+from naflex_export.bench import Timing, device_name, interleave, peak_allocated, peak_memory
+from naflex_export.cases import Batch, noise_batch
 from naflex_export.errors import RequestError
 
 MIB = 2**20
@@ -59,6 +63,41 @@ def test_peak_memory_is_what_a_call_held_at_a_time() -> None:
         assert peak_memory(lambda: (hold(40), hold(40))) == pytest.approx(80 * MIB, abs=2 * MIB)
         assert peak_memory(one_after_the_other) == pytest.approx(40 * MIB, abs=2 * MIB)
     assert peak_memory(lambda: None) == pytest.approx(0, abs=MIB)
+
+
+def test_allocated_memory_is_exact_and_the_same_in_every_run() -> None:
+    def hold(kibibytes: int) -> torch.Tensor:
+        return torch.ones(kibibytes * 2**8)
+
+    def one_after_the_other() -> None:
+        hold(40)
+        hold(60)
+
+    hold(1)
+    for _ in range(2):
+        assert peak_allocated(lambda: (hold(40), hold(60))) == 100 * 2**10
+        assert peak_allocated(one_after_the_other) == 60 * 2**10
+    assert peak_allocated(lambda: None) == 0
+
+
+@pytest.mark.parametrize(("source", "batch"), [(16, 8), (32, 8), (128, 8)])
+def test_the_embedding_asks_for_little_memory_beyond_its_projection(source: int, batch: int) -> None:
+    """Forward and backward: at most 15 % beyond the floor and the gradient of its own parameter."""
+    inputs = noise_batch("memory", draw_grids("4..31", batch), 496, 16 * 16 * 3)
+    modules = candidates(source, batch)
+    peaks = {}
+    for name in ("floor", "ours", "timm's loop"):
+        run = partial(forward_backward, modules[name], inputs)
+        run()
+        peaks[name] = peak_allocated(run)
+    own = source * source * 768 * 4
+    assert peaks["ours"] <= 1.15 * peaks["floor"] + own
+    assert peaks["timm's loop"] > 2 * peaks["floor"] + own
+
+
+def forward_backward(module: nn.Module, inputs: Batch) -> None:
+    module(inputs.patches, inputs.patch_coord)[0].sum().backward()
+    module.zero_grad()
 
 
 def test_memory_that_nothing_can_tell_is_none(monkeypatch: pytest.MonkeyPatch) -> None:

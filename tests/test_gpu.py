@@ -11,15 +11,18 @@ import copy
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import naflex_export as nx
+from naflex_export import add_resampled
 from naflex_export.bench import peak_memory
 from naflex_export.cases import Batch
 from naflex_export.models import family_of
+from naflex_export.resample import Resampling
 from naflex_export.workloads import workload
 
 DEVICE = torch.device(os.environ.get("NAFLEX_GPU_TESTS_ON", "cuda"))
@@ -135,6 +138,31 @@ def test_reduce_overhead_is_as_exact(model: nn.Module, batches: list[Batch]) -> 
     compiled = nx.compile(model, mode="reduce-overhead")
     for batch in [*batches, *batches]:
         assert_close(compiled(*on_device(batch)).clone(), model, batch)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("options", [{}, {"side": 128, "antialias": False}], ids=["products", "taps"])
+def test_kernels_give_what_the_matmul_gives(
+    options: dict[str, Any], dtype: torch.dtype, batches: list[Batch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Values and gradients, and nothing waits. On a CPU: of the evaluation for it."""
+    side, how = options.get("side", 16), Resampling(antialias=options.get("antialias", True))
+    found = []
+    for kernels in (False, True):
+        monkeypatch.setattr(add_resampled, "FUSED_ON_GPU", kernels)
+        draw = torch.Generator().manual_seed(0)
+        grid = torch.randn(side, side, 96, generator=draw).to(DEVICE).requires_grad_()
+        coord = batches[0].patch_coord.to(DEVICE)
+        tokens, flow = (torch.randn(*coord.shape[:2], 96, generator=draw).to(DEVICE, dtype) for _ in range(2))
+        with waiting_is_an_error():
+            out = add_resampled.add_resampled(tokens, grid, coord, how)
+            out.backward(flow)
+        assert grid.grad is not None
+        found.append((out.detach().float(), grid.grad))
+    (value, gradient), (by_kernels, their_gradient) = found
+    step = 1e-6 if dtype is torch.float32 else 2**-7
+    assert (by_kernels - value).abs().max() <= step * value.abs().max()
+    assert (their_gradient - gradient).abs().max() <= 2e-6 * gradient.abs().max()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

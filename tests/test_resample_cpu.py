@@ -14,12 +14,12 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import naflex_export as nx
 from naflex_export import add_resampled as rule
-from naflex_export import resample
+from naflex_export import resample, resample_cpu
 from naflex_export.cases import noise_batch
 from naflex_export.grid import Grid
 from naflex_export.program import trace
 from naflex_export.resample import Resampling, resample_at
-from naflex_export.resample_cpu import _Axes, add_resampled_on_cpu
+from naflex_export.resample_cpu import _Axes
 
 TWICE = (*MIXED, Grid(5, 4), Grid(3, 7))
 """Some grids come twice, so that their gradients are summed."""
@@ -62,8 +62,10 @@ def test_values_and_gradients_are_those_of_the_graph(
     assert (our_gradient - gradient).abs().max() <= 1e-6 * gradient.abs().max()
 
 
-def test_both_orders_of_the_axes_are_taken_and_agree() -> None:
+@pytest.mark.parametrize("values", [2**18, 150, 1], ids=["whole", "parts", "one-by-one"])
+def test_both_orders_of_the_axes_are_taken_and_agree(values: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A wide target resizes rows first, a tall one columns; the other order gives the same."""
+    monkeypatch.setattr(resample_cpu, "LINES", values)
     draw = torch.Generator().manual_seed(0)
     grid = torch.randn(9, 7, 8, generator=draw)
     orders = []
@@ -102,10 +104,24 @@ def test_it_adds_in_place_in_the_dtype_of_the_tokens(dtype: torch.dtype, flat: b
     expected = tokens + resample_at(grid, coord, Resampling()).to(dtype)
     given = tokens.flatten(0, 1).clone() if flat else tokens.clone()
     pointer = given.data_ptr()
-    found = add_resampled_on_cpu(given, grid, coord, Resampling())
+    found = rule.add_by_operator(given, grid, coord, Resampling())
     assert found.data_ptr() == pointer and found.dtype == dtype and found.shape == given.shape
     atol = {torch.float32: 1e-6, torch.bfloat16: 0.04, torch.float64: 1e-6}[dtype]  # bfloat16: a step at 4
     assert (found.view(expected.shape) - expected).abs().max() <= atol
+
+
+def test_tokens_and_gradients_may_lie_in_any_order() -> None:
+    """Channels first in memory, and a gradient that is one number."""
+    draw = torch.Generator().manual_seed(0)
+    grid, coord = torch.randn(9, 7, 8, generator=draw).requires_grad_(), coordinates("loader")
+    tokens = torch.randn(8, *coord.shape[:2], generator=draw).permute(1, 2, 0)
+    pos = resample_at(grid, coord, Resampling())
+    (expected,) = torch.autograd.grad(pos.sum(), grid)
+    found = rule.add_by_operator(tokens.clone(memory_format=torch.preserve_format), grid, coord, Resampling())
+    assert not found.is_contiguous()
+    assert (found - tokens - pos).abs().max() <= 1e-6 * pos.abs().max()
+    (gradient,) = torch.autograd.grad(found.sum(), grid)
+    assert (gradient - expected).abs().max() <= 1e-6 * expected.abs().max()
 
 
 def test_a_tensor_saved_for_another_gradient_is_not_changed_unseen() -> None:
@@ -113,7 +129,7 @@ def test_a_tensor_saved_for_another_gradient_is_not_changed_unseen() -> None:
     x = torch.randn(8 * 26, 8, requires_grad=True)
     squared = x * 1.0
     product = squared * squared
-    add_resampled_on_cpu(squared, torch.randn(9, 7, 8), coordinates("loader"), Resampling())
+    rule.add_by_operator(squared, torch.randn(9, 7, 8), coordinates("loader"), Resampling())
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         product.sum().backward()
 
@@ -146,7 +162,7 @@ def test_a_program_has_none_either() -> None:
 
 
 def test_another_device_gets_the_graphs_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rule, "add_resampled_on_cpu", pytest.fail)
+    monkeypatch.setattr(rule, "add_by_operator", pytest.fail)
     with torch.device("meta"):
         found = rule.add_resampled(
             torch.zeros(8, 26, 8), torch.zeros(9, 7, 8), torch.zeros(8, 26, 2, dtype=torch.long), Resampling()

@@ -28,7 +28,8 @@ BEGIN, END = "<!-- performance: written by tools/write_tables.py -->", "<!-- /pe
 HOW = """
 In each table all candidates ran in one process, once in every round, so that whatever else the machine did met them
 alike. Times are medians, ratios are medians of each round's, and *spread* is half the distance between the quartiles,
-as a share of the median. Memory is the most that a call held beyond what was held before it.
+as a share of the median. Memory is the most that a call held beyond what was held before it; of the embedding,
+what tensors took of it.
 """
 EMBED = """
 `NaFlexEmbeds(embed_dim=768, proj_type='linear')`: time as a ratio to the floor, which is the same module without a
