@@ -67,6 +67,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def measure(options: argparse.Namespace, source: int, sizes: str, batch: int) -> list[dict[str, object]]:
     """Return a row for each candidate and pass, for one source grid, kind of sizes and batch size."""
+    torch._dynamo.reset()  # what was compiled for other settings would count against the limit of recompiles
     grids = draw_grids(sizes, batch)
     inputs = noise_batch("bench", grids, max(grid.tokens for grid in grids), PATCH * PATCH * 3)
     device, dtype = options.device, getattr(torch, options.dtype)
