@@ -20,7 +20,7 @@ from naflex_export.export import export, load
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export(tiny.siglip(), "compile", tmp_path_factory.mktemp("artifact") / "a", [nx.Bucket(16)]).path
+    return export(tiny.siglip(), "onnx", tmp_path_factory.mktemp("artifact") / "a", [nx.Bucket(16)]).path
 
 
 @pytest.fixture
@@ -33,8 +33,8 @@ def artifact(published: Path, tmp_path: Path) -> Path:
 
 def test_manifest_says_what_is_there(artifact: Path) -> None:
     fields = json.loads((artifact / MANIFEST).read_text())
-    assert fields["schema"] == 1 and fields["target"] == "compile" and fields["dtype"] == "float32"
-    assert set(fields["files"]) == {"model.pt2", "gate/report.json"}
+    assert fields["schema"] == 1 and fields["target"] == "onnx" and fields["dtype"] == "float32"
+    assert set(fields["files"]) == {"model.onnx", "gate/report.json"}
     for name, file in fields["files"].items():
         assert file == {"bytes": (artifact / name).stat().st_size, "sha256": sha256_of(artifact / name)}
     assert fields["gate"]["passed"] is True and fields["gate"]["worst"]["relative_l2"] < 1e-4
@@ -53,16 +53,16 @@ def test_manifest_says_what_is_there(artifact: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda a: (a / "model.pt2").write_bytes(b"short"), "'model.pt2' has 5 bytes, the manifest says"),
-        (lambda a: flip_last_byte(a / "model.pt2"), "'model.pt2' is not the file the manifest lists: its sha256"),
-        (lambda a: (a / "model.pt2").unlink(), "'model.pt2' is missing"),
-        (lambda a: replace_by_link(a / "model.pt2"), "'model.pt2' leads out of"),
+        (lambda a: (a / "model.onnx").write_bytes(b"short"), "'model.onnx' has 5 bytes, the manifest says"),
+        (lambda a: flip_last_byte(a / "model.onnx"), "'model.onnx' is not the file the manifest lists: its sha256"),
+        (lambda a: (a / "model.onnx").unlink(), "'model.onnx' is missing"),
+        (lambda a: replace_by_link(a / "model.onnx"), "'model.onnx' leads out of"),
         (lambda a: (a / "extra.so").write_bytes(b""), "'extra.so' .* is not in the manifest"),
         (lambda a: (a / MANIFEST).unlink(), "is no artifact: it has no manifest.json"),
         (lambda a: (a / MANIFEST).write_text("{"), "cannot be read"),
         (lambda a: edit(a, schema=7), "has schema 7: this release reads 1 and 2"),
         (lambda a: edit(a, inputs=None), "is damaged"),
-        (lambda a: edit(a, files={"../model.pt2": {"bytes": 1, "sha256": ""}}), "leads out of"),
+        (lambda a: edit(a, files={"../model.onnx": {"bytes": 1, "sha256": ""}}), "leads out of"),
     ],
     ids=[
         "truncated",

@@ -23,7 +23,7 @@ KINDS = {  # a position embedding, a RoPE and a pooling of each kind
     "vit_small_patch16_dinov3": ("none", "dinov3", "avg"),
     "vit_small_patch16_rope_mixed_224": ("none", "mixed", "token"),
 }
-IN_SHORT = "vit_pe_core_tiny_patch16_384"
+IN_SHORT = "vit_small_patch16_rope_mixed_224"
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # of the ONNX exporter
