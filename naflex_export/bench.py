@@ -146,7 +146,9 @@ def peak_allocated(call: Call, device: torch.device | str = "cpu") -> int:
     device = torch.device(device)
     if device.type == "cuda":
         return _peak_on_gpu(call, device, foreign=False)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True, acc_events=True
+    ) as profile:
         kept = call()
     del kept
     with tempfile.TemporaryDirectory() as folder:

@@ -338,6 +338,12 @@ def _sum_of_taps(grid_HWC: Tensor, cell_BNT: Tensor, weight_BNT: Tensor) -> Tens
 
 def full_precision(device_type: str) -> AbstractContextManager[object]:
     """Return a context in which autocast leaves float32 matmuls alone; free where autocast is off."""
-    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+    if _has_autocast(device_type) and torch.is_autocast_enabled(device_type):
         return torch.autocast(device_type, enabled=False)
     return nullcontext()
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _has_autocast(device_type: str) -> bool:
+    """Whether a kind of device has autocast; dynamo of torch 2.11 cannot look into it."""
+    return bool(torch.amp.is_autocast_available(device_type))

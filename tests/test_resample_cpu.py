@@ -182,7 +182,7 @@ def test_a_trace_keeps_no_grids() -> None:
         compiled: Any = torch.compile(module, fullgraph=True)
         compiled(tokens, coord)
         for run in (traced, compiled):
-            assert torch.equal(run(tokens, turned), expected)
+            assert (run(tokens, turned) - expected).abs().max() <= 1e-6 * expected.abs().max()
         assert not torch.equal(module(tokens, coord), expected)
 
 

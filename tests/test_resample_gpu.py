@@ -18,6 +18,10 @@ WEIGHTS = ("grid_ptr", "total_ptr", "partial_ptr", "rows_ptr", "columns_ptr", "w
 SIZES = {"BLOCK_R": 32, "BLOCK_C": 64, "BLOCK_W": 32, "TAPS": 16}
 
 
+@pytest.mark.skipif(
+    tuple(map(int, triton.__version__.split(".")[:2])) < (3, 8),
+    reason="the interpreter of Triton 3.6, which torch 2.11 comes with, fails under numpy 2.4",
+)
 @pytest.mark.parametrize(
     ("chosen", "number"),
     [
