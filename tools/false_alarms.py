@@ -42,7 +42,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], nx.Bucket]] = {
     "tiny classifier": (tiny.classifier, TINY_BUCKET),
     "digits": (digits.trained, digits.BUCKET),
 }
-DTYPES_OF = {VECTORIZE: tuple(DTYPES), "onnx": tuple(DTYPES), "compile": tuple(DTYPES), "aot": ("float32", "float16")}
+DTYPES_OF = dict.fromkeys((VECTORIZE, "onnx", "compile", "aot"), tuple(DTYPES))
 """What is judged of each target; an engine would be judged by its ONNX graph, which is `onnx`'s in another opset."""
 
 SHARES = ("max_share", "relative_l2", "worst_cosine", "top1_agreement", "top5_agreement", "baseline")
