@@ -19,3 +19,18 @@ def add_to_zeros(grid: Tensor, coord: Tensor, how: Resampling, lengths: Tensor |
 
 
 EVALUATIONS = [pytest.param(resample_at, id="graph"), pytest.param(add_to_zeros, id="cpu")]
+
+
+def each_way_to_read(test: Any) -> Any:
+    """Parametrize a test by `how` to resize, of which `cells` make a grid large, `kind` of coordinates and `fill`."""
+    for marker in (
+        pytest.mark.parametrize(
+            ("how", "cells"),
+            [(Resampling(), 1024), (Resampling("bilinear", antialias=False), 1024), (Resampling(antialias=False), 1)],
+            ids=["antialias", "whole", "taps"],
+        ),
+        pytest.mark.parametrize("kind", ["loader", "shuffled", "cut"]),
+        pytest.mark.parametrize("fill", [False, True], ids=["zeros", "filled"]),
+    ):
+        test = marker(test)
+    return test

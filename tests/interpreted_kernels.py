@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from evaluations import each_way_to_read
 from test_resample_cpu import coordinates
 from torch import Tensor
 
@@ -25,13 +26,7 @@ def read(
     return found, reading.gradient(flow, (grid.shape[0], grid.shape[1]))
 
 
-@pytest.mark.parametrize("fill", [False, True], ids=["zeros", "filled"])
-@pytest.mark.parametrize("kind", ["loader", "shuffled", "cut"])
-@pytest.mark.parametrize(
-    ("how", "cells"),
-    [(Resampling(), 1024), (Resampling("bilinear", antialias=False), 1024), (Resampling(antialias=False), 1)],
-    ids=["antialias", "whole", "taps"],
-)
+@each_way_to_read
 def test_values_and_gradients_are_those_of_the_graph(
     how: Resampling, cells: int, kind: str, fill: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

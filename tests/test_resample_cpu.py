@@ -8,7 +8,7 @@ import pytest
 import tiny
 import torch
 from conftest import MIXED
-from evaluations import add_to_zeros
+from evaluations import add_to_zeros, each_way_to_read
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -35,13 +35,7 @@ def coordinates(kind: str) -> Tensor:
     return coord[:, :19] if kind == "cut" else coord
 
 
-@pytest.mark.parametrize("fill", [False, True], ids=["zeros", "filled"])
-@pytest.mark.parametrize("kind", ["loader", "shuffled", "cut"])
-@pytest.mark.parametrize(
-    ("how", "cells"),
-    [(Resampling(), 1024), (Resampling("bilinear", antialias=False), 1024), (Resampling(antialias=False), 1)],
-    ids=["antialias", "whole", "taps"],
-)
+@each_way_to_read
 def test_values_and_gradients_are_those_of_the_graph(
     how: Resampling, cells: int, kind: str, fill: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
