@@ -27,8 +27,8 @@ def test_a_graph_without_weights_keeps_its_nodes_and_the_constants_of_shapes(sig
     assert proto.ByteSize() < 100_000
     weights = {value.name for value in proto.graph.input} - {value.name for value in siglip_onnx.graph.inputs}
     assert "model.blocks.0.attn.qkv.bias" in weights
-    shapes = [node.inputs[1] for node in siglip_onnx.graph if node.op_type == "Reshape"]
-    constant = {value.name for value in shapes if value is not None and value.const_value is not None}
+    axes = [node.inputs[1] for node in siglip_onnx.graph if node.op_type == "Unsqueeze"]
+    constant = {value.name for value in axes if value is not None and value.const_value is not None}
     assert constant and constant <= {tensor.name for tensor in proto.graph.initializer}
 
 
