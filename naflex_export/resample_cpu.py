@@ -205,12 +205,10 @@ class _Tapped:
 
     def add_to_(self, x_BNC: Tensor, grid_HWC: Tensor) -> None:
         """Add to each token the resized grid's value there."""
-        first = 0
-        for target in self.targets:
+        for target, first in self._targets():
             cells = slice(first, first + target.size)
             pos_SC = _bags(self.source_ST[cells], grid_HWC.flatten(0, 1), self.weight_ST[cells])
             _add_to_images_(x_BNC, target, pos_SC.to(x_BNC.dtype), self.fill_padding)
-            first += target.size
 
     def gradient(self, grad_BNC: Tensor, source: tuple[int, int]) -> Tensor:
         """Return the source grid's gradient [H, W, C] float32: at each cell the sum over the tokens that read it."""
@@ -223,14 +221,20 @@ class _Tapped:
 
     def _reads(self, tokens: int) -> tuple[Tensor, Tensor]:
         """Return all tokens that read the grid, and for each the cell among those of all targets."""
-        token_n, cell_n, first = [], [], 0
-        for target in self.targets:
+        token_n, cell_n = [], []
+        for target, first in self._targets():
             reads = [(image, _row_by_row(target, tokens, self.fill_padding)) for image in target.images]
             for image, cell in reads + target.others:
                 token_n.append(image * tokens + torch.arange(len(cell)))
                 cell_n.append(first + cell)
-            first += target.size
         return torch.cat(token_n), torch.cat(cell_n)
+
+    def _targets(self) -> Iterator[tuple[_Target, int]]:
+        """Yield each target, and the number of its first cell among those of all targets."""
+        first = 0
+        for target in self.targets:
+            yield target, first
+            first += target.size
 
 
 def _row_by_row(target: _Target, tokens: int, fill_padding: bool) -> Tensor:
