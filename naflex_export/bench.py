@@ -65,6 +65,7 @@ def interleave(
     device: torch.device | str = "cpu",
     *,
     warmup: int = 1,
+    settle: float = 0.0,
     prepare: Callable[[int], None] = lambda number: None,
     announce: Callable[[str], None] = lambda step: None,
 ) -> dict[str, Timing]:
@@ -77,6 +78,8 @@ def interleave(
         rounds: that count, at least 1.
         device: where the calls run.
         warmup: rounds that run first and do not count.
+        settle: seconds to wait before each call. Where runtimes with worker threads of their own take turns, those of
+            the last one spin for a while before they sleep, and take cores from the next.
         prepare: called with the number of each round, those of the warmup among them, before anything is timed.
         announce: called with a line for each round.
 
@@ -98,6 +101,7 @@ def interleave(
         first = number % len(names)
         for name in [*names[first:], *names[:first]]:
             synchronize(device)
+            time.sleep(settle)
             started = time.perf_counter()
             calls[name]()
             synchronize(device)

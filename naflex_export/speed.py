@@ -39,6 +39,9 @@ Module = Callable[..., Any]
 WARMUP = 2
 """Rounds before those that count: a compiler that specializes on one batch generalizes on the next."""
 
+SETTLE = 0.1
+"""Seconds between calls: torch and ONNX Runtime have worker threads of their own, which spin after a call."""
+
 
 @dataclass(frozen=True)
 class Technique:
@@ -229,6 +232,7 @@ class Bench:
             rounds,
             self.device,
             warmup=WARMUP,
+            settle=SETTLE,
             prepare=next_batch,
             announce=announce,
         )

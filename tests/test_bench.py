@@ -36,6 +36,20 @@ def test_times_are_wall_clock() -> None:
     assert 10 <= timing.ms < 200
 
 
+def test_calls_wait_for_what_the_last_one_left_running() -> None:
+    starts: list[float] = []
+    ends: list[float] = []
+
+    def call() -> None:
+        starts.append(time.perf_counter())
+        time.sleep(0.001)
+        ends.append(time.perf_counter())
+
+    interleave({"one": call, "other": call}, rounds=2, warmup=0, settle=0.02)
+    assert len(starts) == 4
+    assert all(start - end >= 0.02 for end, start in zip(ends, starts[1:], strict=False))
+
+
 def test_medians_spreads_and_ratios() -> None:
     one, other = Timing((0.1, 0.2, 0.3, 0.4, 9.9)), Timing((0.05, 0.1, 0.1, 0.2, 4.95))
     assert one.ms == pytest.approx(300)

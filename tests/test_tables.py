@@ -74,6 +74,13 @@ def test_goals_are_met_missed_or_not_measured() -> None:
     assert list(said.values()) == ["1.20x met", "1.81x **missed**", "1.20x **missed**", "9.3% (worst of 2) met"]
 
 
+def test_a_goal_is_met_where_every_device_meets_it() -> None:
+    rows = [embed(), embed(device="Another CPU", ratio_to_floor="1.51")]
+    assert next(iter(words(Results(embed=rows)).values())) == "1.20x on Some CPU; 1.51x on Another CPU **missed**"
+    rows[1]["ratio_to_floor"] = "1.50"
+    assert next(iter(words(Results(embed=rows)).values())) == "1.20x on Some CPU; 1.50x on Another CPU met"
+
+
 def test_time_of_a_token_is_compared_over_batches() -> None:
     rows = [embed(batch=batch, ms=ms) for batch, ms in (("8", "8"), ("32", "36"), ("128", "128"), ("512", "999"))]
     (varies,) = (text for what, text in words(Results(embed=rows)).items() if "how the time of a token varies" in what)
