@@ -70,8 +70,7 @@ def verdict(goal: Goal, results: Results) -> Verdict:
         return Verdict(measured=False)
     worst = {device: max(values) if goal.most else min(values) for device, values in found.items()}
     holds = all(value <= goal.limit if goal.most else value >= goal.limit for value in worst.values())
-    figures = {device: _figure(goal, value, len(found[device])) for device, value in worst.items()}
-    said = [f"{figure} on {device}" for device, figure in figures.items()] if len(found) > 1 else figures.values()
+    said = [f"{_figure(goal, value, len(found[device]))} on {device}" for device, value in worst.items()]
     return Verdict(True, "; ".join(said), "met" if holds else "**missed**")
 
 
