@@ -14,6 +14,7 @@ from naflex_export.cases import noise_batch
 from naflex_export.errors import BuildError, RequestError
 from naflex_export.graph_checks import check_program, require
 from naflex_export.grid import Bucket, Grid, check_buckets
+from naflex_export.guards import export_settled
 from naflex_export.models import Family, family_of
 from naflex_export.passes import name_dims
 
@@ -144,9 +145,7 @@ def capture(
     dynamic_shapes = tuple({axis: dims[name] for axis, name in axes.items()} for axes in open_dims)
     try:
         with torch.no_grad():
-            exported = torch.export.export(
-                encoder, tuple(example.values()), dynamic_shapes=dynamic_shapes, strict=False
-            )
+            exported = export_settled(encoder, tuple(example.values()), dynamic_shapes)
     except Exception as error:  # whatever torch.export raises, it is about this model's graph
         raise BuildError(f"torch.export refused the model: {error}") from error
     dim_names = _dim_names(exported, open_dims)
