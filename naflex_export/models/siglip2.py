@@ -35,9 +35,10 @@ PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 class VectorizedSiglip2VisionEmbeddings(Siglip2VisionEmbeddings):
     """`Siglip2VisionEmbeddings` that resizes its learned grid for all images of a batch at once.
 
-    Replaces `resize_positional_embeddings` of transformers 5.23, with the same result to float32 rounding, for padding
-    tokens too. Eager refuses a shape below 1x1, or of more tokens than the batch is padded to; here that would have to
-    wait for the device, and such an image comes out wrong instead. A Runner checks for both.
+    Replaces `resize_positional_embeddings` of transformers 5.17 to 5.24, with the same result to float32 rounding, for
+    padding tokens too. (5.24 itself has no loop any more: it multiplies each token's weights with all cells, in the
+    dtype that autocast asks for.) Eager refuses a shape below 1x1, or of more tokens than the batch is padded to; here
+    that would have to wait for the device, and such an image comes out wrong instead. A Runner checks for both.
     """
 
     @staticmethod
