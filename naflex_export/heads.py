@@ -135,7 +135,7 @@ def _in_rows(op: Any, rows: Sequence[ir.Value], query: ir.Value, key: ir.Value, 
 
 def _splits(view: ir.Value, rows: ir.Value, parts: int) -> bool:
     """Whether a view is rows [batch, tokens, n] with n split into heads and width, or into parts ahead of them."""
-    if view.shape is None or rows.shape is None or len(rows.shape) != 3:
+    if view.shape is None or rows.shape is None or len(rows.shape) != 3 or not isinstance(rows.shape[2], int):
         return False
     if any(shape.is_unknown_dim(axis) for shape in (view.shape, rows.shape) for axis in (0, 1)):
         return False

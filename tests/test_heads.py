@@ -120,3 +120,9 @@ def test_shapes_that_nobody_knows_leave_it_alone(known: str) -> None:
     split.outputs[0].shape = None if shape is None else ir.Shape(shape)
     split.inputs[0].shape = ir.Shape(["batch" if shape is None else shape[0], "tokens", 24])
     assert read_heads_in_rows(model) == 0
+
+
+def test_rows_of_unknown_width_leave_it_alone() -> None:
+    model = graph({"qkv": 24}, TOGETHER)
+    model.graph.inputs[0].shape = ir.Shape(["batch", "tokens", None])
+    assert read_heads_in_rows(model) == 0
