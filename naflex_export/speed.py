@@ -40,7 +40,10 @@ WARMUP = 2
 """Rounds before those that count: a compiler that specializes on one batch generalizes on the next."""
 
 SETTLE = 0.1
-"""Seconds between calls: torch and ONNX Runtime have worker threads of their own, which spin after a call."""
+"""Seconds between calls on a CPU: torch and ONNX Runtime have worker threads of their own, which spin after a call.
+
+On a GPU the host's cores are not what calls compete for, and the pauses would add up.
+"""
 
 
 @dataclass(frozen=True)
@@ -232,7 +235,7 @@ class Bench:
             rounds,
             self.device,
             warmup=WARMUP,
-            settle=SETTLE,
+            settle=SETTLE if self.device.type == "cpu" else 0.0,
             prepare=next_batch,
             announce=announce,
         )

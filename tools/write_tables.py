@@ -37,12 +37,12 @@ position embedding. In brackets the largest difference from timm's loop, as a sh
 `python tools/bench_embed.py`.
 """
 ENCODER = """
-Padded NaFlex batches, another one in each round, by `python tools/bench_encoder.py`; a pause before each call lets the
-worker threads of the last one's runtime go to sleep. *speed* is timm eager's time over a technique's; *embedding* the
-share of the time that all ahead of the first block takes, and *position* what the position embedding adds to it, both
-run by themselves with the same technique; *matrix rate* the share reached of what a large matmul in that dtype reaches
-on the machine, where padding counts as work and the position embedding does not; *error* the relative L2 distance of
-the features from those of timm eager in float32.
+Padded NaFlex batches, another one in each round, by `python tools/bench_encoder.py`; on a CPU, a pause before each call
+lets the worker threads of the last one's runtime go to sleep. *speed* is timm eager's time over a technique's;
+*embedding* the share of the time that all ahead of the first block takes, and *position* what the position embedding
+adds to it, both run by themselves with the same technique; *matrix rate* the share reached of what a large matmul in
+that dtype reaches on the machine, where padding counts as work and the position embedding does not; *error* the
+relative L2 distance of the features from those of timm eager in float32.
 
 Not in the tables: on an Intel Xeon, measured without that pause and before `Attention` read heads in rows, ONNX Runtime
 ran 8 images at 0.88 of eager's speed. It has not been measured there since.
