@@ -20,6 +20,9 @@ from naflex_export.resample import Resampling, grid_taps, grid_weights, inside, 
 BLOCK = {"BLOCK_R": 32, "BLOCK_C": 64}
 """Tokens and channels of a program."""
 
+COMPILED = {"enable_fp_fusion": True}
+"""How Triton compiles the kernels: sums round once for a product and its addition, whatever Triton's own default is."""
+
 PARTIAL_BYTES = 2**25
 """Most bytes of partial sums of a gradient; as many programs work at a cell of the grid at a time."""
 
@@ -53,8 +56,9 @@ class _Products:
         tokens, channels = self.columns_RW.shape[0], x_BNC.shape[-1]
         programs = _blocks(tokens, BLOCK["BLOCK_R"]), _blocks(channels, BLOCK["BLOCK_C"])
         kernels.add_products[programs](
-            _dense(x_BNC), self.rows_HR, self.columns_RW, grid_HWC, tokens, *grid_HWC.shape, **self._blocks()
-        )
+            _dense(x_BNC), self.rows_HR, self.columns_RW, grid_HWC, tokens, *grid_HWC.shape,
+            **self._blocks(), **COMPILED,
+        )  # fmt: skip
 
     def gradient(self, grad_BNC: Tensor, source: tuple[int, int]) -> Tensor:
         """Return the source grid's gradient [H, W, C] float32, for that of `add_to_`'s result."""
@@ -66,7 +70,7 @@ class _Products:
         programs = height * _blocks(width, blocks["BLOCK_W"]), _blocks(channels, blocks["BLOCK_C"]), parts
         kernels.gradient_of_products[programs](
             partial, grad_BNC.contiguous(), self.rows_HR, self.columns_RW,
-            tokens, height, width, channels, _blocks(tokens, parts), **blocks,
+            tokens, height, width, channels, _blocks(tokens, parts), **blocks, **COMPILED,
         )  # fmt: skip
         return partial.sum(dim=0)
 
@@ -100,7 +104,9 @@ class _Taps:
     def _run(self, kernel: kernels.Kernel, x_BNC: Tensor, grid_HWC: Tensor) -> None:
         (tokens, taps), channels = self.cell_RT.shape, grid_HWC.shape[-1]
         programs = _blocks(tokens, BLOCK["BLOCK_R"]), _blocks(channels, BLOCK["BLOCK_C"])
-        kernel[programs](x_BNC, self.cell_RT, self.weight_RT, grid_HWC, tokens, channels, TAPS=taps, **BLOCK)
+        kernel[programs](
+            x_BNC, self.cell_RT, self.weight_RT, grid_HWC, tokens, channels, TAPS=taps, **BLOCK, **COMPILED
+        )
 
 
 def _blocks(length: int, size: int) -> int:

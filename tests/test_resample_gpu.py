@@ -12,6 +12,7 @@ import pytest
 
 triton = pytest.importorskip("triton")
 from naflex_export import resample_kernels  # noqa: E402
+from naflex_export.resample_gpu import COMPILED  # noqa: E402
 
 KERNELS = ("add_products", "gradient_of_products", "add_taps", "gradient_of_taps")
 WEIGHTS = ("grid_ptr", "total_ptr", "partial_ptr", "rows_ptr", "columns_ptr", "weight_ptr")
@@ -56,6 +57,6 @@ def test_they_compile_for_gpus(name: str, dtype: str, capability: int) -> None:
     signature = {key: "constexpr" if key in SIZES else types.get(key, "i32") for key in kernel.arg_names}
     constants = {key: SIZES[key] for key in kernel.arg_names if key in SIZES}
     source = triton.compiler.ASTSource(fn=kernel, signature=signature, constexprs=constants)
-    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32))
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=COMPILED)
     assert compiled.asm["cubin"]
     assert ".tf32" not in compiled.asm["ptx"] and "mma" not in compiled.asm["ptx"]
