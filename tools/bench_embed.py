@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[8, 32, 128])
     parser.add_argument("--sources", type=int, nargs="+", default=[16, 32, 128])
     parser.add_argument("--sizes", nargs="+", default=["4..31", "naflex256", "naflex576", "naflex1024"])
-    parser.add_argument("--candidates", nargs="+", help="of those of the table, with the floor and timm's loop")
+    parser.add_argument("--candidates", nargs="+", help="of those of the table, with the floor")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", type=Path, default=RESULTS / "bench_embed.csv")
     options = parser.parse_args(arguments)
@@ -81,7 +81,7 @@ def measure(options: argparse.Namespace, source: int, sizes: str, batch: int) ->
         calls["ours, kernels"] = with_kernels(modules["ours"])
         calls["ours, kernels, compiled"] = with_kernels(torch.compile(modules["ours"], fullgraph=True, dynamic=True))
     if options.candidates:
-        calls = {name: call for name, call in calls.items() if name in (FLOOR, LOOP, *options.candidates)}
+        calls = {name: call for name, call in calls.items() if name in (FLOOR, *options.candidates)}
     flow = torch.randn(*patches.shape[:2], WIDTH, generator=torch.Generator().manual_seed(0)).to(device, dtype)
 
     with torch.no_grad():
