@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from naflex_export.accuracy.compare import measure as compare
@@ -263,9 +264,10 @@ def count_flops(model: nn.Module, images: int, tokens: int) -> int:
     skeleton = family.without_position(copy.deepcopy(model).to("meta").requires_grad_(False))
     batch = workload("naflex", 1, tokens, family.token_width(model))
     arranged = family.layout.arrange(batch)
-    inputs = [tensor.expand(images, *tensor.shape[1:]).to("meta") for tensor in arranged]
+    shapes_only = FakeTensorMode(allow_non_fake_inputs=True)  # of the kind that models do not ask for values
+    inputs = [shapes_only.from_tensor(tensor.expand(images, *tensor.shape[1:]).to("meta")) for tensor in arranged]
     counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter:
+    with torch.no_grad(), shapes_only, counter:
         family.encoder(skeleton, ("features",))(*inputs)
     return counter.get_total_flops()
 

@@ -114,6 +114,17 @@ def test_flops_are_those_of_the_formula() -> None:
     assert next(model.parameters()).device == CPU and next(model.parameters()).requires_grad
 
 
+def test_flops_of_siglip2_are_counted_without_its_loop() -> None:
+    """Projection, block, and the pooling head, whose query is one token."""
+    transformers = pytest.importorskip("transformers")
+    C, M, B, N, D = 32, 64, 3, 16, 48
+    sizes = {"hidden_size": C, "intermediate_size": M, "num_attention_heads": 2, "patch_size": 4, "num_patches": 25}
+    model = transformers.Siglip2VisionModel(transformers.Siglip2VisionConfig(**sizes, num_hidden_layers=1))
+    block = 4 * N * C * C + 2 * N * N * C + 2 * N * C * M
+    pooling = (2 * N + 2) * C * C + 2 * N * C + 2 * C * M
+    assert count_flops(model, B, N) == 2 * B * (N * D * C + block + pooling)
+
+
 def test_a_matrix_rate_is_work_over_time() -> None:
     assert 1e8 < matrix_rate(CPU, torch.float32, size=256, rounds=2) < 1e14
 
@@ -332,6 +343,18 @@ def test_the_encoder_bench_writes_a_row_for_each_technique(
 
 
 SUITE = Path(__file__).parent.parent / "tools" / "gpu_suite.sh"
+
+
+def test_the_encoder_bench_names_the_library_that_eager_is_of(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 1}
+    transformers.Siglip2VisionConfig(**sizes, architectures=["Siglip2VisionModel"]).save_pretrained(tmp_path)
+    bench_encoder.main([
+        "--model", f"hf:{tmp_path}", "--device", "cpu", "--batches", "2", "--tokens", "16", "--rounds", "1", "--grids",
+        "naflex", "--out", str(tmp_path / "rows.csv"), "--techniques", "timm eager",
+    ])  # fmt: skip
+    (row,) = csv.DictReader((tmp_path / "rows.csv").open())
+    assert row["technique"] == "transformers eager"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")

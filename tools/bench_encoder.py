@@ -1,9 +1,9 @@
 """Time a whole encoder by every technique, on padded NaFlex batches, in one process, side by side.
 
-Techniques: timm's eager model, the same under torch.compile, ours under torch.compile, as an AOTInductor package, in
-ONNX Runtime and as a TensorRT engine; on a GPU also ours with CUDA graphs. Grids follow NaFlex's size rule, or all
-differ. Rounds are interleaved and each has a batch of its own. Artifacts are exported, and judged by the gate, in the
-same run. What cannot run here gets a row that says why, and no figures.
+Techniques: eager, timm's or transformers', and the same under torch.compile; ours under torch.compile, as an
+AOTInductor package, in ONNX Runtime and as a TensorRT engine; on a GPU also ours with CUDA graphs. Grids follow
+NaFlex's size rule, or all differ. Rounds are interleaved and each has a batch of its own. Artifacts are exported, and
+judged by the gate, in the same run. What cannot run here gets a row that says why, and no figures.
 
     python tools/bench_encoder.py                                        # base, 256 tokens, batches of 1 and 8, float32
     python tools/bench_encoder.py --device cuda --dtype bfloat16 --batches 256
@@ -97,7 +97,7 @@ def techniques(
         if name == "ours CUDA graphs" and options.device.type != "cuda":
             missing[name] = "CUDA graphs need a GPU"
         elif name in live:
-            ready.append(live[name](name))
+            ready.append(live[name](name.replace("timm", bench.family.package)))
         else:
             try:
                 ready.append(bench.runner(exported(options, model, EXPORTED[name], folder), name))
