@@ -39,11 +39,16 @@ def inputs(*grids: Grid, tokens: int = 16) -> Inputs:
     return batch.patches, batch.patch_coord, batch.patch_valid
 
 
-@pytest.mark.parametrize(
-    "given",
-    [inputs(), inputs(Grid(1, 1), tokens=1), inputs(Grid(4, 4)), inputs(*[Grid(1, 1)] * 5, tokens=1)],
-    ids=["mixed", "one-token", "batch-1", "five-of-one-token"],
-)
+GIVEN = {
+    "mixed": inputs(),
+    "one-token": inputs(Grid(1, 1), tokens=1),
+    "batch-1": inputs(Grid(4, 4)),
+    "five-of-one-token": inputs(*[Grid(1, 1)] * 5, tokens=1),
+    "as-many-images-as-tokens": inputs(Grid(2, 2), Grid(1, 3), Grid(4, 1), Grid(1, 1), tokens=4),
+}
+
+
+@pytest.mark.parametrize("given", GIVEN.values(), ids=GIVEN)
 def test_returns_what_eager_returns(runner: nx.Runner, siglip: nn.Module, given: Inputs) -> None:
     found = runner(*given)
     assert isinstance(found, dict)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sweep_page
 import sweep_timm as sweep
 import torch
 from torch import Tensor
@@ -163,7 +164,7 @@ def test_the_page_counts_and_names() -> None:
     worse = {**good, "architecture": "vit_small_patch16_224", "onnx_tokens": "9.00e-06"}
     broken = {**good, "architecture": "vit_base_patch16_224", "trt_engine_bytes": "", "failure": "trt: BuildError: no"}
     refused = {**sweep.new_row("eva02_enormous_patch14_clip_224"), "failure": "create: TypeError: no such option"}
-    page = sweep.summary([good, worse, broken, refused], missing=["eva_one"])
+    page = sweep_page.summary([good, worse, broken, refused], missing=["eva_one"])
     assert "Rows for 3 architectures that timm builds as a `NaFlexVit`: **2 pass every stage, 1 fail one**" in page
     assert "| onnx, tokens | 3 | 1.00e-06 | 9.00e-06 | `vit_small_patch16_224` |" in page
     assert "| learned |  | none | token | 1 | 3 | 2 | 1.00e-06 | 1.00e-06 | 9.00e-06 | 2 |" in page
@@ -185,4 +186,4 @@ def test_the_page_counts_and_names() -> None:
     ],
 )
 def test_family_names(architecture: str, family: str) -> None:
-    assert sweep.family_name(architecture) == family
+    assert sweep_page.family_name(architecture) == family

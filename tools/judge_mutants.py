@@ -232,7 +232,7 @@ def page(graphs: Mapping[str, list[str]]) -> str:
         "",
         "The true ONNX graph with one fault (`tests/graph_mutants.py`); the export ends before any backend sees it.",
         "An ExportedProgram is checked for the same one step earlier: those faults are in",
-        "`tests/test_graph_checks.py`.",
+        "`tests/test_program_checks.py`.",
         "",
         "| fault | in words | caught by |",
         "|---|---|---|",

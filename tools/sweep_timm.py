@@ -1,10 +1,9 @@
-"""Check every architecture that timm builds as a NaFlexVit, a CSV row each, and write `docs/architectures.md` from it.
+"""Check every architecture that timm builds as a NaFlexVit, a CSV row each; `sweep_page.py` writes a page from them.
 
     python tools/sweep_timm.py                    # go on where the CSV ends
     python tools/sweep_timm.py NAME ...           # these only
     python tools/sweep_timm.py --again NAME       # redo a row, and go on
     python tools/sweep_timm.py --only NAME        # print one row as JSON, in this process
-    python tools/sweep_timm.py --summarize        # write the page for the docs
 
 Each architecture has its true width, patch size and options, random weights, and 2 blocks. Its stages:
 
@@ -27,14 +26,12 @@ import json
 import math
 import multiprocessing
 import os
-import re
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
@@ -62,7 +59,6 @@ from naflex_export.targets import BuildSettings, onnx, tensorrt
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "tools" / "results" / "sweep_timm.csv"
-PAGE = ROOT / "docs" / "architectures.md"
 
 DEPTH = 2
 BUCKET = nx.Bucket(tokens=36, batch=(1, 4, 8))
@@ -292,7 +288,7 @@ def _record(
                 measure(given[index], wanted[index], _valid(wanted[index], batch)).max_share
                 for given, wanted, batch in zip(found, expected, inputs, strict=True)
             ),
-            key=_badness,
+            key=badness,
         )
         row[f"{stage}_{output}"] = f"{worst:.2e}"
         if not worst <= LIMITS["float32"].max_share:
@@ -301,8 +297,9 @@ def _record(
         raise BuildError(f"{', '.join(too_large)}: more than {LIMITS['float32'].max_share:g}")
 
 
-def _badness(share: float) -> tuple[bool, float]:
-    return math.isnan(share), share  # not a number is worse than any
+def badness(share: float) -> tuple[bool, float]:
+    """Return what errors are ordered by: not a number is worse than any."""
+    return math.isnan(share), share
 
 
 def _valid(output: Tensor, batch: Batch) -> Tensor | None:
@@ -393,125 +390,12 @@ def sweep(names: Sequence[str], path: Path, one: Callable[[str], Row], jobs: int
     return todo
 
 
-def summary(rows: Sequence[Row], missing: Sequence[str] = ()) -> str:
-    """Return the page for the docs: counts by kind and family, the worst error of each stage, and every failure.
-
-    Args:
-        rows: of the CSV.
-        missing: architectures without a row, which the page names.
-    """
-    built = [row for row in rows if row["pos_embed"]]
-    passed = [row for row in built if not row["failure"]]
-    lines = [
-        "# Architectures of timm",
-        "",
-        "Written from [`tools/results/sweep_timm.csv`](../tools/results/sweep_timm.csv) by "
-        "`python tools/sweep_timm.py --summarize`; do not edit.",
-        "",
-        f"Rows for {len(built)} architectures that timm builds as a `NaFlexVit`: **{len(passed)} pass every stage, "
-        f"{len(built) - len(passed)} fail one**. {len(rows) - len(built)} more of timm's same modules did not build as "
-        "one; the failures below say why.",
-        "",
-        f"Each has its true width, patch size and options, {DEPTH} blocks, and random weights in which every parameter "
-        f"matters. It is compared with timm's eager model on mixed grids with padding, up to {BUCKET.tokens} tokens: "
-        f"{_listed(map(str, dict.fromkeys((*GRIDS, *OTHER_GRIDS))))}. An error is the largest difference as a share of "
-        f"eager's largest value, in float32 on a CPU, and fails above {LIMITS['float32'].max_share:g}. `compile` is "
-        '`nx.compile` with `backend="eager"`, one full graph for both batches; `onnx` is ONNX Runtime at shapes that '
-        "were never traced; engines of TensorRT are built and not run. "
-        "Full depth, other dtypes and GPUs are not judged here.",
-        "",
-        "Rows by date, commit of the package and versions:",
-        "",
-        *_table(
-            ("date", "commit", *VERSIONS, "rows"),
-            [(*key, count) for key, count in _counts(rows, ("date", "commit", *VERSIONS))],
-        ),
-    ]
-    if missing:
-        more = f" and {len(missing) - 10} more" if len(missing) > 10 else ""
-        lines += ["", f"**The sweep is not finished**: {len(missing)} have no row yet: {_listed(missing[:10])}{more}."]
-    lines += [
-        "",
-        "## Worst error of each stage",
-        "",
-        *_table(("stage", "judged", "median", "worst", "of"), _worst(built)),
-    ]
-    engines = [int(row["trt_engine_bytes"]) for row in built if row["trt_engine_bytes"]]
-    if engines:
-        sizes = f"{min(engines) / 2**20:.0f} to {max(engines) / 2**20:.0f} MiB"
-        lines += ["", f"TensorRT built {len(engines)} engines, of {sizes}."]
-    kind = ("pos_embed", "pos_resize", "rope", "pooling")
-    names = ("position embedding", "resized", "RoPE", "pooling")
-    lines += ["", "## Kinds", "", *_groups(built, kind, (*names, "prefix tokens"), "prefix_tokens")]
-    named = [{**row, "family": family_name(row["architecture"])} for row in built]
-    lines += ["", "## Families", "", *_groups(named, ("module", "family"), ("timm module", "names", "widths"), "width")]
-    lines += ["", "## Failures", ""]
-    failed = [row for row in rows if row["failure"]]
-    lines += [f"- `{row['architecture']}`: {row['failure']}" for row in failed] or ["None."]
-    return "\n".join(lines) + "\n"
-
-
-def family_name(architecture: str) -> str:
-    """Return a name without size, patch, registers and pooling: `vit siglip` for `vit_base_patch16_siglip_gap_224`."""
-    before, patch, after = re.sub(r"_patch\d+", ":", architecture).partition(":")
-    if patch:
-        before = re.sub(r"_[^_]+$", "", before.removesuffix("_plus"))
-    words = [word for word in after.split("_") if word and not re.fullmatch(r"reg\d|[\dx]+|gap|map|plus", word)]
-    return " ".join([before, *words[:1]])
-
-
-def _worst(rows: Sequence[Row]) -> list[tuple[object, ...]]:
-    table = []
-    for column in ERRORS:
-        judged = sorted((row for row in rows if row[column]), key=lambda row: _badness(float(row[column])))
-        if judged:
-            middle, last = judged[len(judged) // 2], judged[-1]
-            name = column.replace("_", ", ")
-            table.append((name, len(judged), middle[column], last[column], f"`{last['architecture']}`"))
-    return table
-
-
-def _groups(rows: Sequence[Row], columns: Sequence[str], titles: Sequence[str], listed: str) -> list[str]:
-    """Return a table with a line for each combination of columns, and the values that one more column takes there."""
-    table = []
-    for key, count in _counts(rows, columns):
-        group = [row for row in rows if tuple(row[column] for column in columns) == key]
-        values = _listed(map(str, sorted({int(row[listed]) for row in group})))
-        worst = [_worst_of(group, stage) for stage in ("vectorize", "compile", "onnx")]
-        engines = sum(bool(row["trt_engine_bytes"]) for row in group)
-        table.append((*key, values, count, sum(not row["failure"] for row in group), *worst, engines))
-    return _table((*titles, "count", "passed", "vectorize", "compile", "onnx", "engines"), table)
-
-
-def _worst_of(rows: Sequence[Row], stage: str) -> str:
-    columns = [column for column in ERRORS if column.startswith(stage)]
-    found = [row[column] for row in rows for column in columns if row[column]]
-    return max(found, key=lambda text: _badness(float(text)), default="")
-
-
-def _counts(rows: Sequence[Row], columns: Sequence[str]) -> list[tuple[tuple[str, ...], int]]:
-    return sorted(Counter(tuple(row[column] for column in columns) for row in rows).items())
-
-
-def _listed(values: Iterable[str]) -> str:
-    return ", ".join(values)
-
-
-def _table(titles: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
-    return [_line(titles), _line(["---"] * len(titles)), *map(_line, rows)]
-
-
-def _line(cells: Sequence[object]) -> str:
-    return f"| {' | '.join(map(str, cells))} |"
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("names", metavar="NAME", nargs="*", help="architectures to check; all of them by default")
     parser.add_argument("--only", metavar="NAME", help="print one row as JSON, without touching the CSV")
     parser.add_argument("--again", metavar="NAME", action="append", default=[], help="redo a row; may be repeated")
-    parser.add_argument("--summarize", action="store_true", help=f"write {PAGE.relative_to(ROOT)} from the CSV")
     parser.add_argument("--jobs", type=int, default=1, help="processes at once")
     parser.add_argument("--timeout", type=float, default=300, help="seconds for one architecture")
     parser.add_argument("--csv", type=Path, default=RESULTS)
@@ -519,14 +403,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     every = architectures()
     unknown = [name for name in (*given.names, *given.again, given.only) if name and name not in every]
     if unknown:
-        parser.error(f"{_listed(unknown)}: not among the {len(every)} architectures of timm's NaFlexVit modules")
+        parser.error(f"{', '.join(unknown)}: not among the {len(every)} architectures of timm's NaFlexVit modules")
     if given.only:
         json.dump(check(given.only), sys.stdout, indent=1)
-        return
-    if given.summarize:
-        rows = read_rows(given.csv)
-        known = {row["architecture"] for row in rows}
-        PAGE.write_text(summary(rows, [name for name in every if name not in known]))
         return
     os.environ["NAFLEX_SWEEP_COMMIT"] = package_commit()  # of the code that runs, whatever is committed meanwhile
     multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOAD)
