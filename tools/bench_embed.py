@@ -15,6 +15,7 @@ Rows go to tools/results/bench_embed.csv; `tools/write_tables.py` writes the doc
 from __future__ import annotations
 
 import argparse
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -56,6 +57,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", type=Path, default=RESULTS / "bench_embed.csv")
     options = parser.parse_args(arguments)
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # torch's profiler, by which memory is read, talks on standard error
     for source in options.sources:
         for sizes in options.sizes:
             for batch in options.batches:
