@@ -135,7 +135,7 @@ def test_a_page_has_each_row_and_each_reason() -> None:
     assert "| ours torch.compile | 500 | 16.00 | 1.25x | 90.0 | 1.1% | 0.2% | 75.0% | 1.0e-06 |" in page
     assert "- ours TensorRT was not run: no CUDA device" in page
     said = write_tables.summary(results)
-    assert "| 16x16 | 1.20 |" in said
+    assert "| 16x16 | 32 | 1.20 |" in said
     assert "| ours torch.compile | 500 | 1.25x | 90.0 | 1.0e-06 |" in said
 
 

@@ -111,20 +111,22 @@ def summary(results: Results) -> str:
     embed = [
         row
         for row in newest_machine(results.embed)
-        if (row["sizes"], row["batch"], row["pass"]) == ("4..31", "32", "forward+backward")
+        if (row["sizes"], row["pass"]) == ("4..31", "forward+backward") and row["batch"] in ("32", "256")
     ]
     if embed:
         names = [name for name in unique(embed, "candidate") if name != "floor"]
         parts += [
-            "The embedding alone, forward and backward, 32 images of 4 to 31 patches a side, float32, on "
+            "The embedding alone, forward and backward, images of 4 to 31 patches a side, float32, on "
             f"{machine(embed[0])}, as a multiple of the bare projection:",
             table(
-                ["source grid", *names],
+                ["source grid", "images", *names],
                 [
-                    [source, *(cell(rows, name, lambda row: row["ratio_to_floor"]) for name in names)]
-                    for (source,), rows in grouped(embed, ("source",)).items()
+                    [*setting, *(cell(rows, name, lambda row: row["ratio_to_floor"]) for name in names)]
+                    for setting, rows in grouped(embed, ("source", "batch")).items()
                 ],
             ),
+            "(-: not measured. timm's loop copies the whole gradient for each image, so it grows with the batch.)",
+            f"![Cost against batch size and tokens]({PLOT.relative_to(ROOT)})",
         ]
     encoder = [row for row in newest_machine(results.encoder) if row["grids"] == "naflex"]
     if encoder:
