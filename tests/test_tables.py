@@ -139,6 +139,14 @@ def test_a_page_has_each_row_and_each_reason() -> None:
     assert "| ours torch.compile | 500 | 1.25x | 90.0 | 1.0e-06 |" in said
 
 
+def test_the_readme_shows_one_model() -> None:
+    other = encoder(model="another", ms="123.0")
+    said = write_tables.summary(Results(encoder=[encoder(), other]))
+    assert "| 500 |" in said and "123" not in said
+    page = write_tables.page(Results(encoder=[encoder(), other]))
+    assert "| 500 |" in page and "| 123 |" in page
+
+
 def test_rows_without_memory_have_no_table_of_it() -> None:
     old = {name: value for name, value in embed().items() if name not in ("peak_mib", "memory_ratio")}
     assert "Peak memory" not in write_tables.page(Results(embed=[old]))

@@ -30,7 +30,7 @@ from naflex_export.sources import DEFAULT_MODEL, ModelSource
 from naflex_export.speed import COLUMNS, WARMUP, Bench, Figures, Technique, count_flops, first_line, matrix_rate
 from naflex_export.workloads import RULES
 
-PACKAGES = ("torch", "timm", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx")
+PACKAGES = ("torch", "timm", "transformers", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx")
 FIELDS = (
     *(*ABOUT, *PACKAGES, "model", "dtype", "grids", *COLUMNS),
     *("matrix_tflops", "matrix_share"),

@@ -38,11 +38,11 @@ position embedding. In brackets the largest difference from timm's loop, as a sh
 """
 ENCODER = """
 Padded NaFlex batches, another one in each round, by `python tools/bench_encoder.py`; on a CPU, a pause before each call
-lets the worker threads of the last one's runtime go to sleep. *speed* is timm eager's time over a technique's;
+lets the worker threads of the last one's runtime go to sleep. *speed* is eager's time over a technique's;
 *embedding* the share of the time that all ahead of the first block takes, and *position* what the position embedding
 adds to it, both run by themselves with the same technique; *matrix rate* the share reached of what a large matmul in
 that dtype reaches on the machine, where padding counts as work and the position embedding does not; *error* the
-relative L2 distance of the features from those of timm eager in float32.
+relative L2 distance of the features from those of eager in float32.
 
 Not in the tables: on an Intel Xeon, measured without that pause and before `Attention` read heads in rows, ONNX Runtime
 ran 8 images at 0.88 of eager's speed. It has not been measured there since.
@@ -125,13 +125,13 @@ def summary(results: Results) -> str:
                     for setting, rows in grouped(embed, ("source", "batch")).items()
                 ],
             ),
-            "(-: not measured. timm's loop copies the whole gradient for each image, so it grows with the batch.)",
+            "(-: not measured. timm's loop copies the whole gradient for each image: in a larger batch each costs more.)",
             f"![Cost against batch size and tokens]({PLOT.relative_to(ROOT)})",
         ]
     encoder = [row for row in newest_machine(results.encoder) if row["grids"] == "naflex"]
     if encoder:
         largest = max(encoder, key=lambda row: (int(row["batch"]), int(row["tokens"])))
-        rows = [row for row in encoder if (row["batch"], row["tokens"]) == (largest["batch"], largest["tokens"])]
+        rows = [row for row in encoder if all(row[name] == largest[name] for name in ("model", "batch", "tokens"))]
         parts += [
             f"The encoder `{largest['model']}`, {plural(int(largest['batch']), 'image')} of {largest['tokens']} "
             f"tokens, float32, on {machine(largest)}:",
@@ -260,7 +260,7 @@ def machine(row: Row) -> str:
 
 def versions(rows: Sequence[Row]) -> str:
     """Return the versions of the packages that rows have a column for."""
-    packages = ("torch", "timm", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx")
+    packages = ("torch", "timm", "transformers", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx")
     found = {package: unique(rows, package) for package in packages}
     return ", ".join(f"{package} {' and '.join(of)}" for package, of in found.items() if of)
 
