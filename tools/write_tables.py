@@ -125,7 +125,7 @@ def summary(results: Results) -> str:
                     for setting, rows in grouped(embed, ("source", "batch")).items()
                 ],
             ),
-            "(-: not measured. timm's loop copies the whole gradient for each image: in a larger batch each costs more.)",
+            "(-: not measured. timm's loop copies the whole gradient for each image, so a large batch costs more.)",
             f"![Cost against batch size and tokens]({PLOT.relative_to(ROOT)})",
         ]
     encoder = [row for row in newest_machine(results.encoder) if row["grids"] == "naflex"]
