@@ -21,7 +21,7 @@ import warnings
 from pathlib import Path
 
 import torch
-from record import ABOUT, RESULTS, about, append, text
+from record import ABOUT, PACKAGES, RESULTS, about, append, text
 from torch import nn
 
 import naflex_export as nx
@@ -30,7 +30,6 @@ from naflex_export.sources import DEFAULT_MODEL, ModelSource
 from naflex_export.speed import COLUMNS, WARMUP, Bench, Figures, Technique, count_flops, first_line, matrix_rate
 from naflex_export.workloads import RULES
 
-PACKAGES = ("torch", "timm", "transformers", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx")
 FIELDS = (
     *(*ABOUT, *PACKAGES, "model", "dtype", "grids", *COLUMNS),
     *("matrix_tflops", "matrix_share"),

@@ -16,13 +16,16 @@ import torch
 from naflex_export.bench import device_name
 from naflex_export.rows import append, mib, newest, read, text
 
-__all__ = ["ABOUT", "RESULTS", "ROOT", "about", "append", "commit", "mib", "newest", "read", "text"]
+__all__ = ["ABOUT", "PACKAGES", "RESULTS", "ROOT", "about", "append", "commit", "mib", "newest", "read", "text"]
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "tools" / "results"
 
 ABOUT = ("date", "commit", "device", "threads")
 """The columns that every row begins with; those of versions follow."""
+
+PACKAGES = ("torch", "timm", "transformers", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx")
+"""What an encoder may run on, of which rows can hold the versions."""
 
 
 def about(device: torch.device | str, packages: Sequence[str] = ("torch", "timm")) -> dict[str, str]:

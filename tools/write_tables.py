@@ -12,7 +12,7 @@ from pathlib import Path
 
 from goals import GOALS, Results, Row, is_gpu, verdict
 from markdown_text import NOTHING, figure, listed, percent, plural, ratio, section, span, table
-from record import RESULTS, ROOT, newest, read
+from record import PACKAGES, RESULTS, ROOT, newest, read
 
 KEYS = {
     "bench_embed": ("device", "threads", "dtype", "source", "sizes", "batch", "pass", "candidate"),
@@ -260,8 +260,7 @@ def machine(row: Row) -> str:
 
 def versions(rows: Sequence[Row]) -> str:
     """Return the versions of the packages that rows have a column for."""
-    packages = ("torch", "timm", "transformers", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx")
-    found = {package: unique(rows, package) for package in packages}
+    found = {package: unique(rows, package) for package in PACKAGES}
     return ", ".join(f"{package} {' and '.join(of)}" for package, of in found.items() if of)
 
 
