@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 import naflex_export as nx
-from naflex_export.cases import Batch, noise_batch
+from naflex_export.accuracy.cases import Batch, noise_batch
+from naflex_export.graph.trace import Program, trace
 from naflex_export.grid import Grid
-from naflex_export.program import Program, trace
 from naflex_export.targets import BuildSettings
 from naflex_export.targets.onnx import OPSET, translate
 

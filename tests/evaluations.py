@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from naflex_export.add_resampled import add_by_operator
-from naflex_export.resample import Resampling, resample_at
+from naflex_export.resample.add import add_by_operator
+from naflex_export.resample.weights import Resampling, resample_at
 
 
 def add_to_zeros(grid: Tensor, coord: Tensor, how: Resampling, lengths: Tensor | None = None, **kind: Any) -> Tensor:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
-from naflex_export.program import EXAMPLE, EXAMPLE_TOKENS, Program
+from naflex_export.graph.trace import EXAMPLE, EXAMPLE_TOKENS, Program
 
 FLOAT16 = ir.DataType.FLOAT16
 

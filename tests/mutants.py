@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 import naflex_export as nx
 from naflex_export.grid import Grid
-from naflex_export.resample import BICUBIC, axis_weights
+from naflex_export.resample.weights import BICUBIC, axis_weights
 
 Candidate = Callable[[Tensor, Tensor, Tensor], Any]
 Maker = Callable[[torch.dtype], Candidate]

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from naflex_export.resample import Resampling
+from naflex_export.resample.weights import Resampling
 
 
 def resize(grid_HWC: Tensor, height: int, width: int, how: Resampling) -> Tensor:

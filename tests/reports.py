@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from naflex_export.accuracy.compare import DECADES, LIMITS, ImageMeasures, Measures
 from naflex_export.accuracy.invariances import Invariance
+from naflex_export.accuracy.metrics import DECADES, LIMITS, ImageMeasures, Measures
 from naflex_export.accuracy.results import (
     BaselineResult,
     CaseResult,

@@ -18,8 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import naflex_export as nx
-from naflex_export.artifact import Manifest
-from naflex_export.program import DTYPES
+from naflex_export.graph.trace import DTYPES
+from naflex_export.serving.manifest import Manifest
 from naflex_export.targets import NAMES
 
 ARTIFACTS = [

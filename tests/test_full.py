@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from naflex_export.cases import Scope, cases_of
-from naflex_export.cli import export_command, gate_command
+from naflex_export.accuracy.cases import Scope, cases_of
+from naflex_export.cli.export import export_command, gate_command
 from naflex_export.grid import Bucket
 
 RUNS = [

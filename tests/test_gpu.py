@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 
 import naflex_export as nx
-from naflex_export import add_resampled
-from naflex_export.bench import peak_memory
-from naflex_export.cases import Batch
+from naflex_export.accuracy.cases import Batch
+from naflex_export.bench.timing import peak_memory
+from naflex_export.bench.workloads import workload
 from naflex_export.models import family_of
-from naflex_export.resample import Resampling
-from naflex_export.workloads import workload
+from naflex_export.resample import add as add_resampled
+from naflex_export.resample.weights import Resampling
 
 DEVICE = torch.device(os.environ.get("NAFLEX_GPU_TESTS_ON", "cuda"))
 ON_GPU = DEVICE.type == "cuda"

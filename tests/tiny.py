@@ -7,7 +7,7 @@ from typing import Any
 import timm
 from torch import nn
 
-from naflex_export.sources import randomize
+from naflex_export.models.model_sources import randomize
 
 
 def naflexvit(name: str = "naflexvit_base_patch16_siglip", **options: Any) -> nn.Module:

@@ -26,12 +26,12 @@ from record import ABOUT, RESULTS, about, append, mib
 from timm.models.naflexvit import NaFlexEmbeds
 from torch import Tensor, nn
 
-from naflex_export import add_resampled
-from naflex_export.bench import Timing, interleave, peak_allocated
-from naflex_export.cases import MAX_ASPECT, naflex_grid, noise_batch
+from naflex_export.accuracy.cases import MAX_ASPECT, naflex_grid, noise_batch
+from naflex_export.bench.timing import Timing, interleave, peak_allocated
 from naflex_export.grid import Grid
 from naflex_export.models.timm_naflex import VectorizedNaFlexEmbeds, resampling_of
-from naflex_export.resample import axis_weights, grids_of, inside
+from naflex_export.resample import add as add_resampled
+from naflex_export.resample.weights import axis_weights, grids_of, inside
 
 FIELDS = (
     *(*ABOUT, "torch", "timm", "dtype", "source", "sizes", "batch", "tokens", "pass", "candidate"),

@@ -25,10 +25,19 @@ from record import ABOUT, PACKAGES, RESULTS, about, append, text
 from torch import nn
 
 import naflex_export as nx
-from naflex_export.program import DTYPES
-from naflex_export.sources import DEFAULT_MODEL, ModelSource
-from naflex_export.speed import COLUMNS, WARMUP, Bench, Figures, Technique, count_flops, first_line, matrix_rate
-from naflex_export.workloads import RULES
+from naflex_export.bench.techniques import (
+    COLUMNS,
+    WARMUP,
+    Bench,
+    Figures,
+    Technique,
+    count_flops,
+    first_line,
+    matrix_rate,
+)
+from naflex_export.bench.workloads import RULES
+from naflex_export.graph.trace import DTYPES
+from naflex_export.models.model_sources import DEFAULT_MODEL, ModelSource
 
 FIELDS = (
     *(*ABOUT, *PACKAGES, "model", "dtype", "grids", *COLUMNS),

@@ -20,8 +20,8 @@ from timm.layers.patch_embed import PatchEmbedInterpolator, _compute_resize_matr
 from torch import Tensor
 
 import naflex_export
-from naflex_export.bench import interleave
-from naflex_export.patch_resample import resample_kernel, resample_weight
+from naflex_export.bench.timing import interleave
+from naflex_export.resample.patch_kernel import resample_kernel, resample_weight
 
 FEATURES, CHANNELS, BASE, TARGET = 768, 3, 32, 16
 Resample = Callable[[Tensor], Tensor]

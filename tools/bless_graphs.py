@@ -23,11 +23,11 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from naflex_export.graph_text import onnx_text, program_text
+from naflex_export.graph.text import onnx_text, program_text
+from naflex_export.graph.trace import Program, capture, example_inputs, trace
 from naflex_export.grid import Bucket
 from naflex_export.models import family_of
-from naflex_export.program import Program, capture, example_inputs, trace
-from naflex_export.sources import randomize
+from naflex_export.models.model_sources import randomize
 from naflex_export.targets import BuildSettings
 from naflex_export.targets.onnx import OPSET, translate
 

@@ -25,13 +25,13 @@ import onnx_ir as ir
 import torch
 
 import naflex_export as nx
-from naflex_export import graph_checks
-from naflex_export.accuracy.compare import Limits
+from naflex_export.accuracy.cases import Scope
 from naflex_export.accuracy.invariances import MASKING, MOVED
+from naflex_export.accuracy.metrics import Limits
 from naflex_export.accuracy.results import BASELINE_FACTOR, GateReport
-from naflex_export.cases import Scope
-from naflex_export.export import judge_artifact
-from naflex_export.program import Program, trace
+from naflex_export.exporter import judge_artifact
+from naflex_export.graph import checks as graph_checks
+from naflex_export.graph.trace import Program, trace
 from naflex_export.targets import onnx
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -226,13 +226,13 @@ def page(graphs: Mapping[str, list[str]]) -> str:
     lines += [
         "",
         "A fault large enough for one measure is mostly large enough for several. That each of them can fail alone is",
-        "shown on made-up outputs, in `tests/test_gate.py`.",
+        "shown on made-up outputs, in `tests/accuracy/test_gate.py`.",
         "",
         "## Graphs",
         "",
         "The true ONNX graph with one fault (`tests/graph_mutants.py`); the export ends before any backend sees it.",
         "An ExportedProgram is checked for the same one step earlier: those faults are in",
-        "`tests/test_program_checks.py`.",
+        "`tests/graph/test_program_checks.py`.",
         "",
         "| fault | in words | caught by |",
         "|---|---|---|",

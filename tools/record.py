@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
-from naflex_export.bench import device_name
-from naflex_export.rows import append, mib, newest, read, text
+from naflex_export.bench.results_csv import append, mib, newest, read, text
+from naflex_export.bench.timing import device_name
 
 __all__ = ["ABOUT", "PACKAGES", "RESULTS", "ROOT", "about", "append", "commit", "mib", "newest", "read", "text"]
 

@@ -22,7 +22,7 @@ from sweep_timm import (
     read_rows,
 )
 
-from naflex_export.accuracy.compare import LIMITS
+from naflex_export.accuracy.metrics import LIMITS
 
 PAGE = ROOT / "docs" / "architectures.md"
 

@@ -47,14 +47,14 @@ from timm.models import NaFlexVit
 from torch import Tensor, nn
 
 import naflex_export as nx
-from naflex_export.accuracy.compare import LIMITS, measure, says_nothing
-from naflex_export.cases import Batch, noise_batch
+from naflex_export.accuracy.cases import Batch, noise_batch
+from naflex_export.accuracy.metrics import LIMITS, measure, says_nothing
 from naflex_export.errors import BuildError
+from naflex_export.graph.trace import Program, trace
 from naflex_export.grid import Grid
 from naflex_export.models import family_of
+from naflex_export.models.model_sources import randomize
 from naflex_export.models.timm_naflex import resampling_of
-from naflex_export.program import Program, trace
-from naflex_export.sources import randomize
 from naflex_export.targets import BuildSettings, onnx, tensorrt
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -1,7 +1,7 @@
 """`first_deviation`: where a candidate first leaves the reference, module by module, on the case that failed.
 
-The reference's modules are heard by hooks while it runs; a candidate shows its own as it can (`taps.py`). Where it
-cannot, the reason is in the report instead.
+The reference's modules are heard by hooks while it runs; a candidate shows its own as it can
+(`graph/intermediates.py`). Where it cannot, the reason is in the report instead.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from naflex_export.accuracy.advice import advice_on, advice_without, output_tap
+from naflex_export.accuracy.cases import Batch, picked
+from naflex_export.accuracy.comparison import Outputs, Sides
 from naflex_export.accuracy.results import BASELINE_FACTOR, CaseResult, GateReport, Location, Tap
-from naflex_export.accuracy.sides import Outputs, Sides
-from naflex_export.cases import Batch, picked
+from naflex_export.graph.intermediates import CanBeTapped, Once, Shapes, Tapped, listening, tap_names
 from naflex_export.grid import Bucket
-from naflex_export.taps import CanBeTapped, Once, Shapes, Tapped, listening, tap_names
 
 FLOAT32_FLOOR = 3e-5
 """Relative L2 error of a module that reordered float32 sums explain.

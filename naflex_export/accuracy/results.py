@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from naflex_export.accuracy.compare import ImageMeasures, Limits, Measures
+from naflex_export.accuracy.cases import Scope
 from naflex_export.accuracy.invariances import Invariance
-from naflex_export.cases import Scope
+from naflex_export.accuracy.metrics import ImageMeasures, Limits, Measures
 from naflex_export.errors import GateFailure, RequestError
 
 SCHEMA = 1

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from torch import nn
 
 from naflex_export.errors import UnsupportedModelError
-from naflex_export.models.family import Family
+from naflex_export.models.adapter import Family
 
 
 class Entry(NamedTuple):

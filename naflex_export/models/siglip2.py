@@ -19,12 +19,12 @@ from transformers import Siglip2ImageProcessor, Siglip2Model, Siglip2VisionModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.siglip2.modeling_siglip2 import Siglip2VisionEmbeddings
 
-from naflex_export.add_resampled import add_resampled
 from naflex_export.errors import RequestError, UnsupportedModelError
 from naflex_export.grid import Grid
-from naflex_export.layouts import TRANSFORMERS
-from naflex_export.models.family import Family, check_outputs
-from naflex_export.resample import Resampling
+from naflex_export.models.adapter import Family, check_outputs
+from naflex_export.resample.add import add_resampled
+from naflex_export.resample.weights import Resampling
+from naflex_export.serving.input_formats import TRANSFORMERS
 
 BILINEAR = Resampling(mode="bilinear", antialias=True, align_corners=False)
 

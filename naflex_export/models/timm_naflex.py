@@ -19,10 +19,8 @@ from timm.models import NaFlexVit
 from timm.models.naflexvit import NaFlexEmbeds, create_attention_mask
 from torch import Tensor, nn
 
-from naflex_export.add_resampled import add_resampled
 from naflex_export.errors import UnsupportedModelError
-from naflex_export.layouts import TIMM
-from naflex_export.models.family import Family, check_outputs
+from naflex_export.models.adapter import Family, check_outputs
 from naflex_export.models.timm_known import refuse_unknown
 from naflex_export.models.timm_patch_size import (
     Unflattened,
@@ -31,7 +29,9 @@ from naflex_export.models.timm_patch_size import (
     folded,
 )
 from naflex_export.models.timm_rope import VectorizedNaFlexVit
-from naflex_export.resample import Mode, Resampling, grids_of, resample_axes_at
+from naflex_export.resample.add import add_resampled
+from naflex_export.resample.weights import Mode, Resampling, grids_of, resample_axes_at
+from naflex_export.serving.input_formats import TIMM
 
 
 class VectorizedNaFlexEmbeds(NaFlexEmbeds):

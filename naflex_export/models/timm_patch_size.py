@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from naflex_export.errors import UnsupportedModelError
 from naflex_export.grid import check_patch_sizes
-from naflex_export.patch_resample import axis_pinv, resample_kernel, resample_weight
-from naflex_export.resample import Mode, Resampling
+from naflex_export.resample.patch_kernel import axis_pinv, resample_kernel, resample_weight
+from naflex_export.resample.weights import Mode, Resampling
 
 
 class VectorizedPatchInterpolator(PatchEmbedInterpolator):

@@ -10,10 +10,10 @@ from typing import Any, Protocol, cast
 
 import torch
 
-from naflex_export.artifact import Manifest
 from naflex_export.errors import RequestError
-from naflex_export.program import Program
-from naflex_export.targets.runner import Runner
+from naflex_export.graph.trace import Program
+from naflex_export.serving.manifest import Manifest
+from naflex_export.serving.runner import Runner
 
 
 class Target(Protocol):

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from naflex_export.artifact import Manifest
 from naflex_export.errors import BackendError, BuildError
-from naflex_export.program import Program
-from naflex_export.taps import Shapes, Tapped
+from naflex_export.graph.intermediates import Shapes, Tapped
+from naflex_export.graph.trace import Program
+from naflex_export.serving.manifest import Manifest
+from naflex_export.serving.runner import Runner
 from naflex_export.targets import BuildSettings, StandIn
 from naflex_export.targets.compile import resolve_device
-from naflex_export.targets.runner import Runner
 
 PACKAGES = ("torch", "triton")
 FILE = "model.pt2"

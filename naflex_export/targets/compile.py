@@ -10,16 +10,26 @@ import torch
 from torch import Tensor, nn
 from torch.export.passes import move_to_device_pass
 
-from naflex_export.artifact import Manifest
-from naflex_export.cases import noise_batch
+from naflex_export.accuracy.cases import noise_batch
 from naflex_export.errors import BackendError, RequestError
+from naflex_export.graph.intermediates import (
+    OUTSIDE,
+    Edge,
+    Once,
+    Place,
+    Shapes,
+    Tapped,
+    fitting,
+    listening,
+    module_outputs,
+)
+from naflex_export.graph.trace import Program
 from naflex_export.grid import Bucket, Grid, check_buckets
 from naflex_export.models import family_of
-from naflex_export.program import Program
-from naflex_export.taps import OUTSIDE, Edge, Once, Place, Shapes, Tapped, fitting, listening, module_outputs
+from naflex_export.models.vectorize import vectorize
+from naflex_export.serving.manifest import Manifest
+from naflex_export.serving.runner import Runner
 from naflex_export.targets import BuildSettings, StandIn
-from naflex_export.targets.runner import Runner
-from naflex_export.vectorize import vectorize
 
 PACKAGES = ("torch",)
 FILE = "model.pt2"

@@ -22,17 +22,18 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from naflex_export import graph_checks, passes
-from naflex_export.artifact import Manifest
-from naflex_export.cases import noise_batch
+from naflex_export.accuracy.cases import noise_batch
 from naflex_export.errors import BackendError, BuildError
-from naflex_export.graph_view import step_of
+from naflex_export.graph import checks as graph_checks
+from naflex_export.graph import onnx_passes as passes
+from naflex_export.graph.intermediates import Shapes, Tapped, fitting
+from naflex_export.graph.onnx_attention import read_heads_in_rows
+from naflex_export.graph.trace import Program
+from naflex_export.graph.view import step_of
 from naflex_export.grid import Grid
-from naflex_export.heads import read_heads_in_rows
-from naflex_export.program import Program
-from naflex_export.taps import Shapes, Tapped, fitting
+from naflex_export.serving.manifest import Manifest
+from naflex_export.serving.runner import Runner
 from naflex_export.targets import BuildSettings, StandIn
-from naflex_export.targets.runner import Runner
 
 PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime-gpu", "onnxruntime")
 FILE = "model.onnx"

@@ -24,15 +24,15 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from naflex_export import passes
-from naflex_export.artifact import Manifest
 from naflex_export.errors import BackendError, BuildError
-from naflex_export.graph_view import step_of
+from naflex_export.graph import onnx_passes as passes
+from naflex_export.graph.intermediates import Shapes, Tapped
+from naflex_export.graph.trace import Program, TensorSpec
+from naflex_export.graph.view import step_of
 from naflex_export.grid import Bucket
-from naflex_export.program import Program, TensorSpec
-from naflex_export.taps import Shapes, Tapped
+from naflex_export.serving.manifest import Manifest
+from naflex_export.serving.runner import Runner
 from naflex_export.targets import BuildSettings, StandIn, onnx
-from naflex_export.targets.runner import Runner
 
 PACKAGES = (*onnx.PACKAGES, "tensorrt", "tensorrt-rtx")
 FILE = "model.plan"

@@ -18,10 +18,10 @@ from transformers.models.siglip2.modeling_siglip2 import Siglip2VisionEmbeddings
 
 import naflex_export as nx
 from naflex_export.accuracy.reference import SoundInterpolate
+from naflex_export.graph.trace import trace
 from naflex_export.grid import Grid
-from naflex_export.layouts import TRANSFORMERS
 from naflex_export.models.siglip2 import VectorizedSiglip2VisionEmbeddings
-from naflex_export.program import trace
+from naflex_export.serving.input_formats import TRANSFORMERS
 
 DATA_DEPENDENT = ("aten.item", "_local_scalar", "nonzero", "unique", "_assert_async", "_assert_scalar", "upsample")
 

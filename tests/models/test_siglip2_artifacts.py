@@ -21,7 +21,7 @@ from transformers import Siglip2VisionModel
 import naflex_export as nx
 from naflex_export.accuracy.reference import SoundInterpolate
 from naflex_export.grid import Grid
-from naflex_export.targets.runner import Runner
+from naflex_export.serving.runner import Runner
 
 
 @pytest.fixture(scope="module")

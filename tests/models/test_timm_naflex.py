@@ -29,11 +29,11 @@ from timm_tiny import (
 from torch import Tensor
 
 import naflex_export as nx
-from naflex_export.cases import noise_batch
+from naflex_export.accuracy.cases import noise_batch
+from naflex_export.graph.trace import trace
 from naflex_export.grid import Grid
 from naflex_export.models import family_of, timm_known
 from naflex_export.models.timm_naflex import resampling_of
-from naflex_export.program import trace
 
 Options = dict[str, Any]
 

@@ -14,11 +14,11 @@ from timm.models.naflexvit import NaFlexVit, NaFlexVitCfg
 from torch import Tensor, nn
 
 import naflex_export as nx
-from naflex_export.cases import Batch, noise_batch
-from naflex_export.graph_checks import FORBIDDEN_OPS
+from naflex_export.accuracy.cases import Batch, noise_batch
+from naflex_export.graph.checks import FORBIDDEN_OPS
+from naflex_export.graph.trace import trace
 from naflex_export.grid import Grid
-from naflex_export.program import trace
-from naflex_export.sources import randomize
+from naflex_export.models.model_sources import randomize
 from naflex_export.targets import BuildSettings
 from naflex_export.targets.onnx import write_onnx
 

@@ -1,0 +1,120 @@
+"""The sides of the comparison, each run on a batch: reference, candidate, and in low precision the baseline."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from naflex_export.accuracy.cases import Batch
+from naflex_export.accuracy.metrics import LIMITS, Limits, Measures, measure
+from naflex_export.accuracy.reference import SoundInterpolate
+from naflex_export.accuracy.results import BASELINE_FACTOR
+from naflex_export.errors import RequestError
+from naflex_export.graph.trace import check_dtype
+from naflex_export.models import Family, family_of
+from naflex_export.serving.runner import Runner
+
+Candidate = Callable[..., Any]
+Outputs = dict[str, Tensor]
+
+
+class Sides:
+    """Runs reference, candidate and baseline on the same batches.
+
+    Attributes:
+        candidate: what is judged; it takes its patches in `dtype`.
+        family: the model's.
+        outputs: names of the outputs, in order.
+        dtype: the candidate's.
+        limits: the worst measures that pass in it, but where eager itself is near to them.
+        eager: the reference, in float32 and eval mode on a CPU.
+        low: the baseline, `eager` in the candidate's dtype; none in float32.
+    """
+
+    def __init__(
+        self, candidate: Candidate, reference: nn.Module, outputs: tuple[str, ...], dtype: str, patch_size: int | None
+    ) -> None:
+        self.candidate, self.outputs = candidate, outputs
+        self.dtype, self.limits = check_dtype(dtype), LIMITS[dtype]
+        self.family: Family = family_of(reference, patch_size)
+        self.eager = float32_reference(reference)
+        self._reference = self.family.encoder(self.eager, outputs)
+        self.low = copy.deepcopy(self.eager).to(self.dtype) if self.dtype != torch.float32 else None
+        self._baseline = None if self.low is None else self.family.encoder(self.low, outputs)
+
+    def reference_of(self, batch: Batch) -> Outputs:
+        """Return the reference's outputs, by name."""
+        with torch.no_grad(), SoundInterpolate():
+            return dict(zip(self.outputs, self._reference(*self.inputs(batch, torch.float32)), strict=True))
+
+    def baseline_of(self, batch: Batch) -> Outputs:
+        """Return the outputs of eager in `dtype`, by name; nothing in float32, whose floor the limits know."""
+        if self._baseline is None:
+            return {}
+        with torch.no_grad(), SoundInterpolate():
+            return dict(zip(self.outputs, self._baseline(*self.inputs(batch)), strict=True))
+
+    def candidate_of(self, batch: Batch, checked: bool = True) -> Outputs:
+        """Return the candidate's outputs, by name; whatever names it gives.
+
+        Args:
+            batch: what to run.
+            checked: with a Runner's checks of what it is given, as a caller has them.
+        """
+        inputs = self.inputs(batch)
+        with torch.no_grad():
+            if isinstance(self.candidate, Runner) and not checked:
+                given = self.candidate.execute(tuple(tensor.to(self.candidate.device) for tensor in inputs))
+                return dict(zip(self.outputs, given, strict=True))
+            return self.named(self.candidate(*inputs))
+
+    def named(self, given: Any) -> Outputs:
+        """Return what a candidate gave, by the outputs' names."""
+        found = self.family.unpack(given)
+        return dict(found) if isinstance(found, dict) else {self.outputs[0]: found}
+
+    def inputs(self, batch: Batch, dtype: torch.dtype | None = None) -> tuple[Tensor, ...]:
+        """Return a batch as the model takes it, floating tensors in a dtype, by default the candidate's."""
+        dtype = dtype or self.dtype
+        arranged = self.family.layout.arrange(batch)
+        return tuple(tensor.to(dtype) if tensor.is_floating_point() else tensor for tensor in arranged)
+
+    def compared(
+        self, batch: Batch, output: str, given: Tensor, wanted: Tensor, floor: Tensor | None
+    ) -> tuple[Measures, Measures | None, Limits]:
+        """Return how far what was given for an output is from what is wanted, how far the baseline is, and the limits.
+
+        Logits that nearly tie may swap. In float32 there is no `floor`, and no measures of it.
+        """
+        logits, valid = output == "features" and self.family.num_classes(self.eager) > 1, self.valid_in(batch, wanted)
+        baseline = None if floor is None else measure(floor, wanted, valid, self.limits.tie if logits else None)
+        limits = self.limits.beside(baseline, BASELINE_FACTOR)
+        return measure(given, wanted, valid, limits.tie if logits else None), baseline, limits
+
+    def valid_in(self, batch: Batch, output: Tensor) -> Tensor | None:
+        """Return which rows of an output to compare; None for all."""
+        return self.valid_rows(batch) if output.ndim == 3 else None
+
+    def valid_rows(self, batch: Batch) -> Tensor:
+        """Return [B, prefix + N] bool, the valid tokens of an encoder's output: prefix tokens always are."""
+        prefix = batch.patch_valid.new_ones(len(batch.patch_valid), self.family.num_prefix_tokens(self.eager))
+        return torch.cat([prefix, batch.patch_valid], dim=1)
+
+
+def float32_reference(model: nn.Module) -> nn.Module:
+    """Return the model itself if it is in float32 and eval mode on a CPU, else such a copy of it.
+
+    Raises:
+        RequestError: it is vectorized, so it would be no reference.
+    """
+    if family_of(model).is_vectorized(model):
+        raise RequestError("the reference is a vectorized model: pass the original, which nothing of ours has touched")
+    state = [*model.parameters(), *model.buffers()]
+    fit = all(t.device.type == "cpu" and (t.dtype == torch.float32 or not t.is_floating_point()) for t in state)
+    if fit and not any(module.training for module in model.modules()):
+        return model
+    return copy.deepcopy(model).to("cpu", torch.float32).eval()

@@ -1,0 +1,1 @@
+"""How fast and how large a model or an artifact is, beside eager."""

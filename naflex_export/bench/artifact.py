@@ -1,0 +1,155 @@
+"""How fast an artifact is beside the eager model it was exported from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from naflex_export.bench.techniques import WARMUP, Bench, Figures
+from naflex_export.errors import BackendError, RequestError
+from naflex_export.graph.trace import check_dtype
+from naflex_export.grid import Bucket
+from naflex_export.serving.manifest import Manifest
+from naflex_export.serving.runner import Runner
+from naflex_export.targets import target_named
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is timed.
+
+    Attributes:
+        runner: an artifact of one patch size, or what stands in for it. It does not check values.
+        name: what it is, in a line.
+        not_run: why the artifact itself is not run; empty where it is.
+    """
+
+    runner: Runner
+    name: str
+    not_run: str = ""
+
+    @property
+    def label(self) -> str:
+        """What tables call it."""
+        return "stand-in" if self.not_run else "artifact"
+
+
+@dataclass(frozen=True)
+class Course:
+    """What a subject is timed on.
+
+    Attributes:
+        rule: of the grids, as `workloads.drawn_grids` has it.
+        seed: of the batches.
+        rounds: that count; each has a batch of its own.
+        compiled: time eager under `torch.compile` too, which takes minutes to compile.
+    """
+
+    rule: str = "naflex"
+    seed: int = 0
+    rounds: int = 7
+    compiled: bool = True
+
+
+def open_subjects(path: Path, device: torch.device | None = None, stand_in: bool = False) -> list[Subject]:
+    """Return what there is to time of an artifact, after verifying it: several where it has several patch sizes.
+
+    Args:
+        path: the artifact's folder.
+        device: where to run, as for `load`.
+        stand_in: where the artifact cannot run, take what the gate would judge in its place.
+
+    Raises:
+        ArtifactError: the folder is no artifact, or not what its manifest says.
+        BackendError: a package or device that it needs is missing.
+    """
+    manifest = Manifest.read(path)
+    manifest.verify(path)
+    backend = target_named(manifest.target)
+    backend.require()
+
+    def open_one(folder: Path, own: Manifest, name: str) -> Subject:
+        replacement = backend.stand_in(folder, own) if stand_in else None
+        if replacement is not None:
+            return Subject(replacement.runner, replacement.judged, replacement.not_run)
+        try:
+            return Subject(backend.open(folder, own, device, False), name)
+        except BackendError as error:
+            if stand_in or backend.stand_in(folder, own) is None:
+                raise
+            raise BackendError(f"{error}; or time what the gate judges in its place, with --stand-in") from error
+
+    name = f"the artifact ({manifest.target})"
+    if not manifest.entry_points:
+        return [open_one(path, manifest, name)]
+    return [
+        open_one(path / inner, Manifest.read(path / inner), f"{name} at patch size {size}")
+        for size, inner in manifest.entry_points.items()
+    ]
+
+
+def sizes_of(manifest: Manifest, batches: Sequence[int] = (), tokens: Sequence[int] = ()) -> list[tuple[int, int]]:
+    """Return the images and tokens of the batches to time on, smaller tokens first.
+
+    Args:
+        manifest: the artifact's.
+        batches: images of a batch; by default the smallest, usual and largest of the bucket that takes the tokens.
+        tokens: that images are padded to; by default those of each bucket.
+
+    Raises:
+        RequestError: no bucket takes a batch asked for.
+    """
+    sizes = []
+    for count in sorted(set(tokens or [bucket.tokens for bucket in manifest.buckets])):
+        taking = [bucket for bucket in manifest.buckets if count <= bucket.tokens]
+        _check(taking, manifest, f"{count} tokens are more than any bucket takes")
+        for images in sorted(set(batches or taking[0].batch)):
+            fitting = [bucket for bucket in taking if bucket.batch[0] <= images <= bucket.batch[2]]
+            _check(fitting, manifest, f"no bucket takes {images} images of {count} tokens")
+            sizes.append((images, count))
+    return sizes
+
+
+def _check(buckets: Sequence[Bucket], manifest: Manifest, problem: str) -> None:
+    if not buckets:
+        served = ", ".join(map(str, manifest.buckets))
+        raise RequestError(f"{problem}: expected one of {served}, as tokens:min,opt,max")
+
+
+class Match:
+    """A subject beside eager, and beside eager under `torch.compile` if asked for; compiled once for all sizes.
+
+    Args:
+        subject: to be timed.
+        model: the eager model that it was exported from.
+        course: what to time on.
+    """
+
+    def __init__(self, subject: Subject, model: nn.Module, course: Course) -> None:
+        manifest = subject.runner.manifest
+        self._subject, self._course = subject, course
+        self._bench = Bench(model, check_dtype(manifest.dtype), subject.runner.device, manifest.model.get("patch_size"))
+        self._techniques = [self._bench.eager(), *([self._bench.eager_compiled()] if course.compiled else [])]
+        self._techniques.append(self._bench.runner(subject.runner, subject.label))
+
+    def measure(self, size: tuple[int, int], announce: Callable[[str], None] = lambda step: None) -> list[Figures]:
+        """Return the figures of eager, of eager compiled and of the subject, in this order.
+
+        Args:
+            size: images and tokens of the batches.
+            announce: called with a line for each step that takes time.
+
+        Raises:
+            BackendError: the subject could not be run on such a batch.
+        """
+        course = self._course
+        batches = self._bench.batches(course.rule, *size, course.seed, course.rounds + WARMUP)
+        found = self._bench.measure(self._techniques, batches, course.rounds, announce)
+        if found[-1].failure:
+            name, (images, tokens) = self._subject.name, size
+            raise BackendError(f"{name} cannot run {images} images of {tokens} tokens: {found[-1].failure}")
+        return found

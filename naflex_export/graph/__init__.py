@@ -1,0 +1,1 @@
+"""One model as a graph: traced, viewed, checked, translated to ONNX and rewritten."""

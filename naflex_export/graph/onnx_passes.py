@@ -1,0 +1,192 @@
+"""Rewrites of ONNX graphs, in place, each with its guarantee; and the one note they leave on a node: its module."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from naflex_export.graph.intermediates import OUTSIDE, Edge, Place, module_outputs
+
+_SCOPES = "pkg.torch.onnx.name_scopes"
+_CONSTANT_SIZE = 64
+
+
+def name_dims(text: str, names: Mapping[str, str]) -> str:
+    """Return an expression of torch's symbols, such as `4*s36`, with the names given in their place."""
+    return re.sub(r"\b[A-Za-z]\w*", lambda symbol: names.get(symbol.group(), symbol.group()), text)
+
+
+def rename_dims(model: ir.Model, names: dict[str, str]) -> None:
+    """Replace the exporter's symbols by the names given, in every shape of the graph.
+
+    Guarantees that inputs and outputs show `batch` and `tokens`, whatever torch called them.
+    """
+    values = [*model.graph.inputs, *(out for node in model.graph.all_nodes() for out in node.outputs)]
+    for value in values:
+        if value.shape is None:
+            continue
+        for axis, dim in enumerate(value.shape):
+            if isinstance(dim, ir.SymbolicDim) and dim.value is not None:
+                value.shape[axis] = ir.SymbolicDim(name_dims(dim.value, names))
+
+
+def rename_outputs(model: ir.Model, names: Iterable[str]) -> None:
+    """Give the graph's outputs their public names, in order."""
+    for value, name in zip(model.graph.outputs, names, strict=True):
+        value.name = name
+
+
+def strip_traces(model: ir.Model) -> None:
+    """Drop the exporter's notes from every node, but for the module it came from.
+
+    Stack traces name files of the machine that exported and make up most of a small graph.
+    """
+    for node in model.graph.all_nodes():
+        scopes = node.metadata_props.get(_SCOPES)
+        node.metadata_props.clear()
+        if scopes is not None:
+            node.metadata_props[_SCOPES] = scopes
+
+
+def widen_bfloat16(model: ir.Model) -> None:
+    """Turn every bfloat16 of a graph into float32, weights included, which loses nothing of them.
+
+    The result computes with more digits than the original, on backends that have no bfloat16: it shows that the graph
+    and its weights are right, not how they round.
+    """
+    narrow, wide = ir.DataType.BFLOAT16, ir.DataType.FLOAT
+
+    def widened(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+        return ir.Tensor(tensor.numpy().astype(np.float32), name=tensor.name)
+
+    for value in model.graph.initializers.values():
+        if value.dtype == narrow and value.const_value is not None:
+            value.const_value = widened(value.const_value)
+            value.dtype = wide
+    for value in model.graph.inputs:
+        if value.dtype == narrow:
+            value.dtype = wide
+    for node in model.graph.all_nodes():
+        for name, attribute in node.attributes.items():
+            if attribute.type == ir.AttributeType.TENSOR and attribute.as_tensor().dtype == narrow:
+                node.attributes[name] = ir.AttrTensor(name, widened(attribute.as_tensor()))
+            elif node.op_type == "Cast" and name == "to" and attribute.as_int() == narrow:
+                node.attributes[name] = ir.AttrInt64(name, int(wide))
+        for value in node.outputs:
+            if value.dtype == narrow:
+                value.dtype = wide
+
+
+def without_weights(model: ir.Model) -> onnx.ModelProto:
+    """Return a copy of the graph, in ONNX's own classes, whose weights are inputs: megabytes become kilobytes.
+
+    Guarantees that the constants which shapes are made of are still there. For those who ask about nodes and shapes.
+    """
+    proto = onnx.ModelProto(ir_version=model.ir_version)
+    proto.opset_import.extend(
+        onnx.OperatorSetIdProto(domain=domain, version=version) for domain, version in model.opset_imports.items()
+    )
+    graph = proto.graph
+    graph.name = "shapes"
+    graph.node.extend(ir.to_proto(node) for node in model.graph)
+    graph.input.extend(ir.to_proto(value) for value in model.graph.inputs)
+    graph.output.extend(ir.to_proto(value) for value in model.graph.outputs)
+    for value in model.graph.initializers.values():
+        constant = value.const_value
+        if constant is not None and constant.size <= _CONSTANT_SIZE and not value.is_graph_input():
+            graph.initializer.append(ir.to_proto(constant))
+            graph.initializer[-1].name = value.name or ""  # a tensor's own name may differ, or be missing
+        elif not value.is_graph_input():
+            graph.input.append(ir.to_proto(value))
+    return proto
+
+
+def inferred_types(
+    model: ir.Model, sizes: Mapping[str, int] | None = None, *, strict: bool = False
+) -> dict[str, onnx.TypeProto.Tensor]:
+    """Return what ONNX's own rules say of each value's dtype and shape, by name, whatever the graph says of it.
+
+    Args:
+        model: the graph; only the types of its inputs and weights are taken as given.
+        sizes: numbers to put in place of named dimensions of the inputs.
+        strict: raise where the rules find a fault; else what follows from it is left out.
+
+    Raises:
+        onnx.shape_inference.InferenceError: a node's inputs do not fit together, with `strict`.
+    """
+    proto = without_weights(model)
+    for value in proto.graph.input:
+        for dim in value.type.tensor_type.shape.dim:
+            if sizes and dim.dim_param in sizes:
+                dim.dim_value = sizes[dim.dim_param]
+    del proto.graph.output[:]  # with them, what the graph says of its outputs
+    graph = onnx.shape_inference.infer_shapes(proto, strict_mode=strict, data_prop=True).graph
+    return {value.name: value.type.tensor_type for value in [*graph.input, *graph.value_info]}
+
+
+def tap_modules(model: ir.Model, modules: Collection[str]) -> list[tuple[str, str]]:
+    """Make what may be the outputs of these modules outputs of the graph too.
+
+    Returns:
+        (module, name of a value of the graph) for each; several of a module, or none where it cannot be said.
+    """
+    found = module_outputs(_edges(model))
+    chosen = [(name, value) for name, values in found.items() if name in modules for value in values]
+    for value in dict.fromkeys(value for _, value in chosen):
+        if not value.is_graph_output():
+            model.graph.outputs.append(value)
+    return [(name, value.name or "") for name, value in chosen]
+
+
+def _edges(model: ir.Model) -> Iterator[Edge[ir.Value]]:
+    """Yield every floating value that a node makes."""
+    places: dict[ir.Node, Place] = {}
+    for node in reversed(model.graph):  # readers come first
+        read_in = {value: tuple(_readers(value, places)) for value in node.outputs}
+        scopes = scopes_of(_made_by(node))[:-1]
+        places[node] = Place.of(scopes, [place for readers in read_in.values() for place in readers])
+        for value, readers in read_in.items():
+            if value.dtype is not None and value.dtype.is_floating_point():
+                yield Edge(value, places[node], readers)
+
+
+def _made_by(node: ir.Node) -> ir.Node:
+    """Return the node that made a value: the node itself, or where it only hands on what it was given, that one's.
+
+    torch notes such a Reshape, of what `embeds` gave to the shape that it has, in `blocks.0.norm1`, which reads it.
+    """
+    while node.op_type in ("Reshape", "Identity"):
+        given = node.inputs[0]
+        maker = None if given is None else given.producer()
+        shape = node.outputs[0].shape
+        if maker is None or given is None or shape is None or given.shape != shape or shape.has_unknown_dim():
+            break
+        node = maker
+    return node
+
+
+def _readers(value: ir.Value, places: dict[ir.Node, Place]) -> Iterator[Place]:
+    yield from (places[node] for node, _ in value.uses() if node.op_type != "Shape")  # which reads no value
+    if value.is_graph_output():
+        yield OUTSIDE
+
+
+def module_of(node: ir.Node) -> str:
+    """Return the module of the model that a node came from, such as `blocks.7.attn`; empty if it is not noted.
+
+    The exporter's note reads `['', 'model', 'model.blocks.7.attn', 'matmul']`: modules from the outside in, then the
+    operator.
+    """
+    scopes = scopes_of(node)
+    return scopes[-2].removeprefix("model").removeprefix(".") if len(scopes) > 1 else ""
+
+
+def scopes_of(node: ir.Node) -> list[str]:
+    """Return the exporter's note of where a node came from; nothing for nodes that it made up itself."""
+    scopes = list(ast.literal_eval(node.metadata_props.get(_SCOPES, "[]")))
+    return [] if any(scope.startswith("_empty_nn_module_stack") for scope in scopes) else scopes

@@ -1,0 +1,196 @@
+"""One ExportedProgram for all targets: the vectorized encoder with batch and tokens left open."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from naflex_export.accuracy.cases import noise_batch
+from naflex_export.errors import BuildError, RequestError
+from naflex_export.graph.checks import check_program, require
+from naflex_export.graph.onnx_passes import name_dims
+from naflex_export.graph.size_conditions import export_settled
+from naflex_export.grid import Bucket, Grid, check_buckets
+from naflex_export.models import Family, family_of
+
+DTYPES: dict[str, torch.dtype] = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
+
+EXAMPLE = (Grid(2, 5), Grid(4, 2), Grid(1, 11))
+"""Grids of the batch a model is traced with. No judged case has its shape, 3 images of 11 tokens."""
+
+EXAMPLE_TOKENS = 11
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, dtype and shape of a graph's input or output; open dimensions are named `batch` and `tokens`."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.dtype} [{', '.join(map(str, self.shape))}]"
+
+
+@dataclass(frozen=True)
+class Program:
+    """A traced encoder and what there is to know of it without running it.
+
+    Attributes:
+        exported: the graph, its weights in the program's dtype.
+        inputs, outputs: their names, dtypes and shapes.
+        buckets: what the graph is to serve, ordered by tokens.
+        dtype: "float32", "float16" or "bfloat16".
+        dim_names: what the graph's own symbols stand for, such as {"s36": "batch"}.
+        ignored: inputs that the model itself makes no use of.
+    """
+
+    exported: ExportedProgram
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    buckets: tuple[Bucket, ...]
+    dtype: str
+    dim_names: dict[str, str]
+    ignored: tuple[str, ...] = ()
+
+
+def check_dtype(dtype: str) -> torch.dtype:
+    """Return torch's dtype of that name.
+
+    Raises:
+        RequestError: it is not one of `DTYPES`.
+    """
+    if dtype not in DTYPES:
+        raise RequestError(f"dtype {dtype!r} is not supported: expected one of {', '.join(DTYPES)}")
+    return DTYPES[dtype]
+
+
+def trace(
+    model: nn.Module,
+    buckets: Sequence[Bucket],
+    dtype: str = "float32",
+    outputs: Sequence[str] = ("features",),
+    patch_size: int | None = None,
+) -> Program:
+    """Return the vectorized model as one graph with named dynamic dimensions.
+
+    The weights are copied before they are cast, so `model` keeps its own dtype and mode. The graph is on the model's
+    device.
+
+    Args:
+        model: a model that `vectorize` takes, not yet vectorized.
+        buckets: their largest tokens and batch bound the graph's dimensions.
+        dtype: of the weights and of the floating inputs and outputs.
+        outputs: names of the outputs, in order.
+        patch_size: fold the patch projection, resampled to this size, into the weight; by default the model's own.
+
+    Raises:
+        RequestError: a dtype, bucket, output name or patch size is not possible.
+        BuildError: torch.export refused, or the graph fails a check of `graph_checks`.
+    """
+    family, torch_dtype = family_of(model, patch_size), check_dtype(dtype)
+    own = copy.deepcopy(family.vectorize(model)).to(torch_dtype).eval()
+    return capture(
+        family.encoder(own, tuple(outputs)).eval(),
+        dict(zip(family.layout.names, example_inputs(family, own, torch_dtype), strict=True)),
+        open_dims=family.layout.open_dims("batch", "tokens"),
+        buckets=buckets,
+        dtype=dtype,
+        outputs=outputs,
+        ignored=family.ignored_inputs(own),
+    )
+
+
+def capture(
+    encoder: nn.Module,
+    example: dict[str, Tensor],
+    *,
+    open_dims: Sequence[dict[int, str]],
+    buckets: Sequence[Bucket],
+    dtype: str,
+    outputs: Sequence[str],
+    ignored: tuple[str, ...] = (),
+) -> Program:
+    """Return a module as one graph with named dynamic dimensions, checked.
+
+    Args:
+        encoder: the module; its forward takes the inputs in order and returns a tuple of the outputs.
+        example: inputs to trace with, by name, of `EXAMPLE`'s batch and tokens.
+        open_dims: the axes of each input that stay open, and which of "batch" and "tokens" each is.
+        buckets: their largest tokens and batch bound the graph's dimensions.
+        dtype: of the weights and of the floating inputs and outputs.
+        outputs: names of the outputs, in order.
+        ignored: inputs that the model itself makes no use of.
+
+    Raises:
+        RequestError: there is no bucket, or two alike.
+        BuildError: torch.export refused, or the graph fails a check of `graph_checks`.
+    """
+    ordered = check_buckets(buckets)
+    # the example must fit, whatever the buckets are; a Runner holds its callers to the buckets
+    dims = {
+        "batch": Dim("batch", min=1, max=max(len(EXAMPLE), *(bucket.batch[2] for bucket in ordered))),
+        "tokens": Dim("tokens", min=1, max=max(EXAMPLE_TOKENS, ordered[-1].tokens)),
+    }
+    dynamic_shapes = tuple({axis: dims[name] for axis, name in axes.items()} for axes in open_dims)
+    try:
+        with torch.no_grad():
+            exported = export_settled(encoder, tuple(example.values()), dynamic_shapes)
+    except Exception as error:  # whatever torch.export raises, it is about this model's graph
+        raise BuildError(f"torch.export refused the model: {error}") from error
+    dim_names = _dim_names(exported, open_dims)
+    inputs, results = _values(exported)
+    program = Program(
+        exported=exported,
+        inputs=tuple(_spec(name, value, dim_names) for name, value in zip(example, inputs, strict=True)),
+        outputs=tuple(_spec(name, value, dim_names) for name, value in zip(outputs, results, strict=True)),
+        buckets=ordered,
+        dtype=dtype,
+        dim_names=dim_names,
+        ignored=ignored,
+    )
+    require(check_program(program, open_dims))
+    return program
+
+
+def example_inputs(family: Family, model: nn.Module, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Return the inputs a model is traced with."""
+    batch = noise_batch("example", EXAMPLE, EXAMPLE_TOKENS, family.token_width(model))
+    device = next(model.parameters()).device
+    return tuple(
+        tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype)
+        for tensor in family.layout.arrange(batch)
+    )
+
+
+def _values(exported: ExportedProgram) -> tuple[list[Tensor], list[Tensor]]:
+    """Return what stands for the inputs, and for the outputs, in the graph: tensors of a shape and no contents."""
+    placeholders = {node.name: node.meta["val"] for node in exported.graph.nodes if node.op == "placeholder"}
+    (result,) = (node for node in exported.graph.nodes if node.op == "output")
+    inputs = [placeholders[name] for name in exported.graph_signature.user_inputs]
+    return inputs, [node.meta["val"] for node in result.args[0]]
+
+
+def _dim_names(exported: ExportedProgram, open_dims: Sequence[dict[int, str]]) -> dict[str, str]:
+    inputs, _ = _values(exported)
+    return {
+        str(value.shape[axis]): name
+        for value, axes in zip(inputs, open_dims, strict=True)
+        for axis, name in axes.items()
+        if not isinstance(value.shape[axis], int)  # one that torch fixed, which `check_open` reports
+    }
+
+
+def _spec(name: str, value: Tensor, dim_names: dict[str, str]) -> TensorSpec:
+    shape = tuple(size if isinstance(size, int) else name_dims(str(size), dim_names) for size in value.shape)
+    return TensorSpec(name, str(value.dtype).removeprefix("torch."), shape)

@@ -1,0 +1,1 @@
+"""The resize of a learned grid, as weights and sums."""

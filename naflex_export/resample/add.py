@@ -1,0 +1,175 @@
+"""`add_resampled`: a resized learned grid added to tokens. The one rule of which evaluation runs where.
+
+Shape legend: B images, N tokens, H x W source grid, C channels.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor
+
+from naflex_export.resample import cpu as resample_cpu
+from naflex_export.resample.weights import Mode, Resampling, full_precision, grids_of, resample_at
+
+FUSED_ON_GPU = False
+"""Whether a GPU runs the kernels of `resample/gpu.py`, and not the matmul of `resample_at`.
+
+Off until they have been measured on one: their values are tested without a GPU, their speed is not known.
+"""
+
+
+class Reading(Protocol):
+    """How a batch reads a source grid, on one kind of device."""
+
+    def add_to_(self, x_BNC: Tensor, grid_HWC: Tensor) -> None:
+        """Add to each token, in place and in its dtype, the value there of the resized grid, float32."""
+
+    def gradient(self, grad_BNC: Tensor, source: tuple[int, int]) -> Tensor:
+        """Return the source grid's gradient [H, W, C] float32, for that of `add_to_`'s result."""
+
+
+def add_resampled(
+    x: Tensor,
+    grid_HWC: Tensor,
+    coord_BN2: Tensor,
+    how: Resampling,
+    lengths_B2: Tensor | None = None,
+    *,
+    fill_padding: bool = False,
+) -> Tensor:
+    """Add a learned grid, resized for each image, to each of its tokens.
+
+    A graph that leaves torch gets `resample_at`: no loop, no look at the grids, nothing but operators that every
+    backend has; so does a device without an evaluation of its own. Everything else gets its device's, as one operator.
+
+    Args:
+        x: [B * N, C] or [B, N, C], any floating dtype; changed in place. Where it is a view, autograd makes copies of
+            it: better pass what is none.
+        grid_HWC: [H, W, C] the source grid, any floating dtype; resampled in float32.
+        coord_BN2: [B, N, 2] integer (y, x) of each token; padding holds zeros.
+        how: the resize to reproduce.
+        lengths_B2: [B, 2] lengths to resize to, as in `resample_at`.
+        fill_padding: add to padding what its coordinate says, as in `resample_at`.
+
+    Returns:
+        The sum, in the shape and dtype of `x`.
+    """
+    leaves_torch = torch.compiler.is_exporting() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    if _has_own_evaluation(x.device) and not leaves_torch:
+        return add_by_operator(x, grid_HWC, coord_BN2, how, lengths_B2, fill_padding=fill_padding)
+    pos_BNC = resample_at(grid_HWC, coord_BN2, how, lengths_B2, fill_padding=fill_padding)
+    return x.add_(pos_BNC.to(x.dtype).view(x.shape))
+
+
+def _has_own_evaluation(device: torch.device) -> bool:
+    return device.type == "cpu" or (device.type == "cuda" and FUSED_ON_GPU)
+
+
+def _reading(device: torch.device, *arguments: Any) -> Reading:
+    """Return how a batch reads the source grid on a device; arguments as of `resample_cpu.reading`."""
+    if device.type == "cpu":
+        return resample_cpu.reading(*arguments)
+    from naflex_export.resample import gpu as resample_gpu  # with Triton, which comes with torch for GPUs
+
+    return resample_gpu.reading(*arguments)
+
+
+def add_by_operator(
+    x: Tensor,
+    grid_HWC: Tensor,
+    coord_BN2: Tensor,
+    how: Resampling,
+    lengths_B2: Tensor | None = None,
+    *,
+    fill_padding: bool = False,
+) -> Tensor:
+    """Add what `resample_at` gives, to float32 rounding, as one operator; arguments as of `add_resampled`.
+
+    It is an operator, so that no trace looks inside and keeps the grids of one batch.
+    """
+    lengths_B2 = grids_of(coord_BN2) if lengths_B2 is None else lengths_B2
+    arguments = (x, grid_HWC.float(), coord_BN2, lengths_B2, how.mode, how.antialias, how.align_corners, fill_padding)
+    if torch.is_grad_enabled() and (x.requires_grad or grid_HWC.requires_grad):
+        return cast(Tensor, _AddResampled.apply(*arguments))
+    _add_resampled_(*arguments)
+    return x
+
+
+class _AddResampled(torch.autograd.Function):
+    """Adds in place, differentiable as often as one likes."""
+
+    @staticmethod
+    def forward(x: Tensor, grid_HWC: Tensor, coord_BN2: Tensor, lengths_B2: Tensor, *kind: Any) -> Tensor:
+        _add_resampled_(x, grid_HWC, coord_BN2, lengths_B2, *kind)
+        return x
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, grid_HWC, coord_BN2, lengths_B2, *kind = inputs
+        ctx.mark_dirty(x)
+        ctx.save_for_backward(coord_BN2, lengths_B2)
+        ctx.kind, ctx.source = kind, grid_HWC.shape[:2]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        of_grid = _gradient(grad, *ctx.saved_tensors, *ctx.kind, *ctx.source) if ctx.needs_input_grad[1] else None
+        return grad, of_grid, None, None, None, None, None, None
+
+
+@torch.library.custom_op("naflex_export::add_resampled_", mutates_args=("x",))
+def _add_resampled_(
+    x: Tensor,
+    grid_HWC: Tensor,
+    coord_BN2: Tensor,
+    lengths_B2: Tensor,
+    interpolation: str,  # called `mode` it would meet a parameter of torch's own on the way
+    antialias: bool,
+    align_corners: bool,
+    fill_padding: bool,
+) -> None:
+    how = Resampling(cast(Mode, interpolation), antialias, align_corners)
+    with torch.no_grad(), full_precision(x.device.type):
+        source = grid_HWC.shape[0], grid_HWC.shape[1]
+        reading = _reading(x.device, source, coord_BN2, lengths_B2, how, fill_padding)
+        reading.add_to_(x.view(*coord_BN2.shape[:2], -1), grid_HWC.contiguous())
+
+
+@torch.library.custom_op("naflex_export::add_resampled_gradient", mutates_args=())
+def _gradient(
+    grad: Tensor,
+    coord_BN2: Tensor,
+    lengths_B2: Tensor,
+    interpolation: str,
+    antialias: bool,
+    align_corners: bool,
+    fill_padding: bool,
+    height: int,
+    width: int,
+) -> Tensor:
+    """Return the gradient [H, W, C] float32 of the grid, for that of the sum, in the shape of `x`."""
+    how = Resampling(cast(Mode, interpolation), antialias, align_corners)
+    with torch.no_grad(), full_precision(grad.device.type):
+        reading = _reading(grad.device, (height, width), coord_BN2, lengths_B2, how, fill_padding)
+        return reading.gradient(grad.reshape(*coord_BN2.shape[:2], -1), (height, width))
+
+
+@_gradient.register_fake
+def _(grad: Tensor, *arguments: Any) -> Tensor:
+    return grad.new_empty(*arguments[-2:], grad.shape[-1], dtype=torch.float32)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    grad, coord_BN2, lengths_B2, *kind, _, _ = inputs
+    ctx.save_for_backward(coord_BN2, lengths_B2)
+    ctx.kind, ctx.shape, ctx.dtype = kind, grad.shape, grad.dtype
+
+
+def _backward(ctx: Any, grad_HWC: Tensor) -> tuple[Tensor | None, ...]:
+    """The gradient is linear in `grad`: what flows back is the other grid, resampled."""
+    zero = grad_HWC.new_zeros(ctx.shape, dtype=ctx.dtype)
+    return _AddResampled.apply(zero, grad_HWC, *ctx.saved_tensors, *ctx.kind), *(None,) * 8
+
+
+torch.library.register_autograd(_gradient, _backward, setup_context=_keep)

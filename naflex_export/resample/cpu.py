@@ -1,0 +1,266 @@
+"""A resized learned grid read on a CPU, which may look at the grids of a batch.
+
+A graph of `resample_at` has no loop, and pays for it with a weight for every cell at every token. Here each distinct
+grid of a batch is resized once, one axis after the other, in a few percent of the projection's work, forward and
+backward, and without a copy of the batch. `resample/add.py` makes an operator of it.
+
+Shape legend: B images, N tokens, n tokens that read the grid, T taps of a cell, K taps of all tokens, H x W source
+grid, h x w target grid, S cells of a grid, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from naflex_export.resample.weights import Resampling, axis_weights, grid_taps, grids_of, reads_taps
+
+LINES = 2**18
+"""Most values of what lies between the two axes of a resize, so that it stays in a cache and asks for little memory."""
+
+
+def reading(
+    source: tuple[int, int], coord_BN2: Tensor, lengths_B2: Tensor, how: Resampling, fill_padding: bool
+) -> _Separable | _Tapped:
+    """Return how a batch reads the source grid: arguments as of `add_resampled`."""
+    targets = _targets(coord_BN2, lengths_B2, fill_padding)
+    if reads_taps(source, how):
+        return _Tapped(targets, fill_padding, *_taps(targets, source, how))
+    rows = _matrices({target.lengths[0] for target in targets}, source[0], how)
+    columns = _matrices({target.lengths[1] for target in targets}, source[1], how)
+    axes = [
+        _Axes(rows[target.lengths[0]][: target.grid[0]], columns[target.lengths[1]][: target.grid[1]])
+        for target in targets
+    ]
+    return _Separable(targets, fill_padding, axes)
+
+
+@dataclass
+class _Target:
+    """A target grid of a batch, and the images that have it.
+
+    Attributes:
+        grid: its height and width.
+        lengths: what the source is resized to; the grid is its upper left corner.
+        images: the images whose tokens go row by row through the grid, all of it.
+        others: further images, and the cell that each of their tokens reads.
+    """
+
+    grid: tuple[int, int]
+    lengths: tuple[int, int]
+    images: list[int] = field(default_factory=list)
+    others: list[tuple[int, Tensor]] = field(default_factory=list)
+
+    @property
+    def size(self) -> int:
+        """Number of cells."""
+        return self.grid[0] * self.grid[1]
+
+
+def _targets(coord_BN2: Tensor, lengths_B2: Tensor, fill_padding: bool) -> list[_Target]:
+    """Return the distinct target grids of a batch."""
+    grid_B2 = grids_of(coord_BN2)
+    size_B1, token_N = grid_B2.prod(dim=1, keepdim=True), torch.arange(coord_BN2.shape[1])
+    inside_BN = token_N < size_B1
+    read_BN = torch.ones_like(inside_BN) if fill_padding else inside_BN
+    cell_BN = coord_BN2[..., 0] * grid_B2[:, 1:] + coord_BN2[..., 1]
+    in_order_BN = ~read_BN | (cell_BN == torch.where(inside_BN, token_N, 0))
+    row_by_row_B = in_order_BN.all(dim=1) & (size_B1.squeeze(1) <= len(token_N))
+    targets: dict[tuple[int, ...], _Target] = {}
+    keys = zip(grid_B2.tolist(), lengths_B2.tolist(), row_by_row_B.tolist(), strict=True)
+    for image, ((h, w), (row_length, column_length), row_by_row) in enumerate(keys):
+        key = (h, w, row_length, column_length)
+        target = targets.setdefault(key, _Target((h, w), (row_length, column_length)))
+        if row_by_row:
+            target.images.append(image)
+        else:
+            target.others.append((image, cell_BN[image, read_BN[image]]))
+    return list(targets.values())
+
+
+@dataclass(frozen=True)
+class _Separable:
+    """Resizes the source once for each target, one axis after the other.
+
+    Attributes:
+        targets: of the batch.
+        fill_padding: whether padding reads the first cell.
+        axes: how each target is read.
+    """
+
+    targets: list[_Target]
+    fill_padding: bool
+    axes: list[_Axes]
+
+    def add_to_(self, x_BNC: Tensor, grid_HWC: Tensor) -> None:
+        """Add to each token the resized grid's value there."""
+        direct = x_BNC.dtype is torch.float32 and x_BNC.is_contiguous()
+        for target, axes in zip(self.targets, self.axes, strict=True):
+            if direct and (image := self._only_image(target)) is not None:
+                axes.add_to_(x_BNC[image, : target.size], grid_HWC)
+                continue
+            pos_SC = grid_HWC.new_zeros(target.size, grid_HWC.shape[-1])
+            axes.add_to_(pos_SC, grid_HWC)
+            _add_to_images_(x_BNC, target, pos_SC.to(x_BNC.dtype), self.fill_padding)
+
+    def gradient(self, grad_BNC: Tensor, source: tuple[int, int]) -> Tensor:
+        """Return the source grid's gradient [H, W, C] float32, for that of `add_to_`'s result."""
+        total_HWC = grad_BNC.new_zeros(*source, grad_BNC.shape[-1], dtype=torch.float32)
+        for target, axes in zip(self.targets, self.axes, strict=True):
+            axes.add_gradient_(total_HWC, self._gradient_of_target(grad_BNC, target))
+        return total_HWC
+
+    def _gradient_of_target(self, grad_BNC: Tensor, target: _Target) -> Tensor:
+        """Return the gradient [S, C] float32 of a resized grid."""
+        if (image := self._only_image(target)) is not None:
+            return grad_BNC[image, : target.size].float().contiguous()
+        grad_SC = grad_BNC.new_zeros(target.size, grad_BNC.shape[-1], dtype=torch.float32)
+        for image in target.images:
+            grad_SC += grad_BNC[image, : target.size]
+            if self.fill_padding:
+                grad_SC[0] += grad_BNC[image, target.size :].sum(dim=0, dtype=torch.float32)
+        for image, cell_n in target.others:
+            grad_SC.index_add_(0, cell_n, grad_BNC[image, : len(cell_n)].float())
+        return grad_SC
+
+    def _only_image(self, target: _Target) -> int | None:
+        """Return the image that alone has the target, each cell once; it needs no grid in between."""
+        alone = len(target.images) == 1 and not target.others and not self.fill_padding
+        return target.images[0] if alone else None
+
+
+@dataclass(frozen=True)
+class _Axes:
+    """How a target is read: the resampling matrices of its rows and of its columns."""
+
+    rows_hH: Tensor
+    columns_wW: Tensor
+
+    @property
+    def rows_come_first(self) -> bool:
+        """Whether to resize rows, then columns: the order with fewer multiplications."""
+        (h, H), (w, W) = self.rows_hH.shape, self.columns_wW.shape
+        return h * W * (H + w) <= w * H * (W + h)
+
+    def add_to_(self, x_SC: Tensor, grid_HWC: Tensor) -> None:
+        """Add the resized grid to [h * w, C] float32."""
+        (h, H), (w, W), C = self.rows_hH.shape, self.columns_wW.shape, grid_HWC.shape[-1]
+        if self.rows_come_first:
+            for part, rows_nH in _parts(self.rows_hH, W * C):
+                lines_nWC = (rows_nH @ grid_HWC.view(H, -1)).view(-1, W, C)
+                x_SC.view(h, w, -1)[part].baddbmm_(self.columns_wW.expand(len(rows_nH), w, W), lines_nWC)
+        else:
+            for part, columns_nW in _parts(self.columns_wW, H * C):
+                lines_HnC = torch.bmm(columns_nW.expand(H, *columns_nW.shape), grid_HWC)
+                x_SC.view(h, -1)[:, part.start * C : part.stop * C].addmm_(self.rows_hH, lines_HnC.view(H, -1))
+
+    def add_gradient_(self, total_HWC: Tensor, grad_SC: Tensor) -> None:
+        """Add the source grid's gradient, for that [h * w, C] of the resized one."""
+        (h, H), (w, W), C = self.rows_hH.shape, self.columns_wW.shape, total_HWC.shape[-1]
+        if self.rows_come_first:
+            for part, rows_nH in _parts(self.rows_hH, W * C):
+                grad_nwC = grad_SC.view(h, w, -1)[part]
+                lines_nWC = torch.bmm(self.columns_wW.mT.expand(len(rows_nH), W, w), grad_nwC)
+                total_HWC.view(H, -1).addmm_(rows_nH.mT, lines_nWC.view(len(rows_nH), -1))
+        else:
+            for part, columns_nW in _parts(self.columns_wW, H * C):
+                lines_HnC = (self.rows_hH.mT @ grad_SC.view(h, -1)[:, part.start * C : part.stop * C]).view(H, -1, C)
+                total_HWC.baddbmm_(columns_nW.mT.expand(H, *columns_nW.mT.shape), lines_HnC)
+
+
+def _parts(matrix: Tensor, values: int) -> Iterator[tuple[slice, Tensor]]:
+    """Yield the rows of a matrix in parts, and which they are: as many as `LINES` holds, at so many values for each."""
+    size = max(1, LINES // values)
+    for start in range(0, len(matrix), size):
+        stop = min(start + size, len(matrix))
+        yield slice(start, stop), matrix[start:stop]
+
+
+def _matrices(lengths: Iterable[int], source: int, how: Resampling) -> dict[int, Tensor]:
+    """Return the resampling matrix [n, S] of each target length n, all made at once."""
+    distinct = sorted(lengths)
+    position = torch.cat([torch.arange(length, dtype=torch.float32) for length in distinct])
+    length = torch.tensor(distinct).repeat_interleave(torch.tensor(distinct)).float()
+    return dict(zip(distinct, torch.split(axis_weights(position, length, source, how), distinct), strict=True))
+
+
+@dataclass(frozen=True)
+class _Tapped:
+    """Reads at each cell of a target the few source cells that matter to it: the source is too large to be resized.
+
+    Attributes:
+        targets: of the batch.
+        fill_padding: whether padding reads the first cell.
+        source_ST: for the cells of all targets, one after the other: what they read of the source, row by row.
+        weight_ST: the weights, float32.
+    """
+
+    targets: list[_Target]
+    fill_padding: bool
+    source_ST: Tensor
+    weight_ST: Tensor
+
+    def add_to_(self, x_BNC: Tensor, grid_HWC: Tensor) -> None:
+        """Add to each token the resized grid's value there."""
+        for target, first in self._targets():
+            cells = slice(first, first + target.size)
+            pos_SC = _bags(self.source_ST[cells], grid_HWC.flatten(0, 1), self.weight_ST[cells])
+            _add_to_images_(x_BNC, target, pos_SC.to(x_BNC.dtype), self.fill_padding)
+
+    def gradient(self, grad_BNC: Tensor, source: tuple[int, int]) -> Tensor:
+        """Return the source grid's gradient [H, W, C] float32: at each cell the sum over the tokens that read it."""
+        token_n, cell_n = self._reads(grad_BNC.shape[1])
+        source_K, order_K = self.source_ST[cell_n].flatten().sort()
+        token_K = token_n.int().repeat_interleave(self.source_ST.shape[1])[order_K]
+        weight_K = self.weight_ST[cell_n].flatten()[order_K]
+        starts_S = torch.searchsorted(source_K, torch.arange(source[0] * source[1], dtype=torch.int32), out_int32=True)
+        return _bags(token_K, grad_BNC.flatten(0, 1).float(), weight_K, starts_S).view(*source, -1)
+
+    def _reads(self, tokens: int) -> tuple[Tensor, Tensor]:
+        """Return all tokens that read the grid, and for each the cell among those of all targets."""
+        token_n, cell_n = [], []
+        for target, first in self._targets():
+            reads = [(image, _row_by_row(target, tokens, self.fill_padding)) for image in target.images]
+            for image, cell in reads + target.others:
+                token_n.append(image * tokens + torch.arange(len(cell)))
+                cell_n.append(first + cell)
+        return torch.cat(token_n), torch.cat(cell_n)
+
+    def _targets(self) -> Iterator[tuple[_Target, int]]:
+        """Yield each target, and the number of its first cell among those of all targets."""
+        first = 0
+        for target in self.targets:
+            yield target, first
+            first += target.size
+
+
+def _row_by_row(target: _Target, tokens: int, fill_padding: bool) -> Tensor:
+    """Return the cells that the tokens of an image read which goes through the target row by row."""
+    cell_n = torch.arange(target.size)
+    return torch.nn.functional.pad(cell_n, (0, tokens - target.size)) if fill_padding else cell_n
+
+
+def _add_to_images_(x_BNC: Tensor, target: _Target, pos_SC: Tensor, fill_padding: bool) -> None:
+    """Add a target's values [S, C], in the dtype of the tokens, to the images that have it."""
+    for image in target.images:
+        x_BNC[image, : target.size] += pos_SC
+        if fill_padding:
+            x_BNC[image, target.size :] += pos_SC[0]
+    for image, cell_n in target.others:
+        x_BNC[image, : len(cell_n)] += pos_SC[cell_n]
+
+
+def _taps(targets: list[_Target], source: tuple[int, int], how: Resampling) -> tuple[Tensor, Tensor]:
+    """Return what the cells of all targets read of the source, and the weights, both [S, T]."""
+    cells = [torch.cartesian_prod(*map(torch.arange, target.grid)) for target in targets]
+    lengths = [torch.tensor(target.lengths).expand(target.size, 2) for target in targets]
+    source_S1T, weight_S1T = grid_taps(source, torch.cat(cells).unsqueeze(1), torch.cat(lengths), how)
+    return source_S1T.squeeze(1).int(), weight_S1T.squeeze(1)
+
+
+def _bags(index: Tensor, rows: Tensor, weight: Tensor, starts: Tensor | None = None) -> Tensor:
+    """Return the weighted sums of rows: of each line of a 2-D index, or of each run of a 1-D one."""
+    return torch.nn.functional.embedding_bag(index, rows, starts, mode="sum", per_sample_weights=weight)

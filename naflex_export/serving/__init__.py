@@ -1,0 +1,1 @@
+"""All that a loaded artifact needs to run."""

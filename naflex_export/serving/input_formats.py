@@ -1,0 +1,163 @@
+"""How a model takes a padded batch: three tensors, of which every library has its own.
+
+A layout knows the names of the tensors, which of them have an axis of tokens, and what makes their values right. It
+knows no model, so that an artifact is checked and run without the library its model came from. The names of the inputs,
+which every manifest records, say which layout it is.
+
+Shape legend: B images, N tokens, D values in a flattened patch.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from naflex_export.accuracy.cases import Batch
+from naflex_export.errors import ArtifactError, InputError
+
+Inputs = tuple[Tensor, Tensor, Tensor]
+
+
+class Layout(ABC):
+    """Three tensors, of which the first is the patches [B, N, D].
+
+    Attributes:
+        names: of the three, in the order of the model's own forward.
+        has_tokens: which of the three have an axis of tokens; it is their second.
+    """
+
+    names: ClassVar[tuple[str, str, str]]
+    has_tokens: ClassVar[tuple[bool, bool, bool]]
+
+    @abstractmethod
+    def arrange(self, batch: Batch) -> Inputs:
+        """Return the batch as the three tensors."""
+
+    @abstractmethod
+    def check(self, inputs: Sequence[Tensor], most: int) -> None:
+        """Check the values of tensors whose dtypes and shapes are right.
+
+        Args:
+            inputs: the three tensors.
+            most: the tokens of the largest bucket.
+
+        Raises:
+            InputError: they describe no grid, one that no bucket takes, or valid tokens that are no prefix.
+        """
+
+    def open_dims(self, batch: Any, tokens: Any) -> tuple[dict[int, Any], ...]:
+        """Return each input's dynamic dimensions by axis, given what stands for the two sizes."""
+        return tuple({0: batch, 1: tokens} if has_tokens else {0: batch} for has_tokens in self.has_tokens)
+
+    def pad_single_token(self, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Return the inputs with a token of padding where they have a single token, a size torch would specialize."""
+        if inputs[0].shape[1] != 1:
+            return inputs
+        return tuple(
+            torch.nn.functional.pad(tensor, (0, 0) * (tensor.ndim - 2) + (0, 1)) if has_tokens else tensor
+            for tensor, has_tokens in zip(inputs, self.has_tokens, strict=True)
+        )
+
+
+class TimmLayout(Layout):
+    """timm's: `patches` [B, N, D] float, `patch_coord` [B, N, 2] int64 as (y, x), `patch_valid` [B, N] bool."""
+
+    names = ("patches", "patch_coord", "patch_valid")
+    has_tokens = (True, True, True)
+
+    def arrange(self, batch: Batch) -> Inputs:
+        return batch.patches, batch.patch_coord, batch.patch_valid
+
+    def check(self, inputs: Sequence[Tensor], most: int) -> None:
+        _, coord_BN2, valid_BN = inputs
+        token_N = torch.arange(valid_BN.shape[1], device=valid_BN.device)
+        _check_prefix(valid_BN, "patch_valid")
+        grid_B2 = coord_BN2.amax(dim=1) + 1
+        width_B1 = grid_B2[:, 1:].clamp(min=1)
+        row_by_row = torch.stack([token_N // width_B1, token_N % width_B1], dim=-1)
+        expected = torch.where(valid_BN.unsqueeze(-1), row_by_row, 0)
+        if not torch.equal(coord_BN2, expected):
+            image = int((coord_BN2 != expected).flatten(1).any(dim=1).int().argmax())
+            raise InputError(
+                f"patch_coord of image {image} does not go row by row through a grid, as (y, x) from (0, 0), with "
+                "zeros for padding"
+            )
+        _check_area(grid_B2, most)
+
+
+class TransformersLayout(Layout):
+    """transformers': `pixel_values` [B, N, D] float, `pixel_attention_mask` [B, N] int32, `spatial_shapes` [B, 2].
+
+    The mask holds 1 for a valid token and 0 for padding; the shapes, int64, hold each image's grid as (height, width).
+    The dtypes are those that transformers' image processors give.
+    """
+
+    names = ("pixel_values", "pixel_attention_mask", "spatial_shapes")
+    has_tokens = (True, True, False)
+
+    def arrange(self, batch: Batch) -> Inputs:
+        grid_B2 = torch.tensor(batch.grids, dtype=torch.int64, device=batch.patches.device)
+        return batch.patches, batch.patch_valid.to(torch.int32), grid_B2
+
+    def check(self, inputs: Sequence[Tensor], most: int) -> None:
+        _, mask_BN, grid_B2 = inputs
+        if bool(((mask_BN != 0) & (mask_BN != 1)).any()):
+            raise InputError("pixel_attention_mask holds values other than 0 and 1: expected 1 for each valid token")
+        _check_prefix(mask_BN.bool(), "pixel_attention_mask")
+        if bool((grid_B2 < 1).any()):
+            image = int((grid_B2 < 1).any(dim=1).int().argmax())
+            raise InputError(
+                f"spatial_shapes of image {image} is {grid_B2[image].tolist()}: expected a height and a width of at "
+                "least 1, in patches"
+            )
+        _check_area(grid_B2, most)
+        count_B, area_B = mask_BN.sum(dim=1), grid_B2.prod(dim=1)
+        if not torch.equal(count_B, area_B):
+            image = int((count_B != area_B).int().argmax())
+            height, width = grid_B2[image].tolist()
+            raise InputError(
+                f"spatial_shapes of image {image} is {height}x{width} = {height * width} patches, and its "
+                f"pixel_attention_mask marks {int(count_B[image])}: expected the same number"
+            )
+
+
+TIMM = TimmLayout()
+TRANSFORMERS = TransformersLayout()
+LAYOUTS: tuple[Layout, ...] = (TIMM, TRANSFORMERS)
+
+
+def layout_of(names: Sequence[str]) -> Layout:
+    """Return the layout whose inputs have these names.
+
+    Raises:
+        ArtifactError: none has.
+    """
+    for layout in LAYOUTS:
+        if layout.names == tuple(names):
+            return layout
+    known = "; ".join(", ".join(layout.names) for layout in LAYOUTS)
+    raise ArtifactError(f"inputs {', '.join(names)} are of no layout this release knows ({known}): export again")
+
+
+def _check_prefix(valid_BN: Tensor, name: str) -> None:
+    token_N = torch.arange(valid_BN.shape[1], device=valid_BN.device)
+    prefix_BN = token_N < valid_BN.sum(dim=1, keepdim=True)
+    if not torch.equal(valid_BN, prefix_BN):
+        image = int((valid_BN != prefix_BN).any(dim=1).int().argmax())
+        raise InputError(f"{name} of image {image} has gaps: valid tokens must come first, padding after them")
+
+
+def _check_area(grid_B2: Tensor, most: int) -> None:
+    # sides are looked at too: the product of two enormous ones wraps around to anything
+    large_B = (grid_B2.prod(dim=1) > most) | (grid_B2 > most).any(dim=1)
+    if bool(large_B.any()):
+        image = int(large_B.int().argmax())
+        height, width = grid_B2[image].tolist()
+        raise InputError(
+            f"image {image} has a grid of {height}x{width} = {height * width} patches, more than the {most} tokens of "
+            "the largest bucket: export again with a larger --bucket, or resize the image"
+        )

@@ -1,0 +1,66 @@
+"""Several patch sizes in one artifact: a Runner that picks the right one."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from naflex_export.errors import InputError, RequestError
+from naflex_export.graph.intermediates import Shapes, Tapped
+from naflex_export.serving.manifest import Manifest
+from naflex_export.serving.runner import Runner
+
+
+class EntryPoints(Runner):
+    """Runs an artifact of several patch sizes: each call by the entry point that its patches' width asks for.
+
+    Attributes:
+        runners: a Runner for each patch size; `run[16]` is the one for 16x16 pixels.
+    """
+
+    def __init__(self, manifest: Manifest, runners: dict[int, Runner]) -> None:
+        first = next(iter(runners.values()))
+        super().__init__(manifest, first.device, first.check_inputs)
+        self.runners = runners
+
+    def __getitem__(self, patch_size: int) -> Runner:
+        """Return the Runner of one patch size.
+
+        Raises:
+            RequestError: the artifact has none of that size.
+        """
+        if patch_size not in self.runners:
+            raise RequestError(
+                f"patch size {patch_size!r} is not in this artifact: expected one of {self._sizes()}; "
+                "export again with it among --patch-size"
+            )
+        return self.runners[patch_size]
+
+    def check(self, *inputs: Tensor) -> None:
+        self._chosen(inputs).check(*inputs)
+
+    def execute(self, inputs: tuple[Tensor, ...]) -> list[Tensor]:
+        return self._chosen(inputs).execute(inputs)
+
+    def trim(self) -> None:
+        for runner in self.runners.values():
+            runner.trim()
+
+    def taps(self, inputs: tuple[Tensor, ...], modules: Shapes) -> Tapped:
+        return self._chosen(inputs).taps(inputs, modules)
+
+    def _chosen(self, inputs: tuple[Tensor, ...]) -> Runner:
+        """Return the Runner for patches of this width; widths of different sizes differ."""
+        by_width = {runner.manifest.inputs[0].shape[2]: runner for runner in self.runners.values()}
+        patches = inputs[0] if inputs else None
+        if not isinstance(patches, Tensor) or patches.ndim != 3:
+            return next(iter(by_width.values()))  # its own check says what is wrong
+        chosen = by_width.get(patches.shape[2])
+        if chosen is None:
+            widths = ", ".join(map(str, by_width))
+            raise InputError(
+                f"patches have {patches.shape[2]} values each: expected {widths}, for patch sizes {self._sizes()}"
+            )
+        return chosen
+
+    def _sizes(self) -> str:
+        return ", ".join(map(str, self.runners))

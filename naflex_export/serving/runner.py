@@ -1,0 +1,114 @@
+"""`Runner`: an artifact as a callable that refuses what the artifact was not made for."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from naflex_export.errors import InputError
+from naflex_export.graph.intermediates import Shapes, Tapped
+from naflex_export.graph.trace import TensorSpec
+from naflex_export.serving.input_formats import layout_of
+from naflex_export.serving.manifest import Manifest
+
+
+class Runner(ABC):
+    """Runs an artifact on the three inputs of its model.
+
+    Attributes:
+        manifest: what the artifact says of itself.
+        layout: how its model takes a batch.
+        device: where it runs; inputs may come from anywhere, outputs are there.
+        check_inputs: look at the values of coordinates, grids and masks before each call. On a GPU this waits for them.
+    """
+
+    def __init__(self, manifest: Manifest, device: torch.device, check_inputs: bool = True) -> None:
+        self.manifest = manifest
+        self.layout = layout_of([spec.name for spec in manifest.inputs])
+        self.device = device
+        self.check_inputs = check_inputs
+
+    def __call__(self, *inputs: Tensor) -> Tensor | dict[str, Tensor]:
+        """Return what the eager model returns: a tensor for one output, a dict by name for several.
+
+        Args:
+            inputs: tensors of the manifest's `inputs`, in that order. For a timm model: patches [B, N, D] in the
+                artifact's dtype, coordinates [B, N, 2] int64 as (y, x) and validity [B, N] bool; coordinates of
+                padding must be zero. For a transformers model: patches likewise, mask [B, N] int32 and grids [B, 2]
+                int64 as (height, width). Valid tokens come first, row by row; what padding holds of patches does not
+                matter.
+
+        Raises:
+            InputError: a rank, dtype, shape, grid, batch or token count is not what the artifact accepts.
+        """
+        self.check(*inputs)
+        outputs = self.execute(tuple(tensor.to(self.device) for tensor in inputs))
+        return outputs[0] if len(outputs) == 1 else dict(zip(self.output_names, outputs, strict=True))
+
+    @property
+    def output_names(self) -> list[str]:
+        """Names of the outputs, in order."""
+        return [spec.name for spec in self.manifest.outputs]
+
+    @abstractmethod
+    def execute(self, inputs: tuple[Tensor, ...]) -> list[Tensor]:
+        """Return the outputs, in the manifest's order, for checked inputs that are on the device."""
+
+    def trim(self) -> None:  # noqa: B027  a backend whose memory is torch's own has nothing to do
+        """Give back memory that the backend keeps between calls; nothing where memory is torch's own."""
+
+    def taps(self, inputs: tuple[Tensor, ...], modules: Shapes) -> Tapped:
+        """Return the outputs of these modules of the model, of as many of them as the artifact can show.
+
+        Args:
+            inputs: as for a call; they are not checked.
+            modules: their names in the model, such as `blocks.7.attn`, with the shapes that their outputs have there.
+        """
+        return Tapped(untapped=f"a {type(self).__name__} shows nothing of its modules")
+
+    def check(self, *inputs: Tensor) -> None:
+        """Check inputs as a call does, without running anything."""
+        specs = self.manifest.inputs
+        if len(inputs) != len(specs):
+            names = ", ".join(spec.name for spec in specs)
+            raise InputError(f"got {len(inputs)} inputs: expected {len(specs)}, {names}")
+        sizes: dict[str, int] = {}
+        for spec, tensor in zip(specs, inputs, strict=True):
+            _check_one(spec, tensor, sizes)
+        self.check_sizes(sizes["batch"], sizes["tokens"])
+        if self.check_inputs:
+            self.layout.check(inputs, max(bucket.tokens for bucket in self.manifest.buckets))
+
+    def check_sizes(self, batch: int, tokens: int) -> None:
+        """Check that a bucket takes so many images of so many tokens; raises InputError where none does."""
+        buckets = self.manifest.buckets
+        served = ", ".join(map(str, buckets))
+        fitting = [bucket for bucket in buckets if tokens <= bucket.tokens]
+        if not fitting:
+            raise InputError(
+                f"{tokens} tokens are more than any bucket takes ({served}): "
+                "export again with a larger --bucket, or resize the images to fewer patches"
+            )
+        if not any(bucket.batch[0] <= batch <= bucket.batch[2] for bucket in fitting):
+            raise InputError(
+                f"a batch of {batch} with {tokens} tokens fits no bucket ({served}, as tokens:min,opt,max): "
+                "split the batch, or export again with another --bucket"
+            )
+
+
+def _check_one(spec: TensorSpec, tensor: Tensor, sizes: dict[str, int]) -> None:
+    """Check one input against its spec, and note the sizes of its open dimensions."""
+    if not isinstance(tensor, Tensor):
+        raise InputError(f"{spec.name} is a {type(tensor).__name__}: expected a torch tensor")
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    if dtype != spec.dtype:
+        raise InputError(f"{spec.name} is {dtype}: expected {spec.dtype}; cast it with .to(torch.{spec.dtype})")
+    if tensor.ndim != len(spec.shape):
+        raise InputError(f"{spec.name} has shape {list(tensor.shape)}: expected {len(spec.shape)} axes, {spec}")
+    for size, expected in zip(tensor.shape, spec.shape, strict=True):
+        known = sizes.setdefault(expected, size) if isinstance(expected, str) else expected
+        if size != known or size == 0:
+            wanted = f"{expected}={known}" if isinstance(expected, str) else str(known)
+            raise InputError(f"{spec.name} has shape {list(tensor.shape)}: expected {wanted}, {spec}")

@@ -1,0 +1,395 @@
+"""The gate: it passes what is right, and every wrong candidate here must fail."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from torch import Tensor, nn
+
+import naflex_export as nx
+from naflex_export.accuracy.metrics import LIMITS, Limits, Measures, measure, says_nothing
+from naflex_export.accuracy.reference import SoundInterpolate
+from naflex_export.accuracy.report.formats import table, write
+from naflex_export.accuracy.report.html import as_html
+from naflex_export.exporter import export
+from naflex_export.models import family_of
+
+BUCKET = [nx.Bucket(24, (1, 4, 8))]
+Candidate = Callable[[Tensor, Tensor, Tensor], Any]
+
+
+def judge(candidate: Candidate, model: nn.Module, **options: Any) -> nx.GateReport:
+    return nx.gate(candidate, model, buckets=BUCKET, **options)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("make", [tiny.siglip, tiny.classifier])
+def test_a_true_candidate_passes(make: Callable[[], nn.Module], dtype: str) -> None:
+    candidate = nx.vectorize(make()).to(getattr(torch, dtype))
+    for seed in range(5):
+        report = judge(candidate, make(), dtype=dtype, seed=seed)
+        assert report.passed, report.to_json()
+        report.raise_for_failure()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_low_precision_may_be_twice_as_far_as_eager_in_that_dtype(dtype: str) -> None:
+    true = nx.vectorize(tiny.classifier()).to(getattr(torch, dtype))
+    (result,) = judge(true, tiny.classifier(), dtype=dtype).baselines
+    assert 0.5 < result.candidate / result.baseline < 1.5
+
+    def noisier(*inputs: Tensor) -> Tensor:
+        """Eager with three times its own rounding error: within the fixed limits, and no rounding explains it."""
+        exact = tiny.classifier()(inputs[0].float(), *inputs[1:])
+        return exact + 3 * (true(*inputs).float() - exact)
+
+    report = judge(noisier, tiny.classifier(), dtype=dtype)
+    assert not report.passed
+    with pytest.raises(nx.GateFailure, match=r"all cases \[features\]: error .* more than 2 times eager's own"):
+        report.raise_for_failure()
+    assert judge(tiny.classifier(), tiny.classifier()).baselines == ()
+
+
+def test_a_dtype_that_eager_itself_overflows_in_is_named() -> None:
+    model = tiny.classifier()
+    with torch.no_grad():
+        model.blocks[0].mlp.fc1.weight.mul_(3e5)
+    report = judge(nx.vectorize(copy.deepcopy(model)).half(), model, dtype="float16")
+    assert "eager itself is not finite in this dtype: keep the model in float32" in report.baselines[0].broken
+
+
+def test_cases_are_photos_and_hard_grids(siglip: nn.Module) -> None:
+    report = judge(siglip, siglip)
+    cases = {result.case: result for result in report.results}
+    kinds = ("mixed", "one-row", "one-column", "square", "smallest", "padding", "large-values", "largest-batch")
+    assert list(cases) == ["photos-24-0", *(f"{kind}-24-seed0" for kind in kinds)]
+    assert cases["largest-batch-24-seed0"].images == 8 and cases["smallest-24-seed0"].tokens == 1
+    assert cases["photos-24-0"].images == 3 and len(set(cases["photos-24-0"].grids)) == 3
+    assert cases["one-row-24-seed0"].grids == ("1x24",)
+    assert len(set(cases["mixed-24-seed0"].grids)) > 1
+    padding = cases["padding-24-seed0"]
+    assert all(int(h) * int(w) <= 9 for h, w in (grid.split("x") for grid in padding.grids)) and padding.tokens == 24
+
+
+def test_each_measure_can_fail_alone() -> None:
+    """For each limit there is an output that breaks it and no other."""
+    expected = torch.randn(32, 200, generator=torch.Generator().manual_seed(0))
+    limits = LIMITS["float16"]
+
+    def broken(candidate: Tensor, reference: Tensor = expected) -> list[str]:
+        return [text.split()[0] for text in limits.broken_by(measure(candidate, reference, tie=limits.tie))]
+
+    assert broken(expected) == []
+    spike = expected.clone()
+    spike[0, expected[0].argmin()] -= 0.15
+    assert broken(spike) == ["max_share"]
+    assert broken(expected * 1.012) == ["relative_l2"]
+    # one image is small, and off by more of its own size than of all images'
+    small = expected * torch.cat([torch.full((1, 1), 0.05), torch.ones(31, 1)])
+    noise = 0.0018 * torch.randn(200, generator=torch.Generator().manual_seed(1))
+    assert [
+        text.split()[0] for text in limits.broken_by(measure(small + torch.cat([noise[None], 0 * expected[1:]]), small))
+    ] == ["worst_cosine"]
+    # the first class is 0.06 behind the highest and overtakes it in two images; others are larger, and negative
+    close = expected.clone()
+    close[:, -1] = -8.0
+    close[:, 0] = close[:, 1:].amax(dim=1) - 0.06
+    swapped = close.clone()
+    swapped[:2, 0] += 0.12
+    assert broken(swapped, close) == ["top1_agreement"]
+    # the five highest but the first are 0.06 ahead of the next four, which overtake them in half of the images
+    crowded = expected.clamp(max=2.0)
+    crowded[:, 0], crowded[:, 1:5], crowded[:, 5:9], crowded[:, -1] = 4.0, 2.56, 2.5, -8.0
+    overtaken = crowded.clone()
+    overtaken[:16, 1:5] -= 0.04
+    overtaken[:16, 5:9] += 0.04
+    assert broken(overtaken, crowded) == ["top5_agreement"]
+
+
+def test_a_limit_gives_way_to_what_eager_itself_does_in_the_dtype() -> None:
+    """Up to twice its own error, which is four times as far from a cosine of 1; never the other way."""
+    limits = LIMITS["bfloat16"]
+    worse = Measures(1.0, 0.1, 0.04, 0.99, top1_agreement=0.5, top5_agreement=0.9)
+    assert limits.beside(worse, 2.0) == Limits(0.2, 0.08, 0.5, pytest.approx(0.96))
+    better = Measures(0.0, 0.0, 0.0, 1.0, 1.0)
+    assert limits.beside(better, 2.0) == limits == limits.beside(None, 2.0)
+    nothing = Measures(math.nan, math.nan, math.nan, math.nan, 0.0)
+    assert limits.beside(nothing, 2.0) == limits
+
+
+def test_classes_within_the_limit_of_each_other_tie() -> None:
+    """Rounding may put either on top; a class further behind is a disagreement."""
+    expected = torch.tensor([[1.0, 0.999, -1.0], [1.0, 0.9, -1.0]])
+    found = torch.tensor([[0.999, 1.0, -1.0], [0.9, 1.0, -1.0]])
+    assert measure(found, expected, tie=0.01).top1_agreement == 0.5
+    assert measure(found, expected, tie=1e-4).top1_agreement == 0.0
+    assert measure(found, expected).top1_agreement is None
+
+
+class Bent(nn.Module):
+    """A true model whose every output is bent by something that must not matter; or by nothing that must."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.model, self.how = tiny.classifier(), how
+
+    def forward(self, patches: Tensor, coord: Tensor, valid: Tensor) -> Tensor:
+        if self.how == "mask-ignored":
+            return self.model(patches, coord, torch.ones_like(valid))
+        out = self.model(patches, coord, valid)
+        if self.how == "padding-leaks":
+            padding = torch.where(valid.unsqueeze(-1), 0, patches)
+            return out + 1e-3 * padding.abs().amax(dim=(1, 2)).unsqueeze(1)
+        if self.how == "first-image-leaks":
+            return out + 0.05 * out[:1]
+        return out * (1 + 0.001 * valid.shape[1] / 24)  # the token count leaks
+
+
+@pytest.mark.parametrize(
+    ("how", "name"),
+    [
+        ("mask-ignored", "masking a valid token did not move the features"),
+        ("padding-leaks", "padding's content moved the features"),
+        ("first-image-leaks", "order in the batch moved the features"),
+        ("count-leaks", "amount of padding moved the features"),
+    ],
+)
+def test_each_invariance_can_fail(how: str, name: str) -> None:
+    """Judged beside itself, so that no measure can be what fails."""
+    from naflex_export.accuracy.invariances import check_invariances
+
+    def run(model: nn.Module) -> list[str]:
+        found = check_invariances(
+            lambda batch: model(batch.patches, batch.patch_coord, batch.patch_valid), BUCKET[0], 48, 1e-4, seed=0
+        )
+        assert len(found) == 4
+        return [result.broken for result in found if result.broken]
+
+    with torch.no_grad():
+        assert run(tiny.classifier()) == []
+        assert any(name in text for text in run(Bent(how)))
+
+
+def test_a_broken_invariance_fails_the_gate() -> None:
+    report = judge(Bent("padding-leaks"), tiny.classifier())
+    assert not report.passed
+    with pytest.raises(nx.GateFailure, match="invariance: padding's content moved the features"):
+        report.raise_for_failure()
+    assert [found.broken for found in judge(tiny.classifier(), tiny.classifier()).invariances] == [""] * 4
+
+
+def test_a_candidate_that_raises_on_an_invariance_fails(classifier: nn.Module) -> None:
+    def candidate(patches: Tensor, coord: Tensor, valid: Tensor) -> Tensor:
+        if patches.abs().max() > 100:
+            raise ValueError("too large")
+        return classifier(patches, coord, valid)
+
+    report = judge(candidate, classifier)
+    assert [found.broken for found in report.invariances if found.broken] == [
+        "padding's content: the candidate raised ValueError: too large"
+    ]
+    assert not report.passed and as_html(report)
+
+
+def test_a_candidate_that_raises_fails() -> None:
+    def candidate(*inputs: Tensor) -> Tensor:
+        if len(inputs[0]) > 4:
+            raise ValueError("at most 4 images")
+        return tiny.classifier()(*inputs)
+
+    (problem,) = judge(candidate, tiny.classifier()).problems
+    assert problem == "largest-batch-24-seed0: the candidate raised ValueError: at most 4 images"
+
+
+def test_figures_are_there_for_each_image_grid_and_bucket(classifier: nn.Module) -> None:
+    """An error in the images of one grid shows there, and nowhere else."""
+
+    def candidate(patches: Tensor, coord: Tensor, valid: Tensor) -> Tensor:
+        out = classifier(patches, coord, valid)
+        is_row_B1 = (coord[..., 0].amax(dim=1, keepdim=True) == 0) & (valid.sum(dim=1, keepdim=True) == 24)
+        return torch.where(is_row_B1, 1.5 * out, out)
+
+    report = nx.gate(candidate, classifier, buckets=[nx.Bucket(24, (1, 4, 8)), nx.Bucket(9, (1, 2, 4))])
+    grids = {summary.of: summary for summary in report.by_grid}
+    assert grids["1x24"].relative_l2 == pytest.approx(0.5)
+    assert all(found.relative_l2 < 1e-5 for name, found in grids.items() if name != "1x24")
+    buckets = {summary.of: summary for summary in report.by_bucket}
+    assert buckets["24:1,4,8"].relative_l2 == pytest.approx(0.5) and buckets["9:1,2,4"].relative_l2 < 1e-5
+    assert sum(found.images for found in report.by_grid) == sum(found.images for found in report.by_bucket)
+    assert report.to_json()["by_grid"][0]["of"] in grids
+
+
+def test_the_sizes_of_errors_are_counted(classifier: nn.Module) -> None:
+    report = judge(nx.vectorize(copy.deepcopy(classifier)).half(), classifier, dtype="float16")
+    candidate, baseline = report.distributions
+    assert (candidate.of, baseline.of) == ("candidate", "baseline")
+    images = sum(result.images for result in report.results)
+    assert sum(candidate.counts) == sum(baseline.counts) == 10 * images
+    usual = candidate.decades[candidate.counts.index(max(candidate.counts))]
+    assert usual in (-4, -3)  # errors of up to 1e-3: float16 has 11 bits
+    broken = judge(lambda *inputs: torch.full((len(inputs[0]), 10), float("nan")), classifier)
+    assert broken.distributions[0].counts[-1] == sum(broken.distributions[0].counts)
+
+
+def test_a_failed_case_can_be_run_again_by_its_name(classifier: nn.Module) -> None:
+    wrong = lambda *inputs: 1.2 * classifier(*inputs)  # noqa: E731
+    first = judge(wrong, classifier, seed=3)
+    name = first.failures[2].split()[0]
+    again = judge(wrong, classifier, cases=[name])
+    assert again.only == (name,) and [result.case for result in again.results] == [name] == ["one-row-24-seed3"]
+    assert again.results[0] == first.results[2] and not again.invariances
+    with pytest.raises(nx.RequestError, match="case 'mixed-9-seed0' does not exist: expected a name such as photos"):
+        judge(wrong, classifier, cases=["mixed-9-seed0"])
+
+
+def test_quick_and_thorough_skip_and_add(classifier: nn.Module) -> None:
+    buckets = [nx.Bucket(9, (1, 2, 4)), nx.Bucket(24, (1, 4, 8))]
+    quick, standard, thorough = (
+        nx.gate(classifier, classifier, buckets=buckets, effort=effort) for effort in ("quick", "standard", "thorough")
+    )
+    assert [len(report.invariances) for report in (quick, standard, thorough)] == [4, 8, 8]
+    assert len(quick.results) == 6 + 1 and len(standard.results) == 18 + 1
+    assert len(thorough.by_grid) > len(standard.by_grid) and thorough.effort == "thorough"
+
+
+def test_only_valid_tokens_are_compared(siglip: nn.Module) -> None:
+    def candidate(*inputs: Tensor) -> dict[str, Tensor]:
+        encoded = siglip.forward_features(*inputs)["patches"]
+        return {"tokens": torch.where(inputs[2].unsqueeze(-1), encoded, float("nan")), "features": siglip(*inputs)}
+
+    assert judge(candidate, siglip, outputs=("features", "tokens")).passed
+
+    def wrong(*inputs: Tensor) -> dict[str, Tensor]:
+        return {name: out + 0.5 * (name == "tokens") for name, out in candidate(*inputs).items()}
+
+    report = judge(wrong, siglip, outputs=("features", "tokens"))
+    assert {result.output for result in report.results if result.broken} == {"tokens"}
+
+
+def test_a_reference_that_proves_nothing_fails() -> None:
+    """An untrained head gives zero logits, which any broken candidate would equal."""
+    constant = tiny.constant()
+    report = judge(constant, constant)
+    assert not report.passed
+    assert "proves nothing: it is the same for every image" in report.problems[0]
+    assert says_nothing(torch.zeros(2, 3)) == "it is zero everywhere: an untrained head, perhaps"
+    assert says_nothing(torch.tensor([[1.0, float("nan")]])) == "it holds values that are not finite"
+    assert says_nothing(torch.eye(3)) == ""
+
+
+def tenth_more(part: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Return a function that gives a tenth more than it should."""
+    return lambda *inputs, **named: 1.1 * part(*inputs, **named)
+
+
+def tenth_more_added(part: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Return a function that adds a learned grid to what it is given, and a tenth more of it than it should."""
+    return lambda x, grid, *rest, **named: part(x, 1.1 * grid, *rest, **named)
+
+
+PARTS: dict[str, tuple[Callable[[], nn.Module], str, Callable[..., Any], int | None]] = {
+    "learned": (tiny.siglip, "timm_naflex.add_resampled", tenth_more_added, None),
+    "factorized": (
+        lambda: tiny.naflexvit(pos_embed="factorized"),
+        "timm_naflex.resample_axes_at",
+        tenth_more,
+        None,
+    ),
+    "rope": (
+        lambda: tiny.naflexvit(pos_embed="none", rope_type="axial"),
+        "timm_rope.rope_positions",
+        tenth_more,
+        None,
+    ),
+    "patch-size": (tiny.flexible, "timm_patch_size.resample_weight", tenth_more, 8),
+    "siglip2": (tiny.siglip2, "siglip2.add_resampled", tenth_more_added, None),
+}
+"""What of `vectorize` stands in for eager's own code: a model that needs it, where it is, a fault, the patch size."""
+
+
+def break_part(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Make a part of `vectorize` wrong by a tenth."""
+    _, path, fault, _ = PARTS[name]
+    module, _, function = path.partition(".")
+    broken = importlib.import_module(f"naflex_export.models.{module}")
+    monkeypatch.setattr(broken, function, fault(getattr(broken, function)))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("name", PARTS)
+def test_the_reference_never_passes_through_vectorize(name: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Break what `vectorize` puts in: what it made goes wrong, reference and baseline do not, and the gate says so."""
+    if name == "siglip2":
+        pytest.importorskip("transformers")
+    make, _, _, size = PARTS[name]
+    model, torch_dtype = make(), getattr(torch, dtype)
+    family = family_of(model, size)
+
+    def judged(candidate: nn.Module) -> nx.GateReport:
+        encoder = family.encoder(candidate.to(torch_dtype), ("features",))
+
+        def run(*inputs: Tensor) -> Tensor:
+            with SoundInterpolate():  # or eager SigLIP 2 would be wrong itself, by torch's fault
+                return encoder(*inputs)[0]
+
+        return judge(run, model, dtype=dtype, patch_size=size)
+
+    before = judged(family.vectorize(copy.deepcopy(model)))
+    assert before.passed
+    eager = judged(copy.deepcopy(model))
+    break_part(monkeypatch, name)
+    assert not judged(family.vectorize(copy.deepcopy(model))).passed
+    assert judged(copy.deepcopy(model)) == eager and eager.passed
+    assert [found.baseline for found in eager.baselines] == [found.baseline for found in before.baselines]
+
+    def unusable(*inputs: object) -> None:
+        raise AssertionError("the gate vectorized a model")
+
+    monkeypatch.setattr(type(family), "vectorize", unusable)
+    assert judged(copy.deepcopy(model)) == eager
+
+
+def test_a_vectorized_reference_is_refused(siglip: nn.Module) -> None:
+    with pytest.raises(nx.RequestError, match="the reference is a vectorized model"):
+        judge(siglip, nx.vectorize(siglip))
+
+
+def test_the_reference_is_judged_in_float32_and_left_as_it_is() -> None:
+    model = tiny.classifier().train().bfloat16()
+    report = judge(tiny.classifier().bfloat16().float(), model)
+    assert report.passed
+    assert model.training and next(model.parameters()).dtype == torch.bfloat16
+
+
+def test_an_export_of_a_broken_vectorize_publishes_nothing(
+    siglip: nn.Module, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    break_part(monkeypatch, "learned")
+    with pytest.raises(nx.GateFailure, match=r"mixed-24-seed0 \[features\]: max_share") as caught:
+        export(siglip, "onnx", tmp_path / "a", BUCKET)
+    assert caught.value.exit_code == 1
+    assert "first deviation: embeds, relative L2" in str(caught.value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.rejected.html", "a.rejected.json"]
+    rejected = json.loads((tmp_path / "a.rejected.json").read_text())
+    assert rejected["passed"] is False and rejected["location"]["first"] == "embeds"
+    shown = [tap["module"] for tap in rejected["location"]["taps"]]
+    assert shown[:3] == ["embeds.proj", "embeds", "blocks.0.norm1"] and len(shown) == 23
+
+
+def test_reports_are_json_and_a_table(classifier: nn.Module, tmp_path: Path) -> None:
+    report = judge(lambda *inputs: torch.full((len(inputs[0]), 10), float("nan")), classifier)
+    write(report, tmp_path / "gate" / "report.json")
+    loaded = json.loads((tmp_path / "gate" / "report.json").read_text(), parse_constant=pytest.fail)
+    assert loaded["worst"]["relative_l2"] == "nan" and loaded["passed"] is False
+    assert loaded["limits"]["relative_l2"] == 1e-4
+    assert table(report).row_count == len(report.results) + 1
+    assert loaded["artifact"] is None and "Accuracy gate: FAILED" in as_html(report)

@@ -1,0 +1,205 @@
+"""The command lines, as a user types them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from safetensors.torch import save_file
+
+import naflex_export as nx
+from naflex_export.cli.export import export_command, gate_command
+from naflex_export.models.model_sources import ModelSource
+
+
+def export(*arguments: object) -> Result:
+    return CliRunner().invoke(export_command, [str(argument) for argument in arguments])
+
+
+def gate(*arguments: object) -> Result:
+    return CliRunner().invoke(gate_command, [str(argument) for argument in arguments])
+
+
+def flat(text: str) -> str:
+    return " ".join(text.split())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cli") / "a"
+
+
+@pytest.fixture(scope="module")
+def done(folder: Path) -> Result:
+    return export("tiny:classifier", "--target", "onnx", "--weights", "random", "--bucket", "16:1,2,4", "--out", folder)
+
+
+@pytest.fixture(scope="module")
+def artifact(folder: Path, done: Result) -> Path:
+    assert done.exit_code == 0, done.output
+    return folder
+
+
+def test_export_prints_the_verdict_the_signature_and_the_times(tmp_path: Path) -> None:
+    done = export(
+        "tiny:siglip", "--target", "onnx", "--weights", "random", "--bucket", "16:1,2,4", "--bucket", "9",
+        "--tokens", "--seed", "3", "--out", tmp_path / "a",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert "random weights: a dry run" in flat(done.stderr)
+    assert "mixed-16 features" in done.stdout and "mixed-9 tokens" in done.stdout
+    assert "passed, published" in flat(done.stdout)
+    assert "in patches: float32 [batch, tokens, 48]" in flat(done.stdout)
+    assert "out tokens: float32 [batch, tokens, 32]" in flat(done.stdout)
+    assert all(f"{stage} " in done.stdout for stage in ("load", "trace", "build", "reload", "gate"))
+    manifest = json.loads((tmp_path / "a" / "manifest.json").read_text())
+    assert manifest["model"]["source"] == {"model": "tiny:siglip", "weights": "random", "seed": 3}
+    assert [bucket["tokens"] for bucket in manifest["buckets"]] == [9, 16]
+
+
+def test_quiet_when_not_a_terminal(done: Result) -> None:
+    assert done.stderr == "random weights: a dry run; the artifact computes nothing of use\n"
+    assert "\x1b" not in done.output
+
+
+def test_trt_says_plainly_that_the_engine_was_not_run(tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    arguments = ("tiny:siglip", "--target", "trt", "--weights", "random", "--bucket", "16:1,2,4")
+    done = export(*arguments, "--out", tmp_path / "a")
+    assert done.exit_code == 0, done.output
+    assert "not run: model.plan was built and not run: there is no CUDA device" in flat(done.stdout)
+    refused = export(*arguments, "--require-run", "--out", tmp_path / "b")
+    assert refused.exit_code == 3
+    assert not (tmp_path / "b").exists()
+
+
+def test_gate_judges_an_artifact_again(artifact: Path, tmp_path: Path) -> None:
+    wanted = [argument for suffix in ("json", "md", "html") for argument in ("--report", tmp_path / f"r.{suffix}")]
+    done = gate(artifact, *wanted, "--seed", "7")
+    assert done.exit_code == 0, done.output
+    assert done.stdout.rstrip().endswith("passed")
+    assert "### Accuracy gate: passed" in (tmp_path / "r.md").read_text()
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert report["passed"] and report["seed"] == 7 and report["results"][2]["case"] == "mixed-16-seed7"
+    assert report["artifact"]["target"] in (page := (tmp_path / "r.html").read_text()) and "tiny:" in page
+    assert report["artifact"]["weights"] == "random" and "Random weights: a dry run." in page
+
+
+def test_gate_refuses_a_reference_with_other_weights(artifact: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.safetensors"
+    save_file(ModelSource("tiny:classifier", "random", seed=9).load().state_dict(), other)
+    refused = gate(artifact, "--weights", other)
+    assert refused.exit_code == 2
+    assert "are not those the artifact was made from" in flat(refused.stderr)
+
+
+def test_gate_fails_with_exit_code_1(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from naflex_export.targets.onnx import OnnxRunner
+
+    true = OnnxRunner._run
+    monkeypatch.setattr(OnnxRunner, "_run", lambda *arguments: [1.1 * out for out in true(*arguments)])
+    failed = gate(artifact)
+    assert failed.exit_code == 1
+    assert "FAIL" in failed.stdout and "error: the gate failed" in failed.stderr
+    assert "first deviation: embeds.proj, relative L2 1.0e-01" in failed.stdout
+    assert "first deviation: embeds.proj, relative L2 1.0e-01" in failed.stderr
+
+
+def test_gate_looks_into_an_artifact_that_passes_where_asked_to(artifact: Path, tmp_path: Path) -> None:
+    quick = flat(gate(artifact, "--quick").stdout)
+    assert "first deviation" not in quick and "effort: quick, seed 0: without one-row, square" in quick
+    done = gate(artifact, "--quick", "--locate", "--report", tmp_path / "r.json")
+    assert done.exit_code == 0, done.output
+    assert "first deviation: none in 19 modules and outputs on photos-16-0\n" in done.stdout
+    assert len(json.loads((tmp_path / "r.json").read_text())["location"]["taps"]) == 19
+
+
+def test_an_artifact_from_python_needs_its_reference_named(tmp_path: Path) -> None:
+    import tiny
+
+    nx.export(tiny.siglip(), "onnx", tmp_path / "a", [nx.Bucket(9)])
+    refused = gate(tmp_path / "a")
+    assert refused.exit_code == 2 and "give --reference MODEL and --weights WEIGHTS" in flat(refused.stderr)
+    assert gate(tmp_path / "a", "--reference", "tiny:siglip", "--weights", "pretrained").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nope", "--target", "onnx"], "model 'nope' does not exist; the closest are naflexvit"),
+        (["--target", "onnx", "--weights", "w.pth"], "checkpoint 'w.pth' does not exist"),
+        (["--target", "onnx", "--bucket", "256:1,8"], "bucket '256:1,8' is malformed"),
+        (["--target", "onnx", "--bucket", "64", "--bucket", "64"], "have the same tokens"),
+        (["tiny:siglip", "--target", "onnx", "--images", "nowhere"], "image folder 'nowhere' cannot be read"),
+        (["tiny:siglip", "--target", "tpu"], "'tpu' is not one of"),
+        (["tiny:siglip"], "Missing option '--target'"),
+        (["tiny:siglip", "--target", "onnx", "--dtype", "int8"], "'int8' is not one of"),
+    ],
+)
+def test_a_wrong_request_is_exit_code_2_with_a_message(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    refused = export(*arguments)
+    assert refused.exit_code == 2, refused.output
+    assert message in flat(refused.stderr)
+    assert not any(tmp_path.iterdir())
+
+
+def test_folders_that_are_no_artifacts_are_never_touched(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years")
+    refused = export("tiny:siglip", "--target", "onnx", "--weights", "random", "--out", tmp_path)
+    assert refused.exit_code == 2
+    assert "exists and is no artifact: give another folder" in flat(refused.stderr)
+    assert (tmp_path / "thesis.txt").read_text() == "years"
+    refused = gate(tmp_path)
+    assert refused.exit_code == 2 and "is no artifact: it has no manifest.json" in flat(refused.stderr)
+
+
+def test_a_missing_backend_is_exit_code_3(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("naflex_export.targets.onnx.importlib.util.find_spec", lambda name: None)
+    refused = export("tiny:siglip", "--target", "onnx", "--weights", "random", "--out", tmp_path / "a")
+    assert refused.exit_code == 3 and "package 'onnx' is missing: pip install onnx" in flat(refused.stderr)
+
+
+@pytest.mark.parametrize(
+    "buckets",
+    [pytest.param(["1:1,1,1"], marks=pytest.mark.full), ["2:1,1,1", "3:2,2,2", "16:5,5,8"]],
+    ids=["one", "three"],
+)
+def test_any_bucket_can_be_judged(buckets: list[str], tmp_path: Path) -> None:
+    """Fewer photos than the smallest batch, and budgets below what a model is traced with."""
+    wanted = [argument for bucket in buckets for argument in ("--bucket", bucket)]
+    done = export("tiny:siglip", "--target", "onnx", "--weights", "random", *wanted, "--out", tmp_path / "a")
+    assert done.exit_code == 0, done.output
+
+
+def test_odd_photos_are_judged_or_named(artifact: Path, tmp_path: Path) -> None:
+    """Every mode that Pillow opens, the same picture twice, and shapes far from any grid."""
+    from PIL import Image
+
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name, mode, size in [
+        ("gray.png", "L", (50, 40)), ("copy.png", "L", (50, 40)), ("alpha.png", "RGBA", (50, 40)),
+        ("print.jpg", "CMYK", (50, 40)), ("deep.png", "I;16", (50, 40)), ("few.gif", "P", (30, 90)),
+        ("dot.png", "RGB", (1, 1)), ("tall.png", "RGB", (1, 5000)), ("wide.png", "RGB", (9000, 10)),
+    ]:  # fmt: skip
+        Image.new(mode, size).save(folder / name)
+    done = gate(artifact, "--images", folder)
+    assert done.exit_code == 0, done.output
+    assert "photos-4" in done.stdout
+
+
+def test_skipped_photos_are_counted_and_named(artifact: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (64, 32), "teal").save(tmp_path / "photos" / "sea.png")
+    (tmp_path / "photos" / "notes.txt").write_text("no image")
+    done = gate(artifact, "--images", tmp_path / "photos")
+    assert done.exit_code == 0, done.output
+    assert "skipped notes.txt: not an image" in flat(done.stdout)
+    assert "1 of the files among the photos were skipped" in flat(done.stdout)

@@ -1,0 +1,62 @@
+"""The kernels for a GPU: their values in Triton's interpreter, and that they compile for real GPUs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+triton = pytest.importorskip("triton")
+from naflex_export.resample import triton_kernels as resample_kernels  # noqa: E402
+from naflex_export.resample.gpu import COMPILED  # noqa: E402
+
+KERNELS = ("add_products", "gradient_of_products", "add_taps", "gradient_of_taps")
+WEIGHTS = ("grid_ptr", "total_ptr", "partial_ptr", "rows_ptr", "columns_ptr", "weight_ptr")
+SIZES = {"BLOCK_R": 32, "BLOCK_C": 64, "BLOCK_W": 32, "TAPS": 16}
+
+
+@pytest.mark.skipif(
+    tuple(map(int, triton.__version__.split(".")[:2])) < (3, 8),
+    reason="the interpreter of Triton 3.6, which torch 2.11 comes with, fails under numpy 2.4",
+)
+@pytest.mark.parametrize(
+    ("chosen", "number"),
+    [
+        pytest.param("", 24, marks=pytest.mark.full, id="all"),
+        pytest.param("antialias-loader-zeros or taps-shuffled-zeros or operator", 3, id="few"),
+    ],
+)
+def test_they_compute_what_the_graph_does(chosen: str, number: int) -> None:
+    file = Path(__file__).with_name("interpreted_kernels.py")
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", "-k", chosen, str(file)]
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{number} passed" in done.stdout
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", KERNELS)
+def test_they_compile_for_gpus(name: str, dtype: str, capability: int) -> None:
+    """With float32 products: no TF32, and for TF32's sake no tensor core."""
+    from triton.backends.compiler import GPUTarget
+
+    kernel: Any = getattr(resample_kernels, name)
+    types = {
+        **SIZES,
+        **dict.fromkeys(WEIGHTS, "*fp32"),
+        "cell_ptr": "*i32",
+        "x_ptr": f"*{dtype}",
+        "grad_ptr": f"*{dtype}",
+    }
+    signature = {key: "constexpr" if key in SIZES else types.get(key, "i32") for key in kernel.arg_names}
+    constants = {key: SIZES[key] for key in kernel.arg_names if key in SIZES}
+    source = triton.compiler.ASTSource(fn=kernel, signature=signature, constexprs=constants)
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=COMPILED)
+    assert compiled.asm["cubin"]
+    assert ".tf32" not in compiled.asm["ptx"] and "mma" not in compiled.asm["ptx"]

@@ -1,0 +1,166 @@
+"""The artifact's folder: whole, verified, and never half-written."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import tiny
+
+import naflex_export as nx
+from naflex_export.accuracy.cases import Scope, cases_of
+from naflex_export.exporter import export, load
+from naflex_export.serving.manifest import MANIFEST, Manifest, sha256_of, staged
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export(tiny.siglip(), "onnx", tmp_path_factory.mktemp("artifact") / "a", [nx.Bucket(16)]).path
+
+
+@pytest.fixture
+def artifact(published: Path, tmp_path: Path) -> Path:
+    """A copy to damage."""
+    import shutil
+
+    return Path(shutil.copytree(published, tmp_path / "a"))
+
+
+def test_manifest_says_what_is_there(artifact: Path) -> None:
+    fields = json.loads((artifact / MANIFEST).read_text())
+    assert fields["schema"] == 1 and fields["target"] == "onnx" and fields["dtype"] == "float32"
+    assert set(fields["files"]) == {"model.onnx", "gate/report.json"}
+    for name, file in fields["files"].items():
+        assert file == {"bytes": (artifact / name).stat().st_size, "sha256": sha256_of(artifact / name)}
+    assert fields["gate"]["passed"] is True and fields["gate"]["worst"]["relative_l2"] < 1e-4
+    assert fields["buckets"] == [{"tokens": 16, "batch": [1, 8, 32]}]
+    assert {"torch", "timm", "python", "naflex_export"} <= set(fields["versions"])
+    assert len(fields["model"]["weights_sha256"]) == 64
+    assert fields["preprocessing"]["patch_size"] == [4, 4]
+    manifest = Manifest.read(artifact)
+    assert manifest.inputs[0].shape == ("batch", "tokens", 48)
+    report = json.loads((artifact / "gate" / "report.json").read_text())
+    cases = cases_of(nx.Bucket(16), Scope(), num_photos=3)
+    assert report["passed"] is True and [result["case"] for result in report["results"]] == cases
+    assert fields["gate"]["cases"] == len(cases)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda a: (a / "model.onnx").write_bytes(b"short"), "'model.onnx' has 5 bytes, the manifest says"),
+        (lambda a: flip_last_byte(a / "model.onnx"), "'model.onnx' is not the file the manifest lists: its sha256"),
+        (lambda a: (a / "model.onnx").unlink(), "'model.onnx' is missing"),
+        (lambda a: replace_by_link(a / "model.onnx"), "'model.onnx' leads out of"),
+        (lambda a: (a / "extra.so").write_bytes(b""), "'extra.so' .* is not in the manifest"),
+        (lambda a: (a / MANIFEST).unlink(), "is no artifact: it has no manifest.json"),
+        (lambda a: (a / MANIFEST).write_text("{"), "cannot be read"),
+        (lambda a: edit(a, schema=7), "has schema 7: this release reads 1 and 2"),
+        (lambda a: edit(a, inputs=None), "is damaged"),
+        (lambda a: edit(a, files={"../model.onnx": {"bytes": 1, "sha256": ""}}), "leads out of"),
+    ],
+    ids=[
+        "truncated",
+        "flipped",
+        "missing",
+        "link",
+        "stranger",
+        "no-manifest",
+        "not-json",
+        "schema",
+        "fields",
+        "escape",
+    ],
+)
+def test_damage_is_refused_before_loading(artifact: Path, damage: object, message: str) -> None:
+    damage(artifact)  # type: ignore[operator]
+    with pytest.raises(nx.ArtifactError, match=message):
+        load(artifact)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def flip_last_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def replace_by_link(path: Path) -> None:
+    moved = path.parent.parent / "elsewhere"
+    path.rename(moved)
+    path.symlink_to(moved)
+
+
+def edit(artifact: Path, **fields: object) -> None:
+    path = artifact / MANIFEST
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+
+def test_only_an_artifact_is_ever_replaced(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years")
+    (tmp_path / "file").write_text("also mine")
+    for name in ("mine", "file"):
+        with (
+            pytest.raises(nx.RequestError, match=f"{name}' exists and is no artifact: give another folder"),
+            staged(tmp_path / name),
+        ):
+            raise AssertionError("unreachable")
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "years"
+    assert (tmp_path / "file").read_text() == "also mine"
+
+
+def test_an_artifact_is_replaced_whole(tmp_path: Path) -> None:
+    for text in ("old", "new"):
+        with staged(tmp_path / "a") as folder:
+            (folder / text).write_text(text)
+            (folder / MANIFEST).write_text("{}")
+    assert names(tmp_path) == ["a"]
+    assert names(tmp_path / "a") == [MANIFEST, "new"]
+
+
+def test_an_error_leaves_the_old_artifact(tmp_path: Path) -> None:
+    with staged(tmp_path / "a") as folder:
+        (folder / MANIFEST).write_text("old")
+    with pytest.raises(ZeroDivisionError), staged(tmp_path / "a") as folder:
+        (folder / MANIFEST).write_text("new")
+        raise ZeroDivisionError
+    assert (tmp_path / "a" / MANIFEST).read_text() == "old"
+    assert names(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize("before", [False, True], ids=["none-before", "one-before"])
+def test_a_killed_export_leaves_the_old_artifact_or_none(tmp_path: Path, before: bool) -> None:
+    """SIGKILL while the folder is being filled: no clean-up code runs."""
+    if before:
+        with staged(tmp_path / "a") as folder:
+            (folder / MANIFEST).write_text("old")
+    script = """
+        import os, signal, sys
+        from pathlib import Path
+        from naflex_export.serving.manifest import staged
+        with staged(Path(sys.argv[1])) as folder:
+            (folder / "model.onnx").write_text("half")
+            (folder / "manifest.json").write_text("new")
+            os.kill(os.getpid(), signal.SIGKILL)
+    """
+    killed = subprocess.run([sys.executable, "-c", textwrap.dedent(script), tmp_path / "a"], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    if before:
+        assert (tmp_path / "a" / MANIFEST).read_text() == "old"
+    else:
+        assert not (tmp_path / "a").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_a_wrong_request(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(nx.RequestError, match="cannot write to"), staged(tmp_path / "file" / "a"):
+        raise AssertionError("unreachable")
