@@ -2,6 +2,7 @@
 
 from naflex_export.accuracy.gate import gate
 from naflex_export.accuracy.results import GateReport
+from naflex_export.compiled import CompiledModel, compile
 from naflex_export.errors import (
     ArtifactError,
     BackendError,
@@ -12,12 +13,12 @@ from naflex_export.errors import (
     RequestError,
     UnsupportedModelError,
 )
-from naflex_export.exporter import Artifact, export, load
+from naflex_export.exporter import Artifact, export
 from naflex_export.grid import Bucket, Grid
 from naflex_export.models.vectorize import vectorize
+from naflex_export.serving.load import load
 from naflex_export.serving.patch_sizes import EntryPoints
 from naflex_export.serving.runner import Runner
-from naflex_export.targets.compile import CompiledModel, compile
 
 __version__ = "0.1.0"
 

@@ -9,23 +9,24 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-from naflex_export.accuracy.cases import Photos, Scope, load_photos
-from naflex_export.accuracy.gate import GateSettings, judge, subject_of
+from naflex_export.accuracy.cases import Scope
+from naflex_export.accuracy.judge_artifact import judge_subject, open_to_judge
+from naflex_export.accuracy.photos import load_photos
 from naflex_export.accuracy.report.formats import verdict, write
-from naflex_export.accuracy.results import GateReport, merged, scopes_by_size
+from naflex_export.accuracy.results import GateReport, merged
 from naflex_export.cli.progress import Stages
 from naflex_export.errors import BackendError, RequestError
-from naflex_export.graph.trace import check_dtype, trace
+from naflex_export.graph.build_settings import BuildSettings
+from naflex_export.graph.trace import trace
 from naflex_export.grid import Bucket, check_buckets, check_patch_sizes
 from naflex_export.models import Family, family_of
 from naflex_export.models.model_sources import weights_sha256
-from naflex_export.serving.manifest import SCHEMA_ENTRY_POINTS, Manifest, check_destination, staged
-from naflex_export.serving.patch_sizes import EntryPoints
-from naflex_export.serving.runner import Runner
-from naflex_export.targets import BuildSettings, StandIn, Target, target_named
+from naflex_export.precision import check_dtype
+from naflex_export.serving.manifest import SCHEMA_ENTRY_POINTS, Manifest
+from naflex_export.serving.publish import check_destination, staged
+from naflex_export.targets import Target, target_named
 
 REPORT = Path("gate") / "report.json"
 
@@ -134,7 +135,7 @@ def export(
         ).write(folder)
         del program
         with stages.stage("reload"):
-            subject = _open_to_judge(backend, folder, draft, require_run)
+            subject = open_to_judge(backend, folder, draft, require_run)
         with stages.stage("gate"):
             report = judge_subject(subject, model, photos, draft, scope)
         named = report if patch_size is None else merged({patch_size: report})
@@ -175,101 +176,6 @@ def _manifest_of(entry_points: dict[int, Artifact], report: GateReport) -> Manif
         gate=verdict(report),
         schema=SCHEMA_ENTRY_POINTS,
     )
-
-
-def load(path: Path | str, device: torch.device | str | None = None, check_inputs: bool = True) -> Runner:
-    """Return a Runner for an artifact, after checking size and sha256 of each of its files.
-
-    An artifact of several patch sizes gives `EntryPoints`: a Runner that picks by the width of the patches, and
-    `run[16]` for one size. The folder of one size can be loaded by itself.
-
-    Args:
-        path: the artifact's folder.
-        device: where to run; by default a GPU where there is one, or the device that the artifact was built for.
-        check_inputs: look at the values of coordinates and masks before each call.
-
-    Raises:
-        ArtifactError: the folder is no artifact, or not what its manifest says.
-        BackendError: a package or device that it needs is missing.
-    """
-    folder = Path(path)
-    manifest = Manifest.read(folder)
-    manifest.verify(folder)
-    backend = target_named(manifest.target)
-    backend.require()
-    at = None if device is None else torch.device(device)
-    if not manifest.entry_points:
-        return backend.open(folder, manifest, at, check_inputs)
-    runners = {}
-    for size, name in manifest.entry_points.items():
-        runners[size] = backend.open(folder / name, Manifest.read(folder / name), at, check_inputs)
-    return EntryPoints(manifest, runners)
-
-
-def judge_artifact(
-    path: Path,
-    reference: nn.Module,
-    images: Path | None,
-    scope: Scope,
-    require_run: bool = False,
-    locate: bool = False,
-) -> GateReport:
-    """Return the gate's report on an artifact as it lies on disk, after verifying it.
-
-    With `locate` its modules are compared even if it passes; after a failure that is done anyway.
-
-    Raises:
-        RequestError: the reference has other weights than those the artifact was made from, or is no reference.
-        ArtifactError, BackendError: as `load`.
-    """
-    manifest = Manifest.read(path)
-    manifest.verify(path)
-    check_same_weights(reference, manifest)
-    if manifest.entry_points:
-        return merged(
-            {
-                size: judge_artifact(path / manifest.entry_points[size], reference, images, part, require_run, locate)
-                for size, part in scopes_by_size(scope, list(manifest.entry_points)).items()
-            }
-        )
-    backend = target_named(manifest.target)
-    backend.require()
-    subject = _open_to_judge(backend, path, manifest, require_run)
-    return judge_subject(subject, reference, load_photos(images), manifest, scope, locate)
-
-
-def check_same_weights(reference: nn.Module, manifest: Manifest) -> None:
-    """Check that a model has the weights that an artifact was made from.
-
-    Raises:
-        RequestError: it has others.
-    """
-    found = weights_sha256(reference)
-    if found != manifest.model["weights_sha256"]:
-        raise RequestError(
-            f"the reference's weights ({found[:12]}) are not those the artifact was made from "
-            f"({manifest.model['weights_sha256'][:12]}): export again, or give the model and weights it was made from"
-        )
-
-
-def judge_subject(
-    subject: StandIn, reference: nn.Module, photos: Photos, manifest: Manifest, scope: Scope, locate: bool = False
-) -> GateReport:
-    """Return the report of the gate on what `_open_to_judge` gave."""
-    report = judge(subject.runner, reference, photos, GateSettings.of(manifest, scope), locate)
-    return dataclasses.replace(report, artifact=subject_of(manifest), judged=subject.judged, not_run=subject.not_run)
-
-
-def _open_to_judge(backend: Target, folder: Path, manifest: Manifest, require_run: bool) -> StandIn:
-    """Return the artifact itself, or what stands in for it where this machine cannot run it."""
-    manifest.verify(folder)
-    replacement = backend.stand_in(folder, manifest)
-    if replacement is None:
-        runner = backend.open(folder, manifest, None, True)
-        return StandIn(runner, judged=f"the artifact, on {runner.device}", not_run="")
-    if require_run:
-        raise BackendError(f"{replacement.not_run}, and --require-run was given")
-    return replacement
 
 
 def _versions(family: Family, backend: Target) -> dict[str, str]:

@@ -42,8 +42,8 @@ def accuracy_gate() -> Callable[..., GateReport]:
     def judge(candidate: Any, reference: nn.Module, **options: Any) -> GateReport:
         from naflex_export.accuracy.cases import Scope
         from naflex_export.accuracy.gate import gate
+        from naflex_export.accuracy.judge_artifact import judge_artifact
         from naflex_export.errors import GateFailure
-        from naflex_export.exporter import judge_artifact
 
         if isinstance(candidate, str | Path):
             scope = Scope(options.pop("seed", 0), options.pop("effort", "standard"), tuple(options.pop("cases", ())))

@@ -11,7 +11,7 @@ import tiny
 import torch
 from torch import nn
 
-from naflex_export.targets.onnx import FILE
+from naflex_export.graph.onnx_translate import FILE
 
 
 def retrained() -> nn.Module:

@@ -12,11 +12,13 @@ import torch
 from torch import nn
 
 import naflex_export as nx
-from naflex_export.accuracy.cases import Batch, noise_batch
-from naflex_export.graph.trace import Program, trace
+from naflex_export.batch import Batch, noise_batch
+from naflex_export.graph.build_settings import BuildSettings
+from naflex_export.graph.onnx_translate import translate
+from naflex_export.graph.program import Program
+from naflex_export.graph.trace import trace
 from naflex_export.grid import Grid
-from naflex_export.targets import BuildSettings
-from naflex_export.targets.onnx import OPSET, translate
+from naflex_export.targets.onnx import OPSET
 
 MIXED = (Grid(3, 7), Grid(1, 24), Grid(24, 1), Grid(4, 4), Grid(1, 1), Grid(5, 4))
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
-from naflex_export.graph.trace import EXAMPLE, EXAMPLE_TOKENS, Program
+from naflex_export.graph.program import Program
+from naflex_export.graph.trace import EXAMPLE, EXAMPLE_TOKENS
 
 FLOAT16 = ir.DataType.FLOAT16
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import naflex_export as nx
-from naflex_export.accuracy.cases import Batch, noise_batch
+from naflex_export.batch import Batch, noise_batch
 from naflex_export.grid import Grid
 
 

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import naflex_export as nx
-from naflex_export.graph.trace import DTYPES
+from naflex_export.precision import DTYPES
 from naflex_export.serving.manifest import Manifest
 from naflex_export.targets import NAMES
 

@@ -9,7 +9,8 @@ import pytest
 from click.testing import CliRunner
 
 from naflex_export.accuracy.cases import Scope, cases_of
-from naflex_export.cli.export import export_command, gate_command
+from naflex_export.cli.export import export_command
+from naflex_export.cli.gate import gate_command
 from naflex_export.grid import Bucket
 
 RUNS = [

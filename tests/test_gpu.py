@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import naflex_export as nx
-from naflex_export.accuracy.cases import Batch
+from naflex_export.batch import Batch
 from naflex_export.bench.timing import peak_memory
 from naflex_export.bench.workloads import workload
 from naflex_export.models import family_of

@@ -26,7 +26,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.parallel import DistributedDataParallel
 
 import naflex_export as nx
-from naflex_export.accuracy.cases import Batch, noise_batch
+from naflex_export.batch import Batch, noise_batch
 from naflex_export.grid import Grid
 
 Options = dict[str, Any]

@@ -26,7 +26,8 @@ from record import ABOUT, RESULTS, about, append, mib
 from timm.models.naflexvit import NaFlexEmbeds
 from torch import Tensor, nn
 
-from naflex_export.accuracy.cases import MAX_ASPECT, naflex_grid, noise_batch
+from naflex_export.accuracy.cases import MAX_ASPECT, naflex_grid
+from naflex_export.batch import noise_batch
 from naflex_export.bench.timing import Timing, interleave, peak_allocated
 from naflex_export.grid import Grid
 from naflex_export.models.timm_naflex import VectorizedNaFlexEmbeds, resampling_of

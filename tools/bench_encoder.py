@@ -36,8 +36,8 @@ from naflex_export.bench.techniques import (
     matrix_rate,
 )
 from naflex_export.bench.workloads import RULES
-from naflex_export.graph.trace import DTYPES
 from naflex_export.models.model_sources import DEFAULT_MODEL, ModelSource
+from naflex_export.precision import DTYPES
 
 FIELDS = (
     *(*ABOUT, *PACKAGES, "model", "dtype", "grids", *COLUMNS),

@@ -23,13 +23,15 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from naflex_export.graph.build_settings import BuildSettings
+from naflex_export.graph.onnx_translate import translate
+from naflex_export.graph.program import Program
 from naflex_export.graph.text import onnx_text, program_text
-from naflex_export.graph.trace import Program, capture, example_inputs, trace
+from naflex_export.graph.trace import capture, example_inputs, trace
 from naflex_export.grid import Bucket
 from naflex_export.models import family_of
 from naflex_export.models.model_sources import randomize
-from naflex_export.targets import BuildSettings
-from naflex_export.targets.onnx import OPSET, translate
+from naflex_export.targets.onnx import OPSET
 
 ROOT = Path(__file__).parent.parent
 GRAPHS = ROOT / "graphs"

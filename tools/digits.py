@@ -37,12 +37,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import OneCycleLR
 
-from naflex_export.accuracy.cases import Batch
 from naflex_export.accuracy.metrics import LIMITS
+from naflex_export.batch import Batch
 from naflex_export.cli.export import export_command
-from naflex_export.exporter import load
-from naflex_export.graph.trace import DTYPES
 from naflex_export.grid import Bucket, Grid
+from naflex_export.precision import DTYPES
+from naflex_export.serving.load import load
 from naflex_export.serving.manifest import Manifest
 from naflex_export.targets import NAMES, target_named
 

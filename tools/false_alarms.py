@@ -30,8 +30,8 @@ from torch import nn
 import naflex_export as nx
 from naflex_export.accuracy.invariances import MASKING, MOVED
 from naflex_export.accuracy.results import BASELINE_FACTOR, GateReport
-from naflex_export.graph.trace import DTYPES
 from naflex_export.models.model_sources import randomize
+from naflex_export.precision import DTYPES
 
 RESULTS = record.RESULTS / "false_alarms.csv"
 PACKAGES = ("torch", "timm", "onnxruntime-gpu")

@@ -27,11 +27,13 @@ import torch
 import naflex_export as nx
 from naflex_export.accuracy.cases import Scope
 from naflex_export.accuracy.invariances import MASKING, MOVED
+from naflex_export.accuracy.judge_artifact import judge_artifact
 from naflex_export.accuracy.metrics import Limits
 from naflex_export.accuracy.results import BASELINE_FACTOR, GateReport
-from naflex_export.exporter import judge_artifact
 from naflex_export.graph import checks as graph_checks
-from naflex_export.graph.trace import Program, trace
+from naflex_export.graph.onnx_translate import FILE
+from naflex_export.graph.program import Program
+from naflex_export.graph.trace import trace
 from naflex_export.targets import onnx
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -321,7 +323,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         artifact = nx.export(tiny.classifier(), "onnx", Path(folder) / "a", [BUCKET]).path
         program = trace(tiny.classifier(), [BUCKET])
-        text = page(judge_graphs(ir.load(artifact / onnx.FILE), program))
+        text = page(judge_graphs(ir.load(artifact / FILE), program))
     old = PAGE.read_text() if PAGE.exists() else ""
     lines = difflib.unified_diff(old.splitlines(), text.splitlines(), "docs/mutants.md", "now", lineterm="", n=1)
     print("\n".join(lines) or "docs/mutants.md: unchanged")

@@ -47,15 +47,18 @@ from timm.models import NaFlexVit
 from torch import Tensor, nn
 
 import naflex_export as nx
-from naflex_export.accuracy.cases import Batch, noise_batch
 from naflex_export.accuracy.metrics import LIMITS, measure, says_nothing
+from naflex_export.batch import Batch, noise_batch
 from naflex_export.errors import BuildError
-from naflex_export.graph.trace import Program, trace
+from naflex_export.graph.build_settings import BuildSettings
+from naflex_export.graph.onnx_translate import FILE, write_onnx
+from naflex_export.graph.program import Program
+from naflex_export.graph.trace import trace
 from naflex_export.grid import Grid
 from naflex_export.models import family_of
 from naflex_export.models.model_sources import randomize
 from naflex_export.models.timm_naflex import resampling_of
-from naflex_export.targets import BuildSettings, onnx, tensorrt
+from naflex_export.targets import onnx, tensorrt
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "tools" / "results" / "sweep_timm.csv"
@@ -247,11 +250,11 @@ def _compiled(model: nn.Module, inputs: Sequence[Batch]) -> list[tuple[Tensor, .
 
 
 def _onnx(program: Program, folder: Path, inputs: Sequence[Batch], row: Row) -> list[tuple[Tensor, ...]]:
-    written = onnx.write_onnx(program, folder, BuildSettings(), onnx.OPSET)
+    written = write_onnx(program, folder, BuildSettings(), onnx.OPSET)
     row["onnx_nodes"] = str(written["nodes"])
     options = onnxruntime.SessionOptions()
     options.log_severity_level, options.intra_op_num_threads = 3, torch.get_num_threads()
-    session = onnxruntime.InferenceSession(folder / onnx.FILE, options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(folder / FILE, options, providers=["CPUExecutionProvider"])
     names = [spec.name for spec in program.inputs]
     return [
         tuple(
@@ -265,8 +268,8 @@ def _onnx(program: Program, folder: Path, inputs: Sequence[Batch], row: Row) -> 
 def _engine_bytes(program: Program, folder: Path) -> int:
     for file in folder.iterdir():
         file.unlink()
-    onnx.write_onnx(program, folder, BuildSettings(), tensorrt.OPSET)
-    return len(tensorrt.build_engine(folder / onnx.FILE, tensorrt.profiles_of(program)))
+    write_onnx(program, folder, BuildSettings(), tensorrt.OPSET)
+    return len(tensorrt.build_engine(folder / FILE, tensorrt.profiles_of(program)))
 
 
 def _record(

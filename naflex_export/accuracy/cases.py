@@ -2,127 +2,22 @@
 
 from __future__ import annotations
 
-import errno
-import itertools
 import math
 import random
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from importlib import resources
-from pathlib import Path
 
-import torch
-from PIL import Image
-from timm.data.naflex_dataset import NaFlexCollator
 from timm.data.naflex_transforms import get_image_size_for_seq
-from torch import Tensor
 
+from naflex_export.accuracy.photos import photos_name
+from naflex_export.batch import Batch, noise_batch
 from naflex_export.errors import RequestError
 from naflex_export.grid import Bucket, Grid
 
 MAX_ASPECT = 8.0
 """Widest aspect ratio, either way, of the generated mixed grids; NaFlex's size rule admits any."""
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Images of mixed grids, padded to one token count.
-
-    Attributes:
-        name: what the batch is for; with the seed it says which batch it is.
-        patches: [B, N, P*P*C] float32; padding holds zeros.
-        patch_coord: [B, N, 2] int64 (y, x), row by row; padding holds zeros.
-        patch_valid: [B, N] bool; True for the valid tokens, which come first.
-        grids: each image's grid.
-    """
-
-    name: str
-    patches: Tensor
-    patch_coord: Tensor
-    patch_valid: Tensor
-    grids: tuple[Grid, ...]
-
-
-def picked(batch: Batch, images: Sequence[int]) -> Batch:
-    """Return a batch of these images of another, by their numbers; one may be there several times."""
-    rows = list(images)
-    return replace(
-        batch,
-        patches=batch.patches[rows],
-        patch_coord=batch.patch_coord[rows],
-        patch_valid=batch.patch_valid[rows],
-        grids=tuple(batch.grids[row] for row in rows),
-    )
-
-
-@dataclass(frozen=True)
-class Photos:
-    """The photos of a folder.
-
-    Attributes:
-        images: RGB images by file name.
-        skipped: for each file left out, its name and why.
-    """
-
-    images: dict[str, Image.Image]
-    skipped: dict[str, str]
-
-
-def load_photos(folder: Path | None = None) -> Photos:
-    """Return the photos of a folder, by default the three that ship with the package.
-
-    A file that is no image is skipped, and counted in `skipped`.
-
-    Raises:
-        RequestError: the folder is missing, cannot be read, or holds no image.
-    """
-    pattern = "*.jpg" if folder is None else "*"
-    folder = folder or Path(str(resources.files("naflex_export.accuracy") / "photos"))
-    try:
-        if not folder.is_dir():
-            raise NotADirectoryError(errno.ENOTDIR, "not a folder" if folder.exists() else "it does not exist")
-        paths = sorted(path for path in folder.glob(pattern) if path.is_file() and not path.name.startswith("."))
-    except OSError as error:
-        raise RequestError(
-            f"image folder {str(folder)!r} cannot be read ({error.strerror}): expected a folder of photos"
-        ) from error
-    images: dict[str, Image.Image] = {}
-    skipped: dict[str, str] = {}
-    for path in paths:
-        try:
-            with Image.open(path) as image:
-                images[path.name] = image.convert("RGB")
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            truncated = isinstance(error, OSError) and "truncated" in str(error)
-            skipped[path.name] = "truncated image" if truncated else "not an image"
-    if not images:
-        raise RequestError(
-            f"image folder {str(folder)!r} holds no image among its {len(paths)} files: expected at least one photo"
-        )
-    return Photos(images, skipped)
-
-
-def photo_batches(
-    photos: Photos,
-    transform: Callable[[Image.Image], dict[str, Tensor]],
-    bucket: Bucket,
-) -> Iterator[Batch]:
-    """Yield the photos as batches of a bucket's usual size, padded to its token budget.
-
-    Where too few are left for the smallest batch that the bucket takes, they are repeated.
-    """
-    names = list(photos.images)
-    smallest, size, _ = bucket.batch
-    for start in range(0, len(names), size):
-        patched = [transform(photos.images[name]) for name in names[start : start + size]]
-        repeated = itertools.islice(itertools.cycle(patched), max(smallest, len(patched)))
-        yield _collate(_photos_name(bucket, start // size), list(repeated), bucket.tokens)
-
-
-def _photos_name(bucket: Bucket, number: int) -> str:
-    return f"photos-{bucket.tokens}-{number}"
 
 
 @dataclass(frozen=True)
@@ -269,7 +164,7 @@ def cases_of(bucket: Bucket, scope: Scope, num_photos: int) -> list[str]:
     else:
         kinds_of = dict.fromkeys(range(scope.seed, scope.seed + effort.num_seeds), effort.kinds)
         kinds_of[scope.seed] += effort.once
-    names = [_photos_name(bucket, number) for number in range(math.ceil(num_photos / bucket.batch[1]))]
+    names = [photos_name(bucket, number) for number in range(math.ceil(num_photos / bucket.batch[1]))]
     names += [name for seed, kinds in kinds_of.items() for kind in kinds for name in _names(kind, bucket, seed)]
     return [name for name in names if not scope.only or name in scope.only]
 
@@ -330,20 +225,6 @@ def _small_grid(bucket: Bucket, draw: random.Random) -> Grid:
     return Grid(draw.randint(1, side), draw.randint(1, side))
 
 
-def noise_batch(name: str, grids: Sequence[Grid], tokens: int, token_width: int, scale: float = 1.0) -> Batch:
-    """Return a batch of normal noise of a standard deviation, drawn from its name, for the given grids."""
-    draw = torch.Generator().manual_seed(random.Random(name).getrandbits(63))
-    patched = [
-        {
-            "patches": scale * torch.randn(grid.tokens, token_width, generator=draw),
-            "patch_coord": torch.tensor(grid.coordinates()),
-            "patch_valid": torch.ones(grid.tokens, dtype=torch.bool),
-        }
-        for grid in grids
-    ]
-    return _collate(name, patched, tokens)
-
-
 def naflex_grid(aspect: float, tokens: int) -> Grid:
     """Return the grid that NaFlex's size rule gives an image of an aspect ratio (height over width)."""
     height, width = 4096 * math.sqrt(aspect), 4096 / math.sqrt(aspect)
@@ -360,9 +241,3 @@ def naflex_grids(tokens: int) -> tuple[Grid, ...]:
     steps = 2**16
     aspects = (MAX_ASPECT ** (1 - 2 * step / steps) for step in range(steps + 1))
     return tuple(dict.fromkeys(naflex_grid(aspect, tokens) for aspect in aspects))
-
-
-def _collate(name: str, patched: list[dict[str, Tensor]], tokens: int) -> Batch:
-    collated, _ = NaFlexCollator(max_seq_len=tokens)([(image, 0) for image in patched])
-    grids = tuple(Grid(*(image["patch_coord"].amax(dim=0) + 1).tolist()) for image in patched)
-    return Batch(name, collated["patches"], collated["patch_coord"], collated["patch_valid"], grids)

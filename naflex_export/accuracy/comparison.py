@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from naflex_export.accuracy.cases import Batch
 from naflex_export.accuracy.metrics import LIMITS, Limits, Measures, measure
 from naflex_export.accuracy.reference import SoundInterpolate
 from naflex_export.accuracy.results import BASELINE_FACTOR
+from naflex_export.batch import Batch
 from naflex_export.errors import RequestError
-from naflex_export.graph.trace import check_dtype
 from naflex_export.models import Family, family_of
+from naflex_export.precision import check_dtype
 from naflex_export.serving.runner import Runner
 
 Candidate = Callable[..., Any]

@@ -18,20 +18,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from naflex_export.accuracy.cases import (
-    EFFORTS,
-    Batch,
-    Photos,
-    Scope,
-    cases_of,
-    generated_batch,
-    load_photos,
-    photo_batches,
-)
+from naflex_export.accuracy.cases import EFFORTS, Scope, cases_of, generated_batch
 from naflex_export.accuracy.comparison import Candidate, Sides
 from naflex_export.accuracy.invariances import Run, check_invariances
 from naflex_export.accuracy.locate import first_deviation
 from naflex_export.accuracy.metrics import DECADES, measure_images, says_nothing, spread_of
+from naflex_export.accuracy.photos import Photos, load_photos, photo_batches
 from naflex_export.accuracy.results import (
     BaselineResult,
     CaseResult,
@@ -41,6 +33,7 @@ from naflex_export.accuracy.results import (
     merged,
     scopes_by_size,
 )
+from naflex_export.batch import Batch
 from naflex_export.errors import RequestError
 from naflex_export.grid import Bucket, check_buckets
 from naflex_export.serving.manifest import Manifest

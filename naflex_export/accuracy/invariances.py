@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from naflex_export.accuracy.cases import Batch, noise_batch, picked
+from naflex_export.batch import Batch, noise_batch, picked
 from naflex_export.grid import Bucket, Grid
 
 Run = Callable[[Batch], Tensor]

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from naflex_export.accuracy.advice import advice_on, advice_without, output_tap
-from naflex_export.accuracy.cases import Batch, picked
 from naflex_export.accuracy.comparison import Outputs, Sides
 from naflex_export.accuracy.results import BASELINE_FACTOR, CaseResult, GateReport, Location, Tap
+from naflex_export.batch import Batch, picked
 from naflex_export.graph.intermediates import CanBeTapped, Once, Shapes, Tapped, listening, tap_names
 from naflex_export.grid import Bucket
 

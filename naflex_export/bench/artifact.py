@@ -11,8 +11,8 @@ from torch import nn
 
 from naflex_export.bench.techniques import WARMUP, Bench, Figures
 from naflex_export.errors import BackendError, RequestError
-from naflex_export.graph.trace import check_dtype
 from naflex_export.grid import Bucket
+from naflex_export.precision import check_dtype
 from naflex_export.serving.manifest import Manifest
 from naflex_export.serving.runner import Runner
 from naflex_export.targets import target_named

@@ -16,17 +16,17 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from naflex_export.accuracy.cases import Batch
 from naflex_export.accuracy.metrics import measure as compare
 from naflex_export.accuracy.reference import SoundInterpolate
+from naflex_export.batch import Batch
 from naflex_export.bench.results_csv import mib, text
 from naflex_export.bench.timing import Timing, interleave, peak_memory
 from naflex_export.bench.workloads import workload
+from naflex_export.compiled import compile as compile_ours
 from naflex_export.errors import NaflexExportError
 from naflex_export.models import Family, family_of
 from naflex_export.models.vectorize import vectorize
 from naflex_export.serving.runner import Runner
-from naflex_export.targets.compile import compile as compile_ours
 
 COLUMNS = (
     *("batch", "tokens", "technique", "ms", "spread", "images_per_s", "speedup", "peak_mib"),

@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 from functools import lru_cache
 
-from naflex_export.accuracy.cases import MAX_ASPECT, Batch, naflex_grid, noise_batch
+from naflex_export.accuracy.cases import MAX_ASPECT, naflex_grid
+from naflex_export.batch import Batch, noise_batch
 from naflex_export.errors import RequestError
 from naflex_export.grid import Grid
 

@@ -13,15 +13,15 @@ from rich.markup import escape
 from rich.table import Table
 
 from naflex_export import __version__
+from naflex_export.accuracy.judge_artifact import check_same_weights
 from naflex_export.bench.artifact import Course, Match, Subject, open_subjects, sizes_of
 from naflex_export.bench.results_csv import append, check_columns, mib, text
 from naflex_export.bench.techniques import COLUMNS, Figures
 from naflex_export.bench.timing import device_name
 from naflex_export.bench.workloads import RULES, drawn_grids
-from naflex_export.cli.export import err, exit_codes, out, quiet_libraries, verbose_option
+from naflex_export.cli.console import err, exit_codes, out, quiet_libraries, verbose_option
 from naflex_export.cli.progress import Stages
 from naflex_export.errors import RequestError
-from naflex_export.exporter import check_same_weights
 from naflex_export.models.model_sources import ModelSource
 from naflex_export.serving.manifest import Manifest
 from naflex_export.targets.compile import resolve_device

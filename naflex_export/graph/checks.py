@@ -28,7 +28,8 @@ from naflex_export.graph.view import (
 )
 
 if TYPE_CHECKING:
-    from naflex_export.graph.trace import Program, TensorSpec
+    from naflex_export.graph.program import Program
+    from naflex_export.serving.signature import TensorSpec
 
 _BRANCHES = (
     "it loops, branches or holds a graph of its own, which backends run slowly or not at all; write one expression for "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
 import numpy as np
@@ -11,14 +10,10 @@ import onnx
 import onnx_ir as ir
 
 from naflex_export.graph.intermediates import OUTSIDE, Edge, Place, module_outputs
+from naflex_export.graph.program import name_dims
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _CONSTANT_SIZE = 64
-
-
-def name_dims(text: str, names: Mapping[str, str]) -> str:
-    """Return an expression of torch's symbols, such as `4*s36`, with the names given in their place."""
-    return re.sub(r"\b[A-Za-z]\w*", lambda symbol: names.get(symbol.group(), symbol.group()), text)
 
 
 def rename_dims(model: ir.Model, names: dict[str, str]) -> None:

@@ -23,7 +23,7 @@ from naflex_export.graph.onnx_passes import inferred_types
 from naflex_export.graph.view import Step, step_of, step_of_call
 
 if TYPE_CHECKING:
-    from naflex_export.graph.trace import Program
+    from naflex_export.graph.program import Program
 
 SIZES = {"batch": 5, "tokens": 13}
 """Larger than those of `program.EXAMPLE`, so that a slice that was cut to them shows."""

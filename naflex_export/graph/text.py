@@ -6,8 +6,8 @@ import onnx_ir as ir
 import torch
 from torch import fx
 
-from naflex_export.graph.onnx_passes import module_of, name_dims
-from naflex_export.graph.trace import Program
+from naflex_export.graph.onnx_passes import module_of
+from naflex_export.graph.program import Program, name_dims
 from naflex_export.graph.view import dtype_name, fx_module_of, operator_name
 
 _SHOWN = 8

@@ -4,75 +4,25 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from naflex_export.accuracy.cases import noise_batch
-from naflex_export.errors import BuildError, RequestError
+from naflex_export.batch import noise_batch
+from naflex_export.errors import BuildError
 from naflex_export.graph.checks import check_program, require
-from naflex_export.graph.onnx_passes import name_dims
+from naflex_export.graph.program import Program, name_dims
 from naflex_export.graph.size_conditions import export_settled
 from naflex_export.grid import Bucket, Grid, check_buckets
 from naflex_export.models import Family, family_of
-
-DTYPES: dict[str, torch.dtype] = {
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-}
+from naflex_export.precision import check_dtype
+from naflex_export.serving.signature import TensorSpec
 
 EXAMPLE = (Grid(2, 5), Grid(4, 2), Grid(1, 11))
 """Grids of the batch a model is traced with. No judged case has its shape, 3 images of 11 tokens."""
 
 EXAMPLE_TOKENS = 11
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """Name, dtype and shape of a graph's input or output; open dimensions are named `batch` and `tokens`."""
-
-    name: str
-    dtype: str
-    shape: tuple[int | str, ...]
-
-    def __str__(self) -> str:
-        return f"{self.name}: {self.dtype} [{', '.join(map(str, self.shape))}]"
-
-
-@dataclass(frozen=True)
-class Program:
-    """A traced encoder and what there is to know of it without running it.
-
-    Attributes:
-        exported: the graph, its weights in the program's dtype.
-        inputs, outputs: their names, dtypes and shapes.
-        buckets: what the graph is to serve, ordered by tokens.
-        dtype: "float32", "float16" or "bfloat16".
-        dim_names: what the graph's own symbols stand for, such as {"s36": "batch"}.
-        ignored: inputs that the model itself makes no use of.
-    """
-
-    exported: ExportedProgram
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    buckets: tuple[Bucket, ...]
-    dtype: str
-    dim_names: dict[str, str]
-    ignored: tuple[str, ...] = ()
-
-
-def check_dtype(dtype: str) -> torch.dtype:
-    """Return torch's dtype of that name.
-
-    Raises:
-        RequestError: it is not one of `DTYPES`.
-    """
-    if dtype not in DTYPES:
-        raise RequestError(f"dtype {dtype!r} is not supported: expected one of {', '.join(DTYPES)}")
-    return DTYPES[dtype]
 
 
 def trace(

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from naflex_export.accuracy.cases import Batch
+from naflex_export.batch import Batch
 from naflex_export.errors import ArtifactError, InputError
 
 Inputs = tuple[Tensor, Tensor, Tensor]

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from naflex_export.errors import InputError
 from naflex_export.graph.intermediates import Shapes, Tapped
-from naflex_export.graph.trace import TensorSpec
 from naflex_export.serving.input_formats import layout_of
 from naflex_export.serving.manifest import Manifest
+from naflex_export.serving.signature import TensorSpec
 
 
 class Runner(ABC):

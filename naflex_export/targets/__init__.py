@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -11,7 +10,8 @@ from typing import Any, Protocol, cast
 import torch
 
 from naflex_export.errors import RequestError
-from naflex_export.graph.trace import Program
+from naflex_export.graph.build_settings import BuildSettings
+from naflex_export.graph.program import Program
 from naflex_export.serving.manifest import Manifest
 from naflex_export.serving.runner import Runner
 
@@ -36,21 +36,6 @@ class Target(Protocol):
 
     def stand_in(self, folder: Path, manifest: Manifest) -> StandIn | None:
         """Return what can be judged where `open` cannot run the artifact itself."""
-
-
-@dataclass(frozen=True)
-class BuildSettings:
-    """What a build takes besides the program.
-
-    Attributes:
-        verbose: let the backend's own log through to standard error.
-        announce: called with a line for each step that takes time.
-        external_data_bytes: weights larger than this go to a file of their own beside `model.onnx`.
-    """
-
-    verbose: bool = False
-    announce: Callable[[str], None] = lambda step: None
-    external_data_bytes: int = 2**30
 
 
 @dataclass(frozen=True)

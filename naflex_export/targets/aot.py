@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from naflex_export.errors import BackendError, BuildError
+from naflex_export.graph.build_settings import BuildSettings
 from naflex_export.graph.intermediates import Shapes, Tapped
-from naflex_export.graph.trace import Program
+from naflex_export.graph.program import Program
 from naflex_export.serving.manifest import Manifest
 from naflex_export.serving.runner import Runner
-from naflex_export.targets import BuildSettings, StandIn
+from naflex_export.targets import StandIn
 from naflex_export.targets.compile import resolve_device
 
 PACKAGES = ("torch", "triton")

@@ -7,13 +7,10 @@ speed of eager torch or better, while the MatMul-Softmax form of earlier opsets 
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
-import io
 import logging
 import tempfile
-import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +19,20 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from naflex_export.accuracy.cases import noise_batch
-from naflex_export.errors import BackendError, BuildError
-from naflex_export.graph import checks as graph_checks
+from naflex_export.batch import noise_batch
+from naflex_export.errors import BackendError
 from naflex_export.graph import onnx_passes as passes
+from naflex_export.graph.build_settings import BuildSettings
 from naflex_export.graph.intermediates import Shapes, Tapped, fitting
-from naflex_export.graph.onnx_attention import read_heads_in_rows
-from naflex_export.graph.trace import Program
+from naflex_export.graph.onnx_translate import FILE, WEIGHTS, write_onnx
+from naflex_export.graph.program import Program
 from naflex_export.graph.view import step_of
 from naflex_export.grid import Grid
 from naflex_export.serving.manifest import Manifest
 from naflex_export.serving.runner import Runner
-from naflex_export.targets import BuildSettings, StandIn
+from naflex_export.targets import StandIn
 
 PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime-gpu", "onnxruntime")
-FILE = "model.onnx"
-WEIGHTS = "model.onnx.data"
 OPSET = 23
 
 
@@ -75,57 +70,6 @@ def stand_in(folder: Path, manifest: Manifest) -> StandIn | None:
         judged=f"{FILE}, widened to float32, on ONNX Runtime's CPU provider",
         not_run=f"{FILE} in {manifest.dtype} was built and not run: {reason}",
     )
-
-
-def write_onnx(
-    program: Program,
-    folder: Path,
-    settings: BuildSettings,
-    opset: int,
-    refusals: graph_checks.Refusals = lambda model: [],
-) -> dict[str, Any]:
-    """Write `model.onnx`, checked, and return what the manifest says of it.
-
-    Args:
-        program: what to write.
-        folder: where to.
-        settings: of the build.
-        opset: the version of ONNX's operators.
-        refusals: returns what the target will not take of the graph.
-
-    Raises:
-        BuildError: the exporter refused, or the graph fails a check.
-    """
-    model = translate(program, settings, opset, refusals)
-    weights = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
-    external = weights > settings.external_data_bytes
-    settings.announce("writing the weights" + (" to a file of their own" if external else ""))
-    ir.save(model, folder / FILE, external_data=WEIGHTS if external else None)
-    return {"opset": opset, "nodes": model.graph.num_nodes(), "external_data": external}
-
-
-def translate(
-    program: Program, settings: BuildSettings, opset: int, refusals: graph_checks.Refusals = lambda model: []
-) -> ir.Model:
-    """Return the program as an ONNX graph with named dimensions, checked; the arguments are those of `write_onnx`.
-
-    Raises:
-        BuildError: the exporter refused, or the graph fails a check.
-    """
-    settings.announce(f"translating to ONNX opset {opset}")
-    with _quiet(settings.verbose):
-        try:
-            exported = torch.onnx.export(program.exported, dynamo=True, opset_version=opset, verbose=False)
-        except Exception as error:  # whatever the exporter raises, it is about this model's graph
-            raise BuildError(f"torch.onnx.export refused the model: {error}") from error
-    assert exported is not None  # it is None only where the old exporter writes a file itself
-    model = exported.model
-    passes.rename_dims(model, program.dim_names)
-    passes.rename_outputs(model, [spec.name for spec in program.outputs])
-    read_heads_in_rows(model)
-    passes.strip_traces(model)
-    graph_checks.require(graph_checks.check_onnx(model, program, opset, refusals))
-    return model
 
 
 def refusals(model: ir.Model) -> list[str]:
@@ -307,22 +251,3 @@ def _session(path: Path, device: torch.device) -> Any:
             "libraries, or load with device='cpu'"
         )
     return session
-
-
-@contextlib.contextmanager
-def _quiet(verbose: bool) -> Iterator[None]:
-    """Hold back what the exporter prints and warns of, unless asked for."""
-    if verbose:
-        yield
-        return
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

@@ -26,13 +26,17 @@ from torch import Tensor
 
 from naflex_export.errors import BackendError, BuildError
 from naflex_export.graph import onnx_passes as passes
+from naflex_export.graph.build_settings import BuildSettings
 from naflex_export.graph.intermediates import Shapes, Tapped
-from naflex_export.graph.trace import Program, TensorSpec
+from naflex_export.graph.onnx_translate import FILE as ONNX_FILE
+from naflex_export.graph.onnx_translate import write_onnx
+from naflex_export.graph.program import Program
 from naflex_export.graph.view import step_of
 from naflex_export.grid import Bucket
 from naflex_export.serving.manifest import Manifest
 from naflex_export.serving.runner import Runner
-from naflex_export.targets import BuildSettings, StandIn, onnx
+from naflex_export.serving.signature import TensorSpec
+from naflex_export.targets import StandIn, onnx
 
 PACKAGES = (*onnx.PACKAGES, "tensorrt", "tensorrt-rtx")
 FILE = "model.plan"
@@ -74,9 +78,9 @@ def tensorrt() -> ModuleType:
 
 def build(program: Program, folder: Path, settings: BuildSettings) -> dict[str, Any]:
     trt = tensorrt()
-    written = onnx.write_onnx(program, folder, settings, OPSET, refusals)
+    written = write_onnx(program, folder, settings, OPSET, refusals)
     settings.announce(f"building the engine with {trt.__name__} {trt.__version__}")
-    plan = build_engine(folder / onnx.FILE, profiles_of(program), settings.verbose)
+    plan = build_engine(folder / ONNX_FILE, profiles_of(program), settings.verbose)
     (folder / FILE).write_bytes(plan)
     capability = ".".join(map(str, torch.cuda.get_device_capability())) if torch.cuda.is_available() else None
     return {
@@ -111,7 +115,7 @@ def onnx_on_cpu(folder: Path, manifest: Manifest, not_run: str) -> StandIn:
     if widened is not None:
         return StandIn(widened.runner, widened.judged, not_run)
     runner = onnx.open(folder, manifest, torch.device("cpu"), check_inputs=True)
-    return StandIn(runner, f"{onnx.FILE} on ONNX Runtime's CPU provider", not_run)
+    return StandIn(runner, f"{ONNX_FILE} on ONNX Runtime's CPU provider", not_run)
 
 
 def refusals(model: ir.Model) -> list[str]:

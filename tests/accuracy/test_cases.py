@@ -10,18 +10,9 @@ from PIL import Image
 from torch import nn
 
 import naflex_export as nx
-from naflex_export.accuracy.cases import (
-    Batch,
-    Scope,
-    beside_standard,
-    cases_of,
-    generated_batch,
-    load_photos,
-    naflex_grid,
-    naflex_grids,
-    noise_batch,
-    photo_batches,
-)
+from naflex_export.accuracy.cases import Scope, beside_standard, cases_of, generated_batch, naflex_grid, naflex_grids
+from naflex_export.accuracy.photos import load_photos, photo_batches
+from naflex_export.batch import Batch, noise_batch
 from naflex_export.graph.trace import EXAMPLE, EXAMPLE_TOKENS
 from naflex_export.grid import Grid
 from naflex_export.models import family_of
@@ -32,7 +23,7 @@ def test_three_photos_of_different_shapes_ship_with_the_package() -> None:
     assert len(photos.images) == 3 and not photos.skipped
     shapes = [image.height / image.width for image in photos.images.values()]
     assert sorted(shape > 1 for shape in shapes) == [False, False, True] and 1.0 in shapes
-    licence = Path(load_photos.__code__.co_filename).parent / "photos" / "LICENSE"
+    licence = Path(load_photos.__code__.co_filename).parent / "LICENSE"
     assert all(name in licence.read_text() for name in photos.images)
 
 

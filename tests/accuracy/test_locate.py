@@ -21,12 +21,15 @@ from naflex_export.accuracy.advice import advice_on, advice_without
 from naflex_export.accuracy.locate import FLOAT32_FLOOR
 from naflex_export.accuracy.report.formats import as_junit, as_markdown
 from naflex_export.accuracy.results import Location, Tap, merged
+from naflex_export.graph.build_settings import BuildSettings
 from naflex_export.graph.intermediates import OUTSIDE, Edge, Place, Tapped, fitting, module_outputs, tap_names
-from naflex_export.graph.trace import Program, trace
+from naflex_export.graph.onnx_translate import FILE, write_onnx
+from naflex_export.graph.program import Program
+from naflex_export.graph.trace import trace
 from naflex_export.serving.manifest import Manifest
 from naflex_export.serving.patch_sizes import EntryPoints
 from naflex_export.serving.runner import Runner
-from naflex_export.targets import BuildSettings, aot, tensorrt
+from naflex_export.targets import aot, tensorrt
 from naflex_export.targets import compile as compiled
 from naflex_export.targets import onnx as target
 
@@ -70,8 +73,8 @@ def onnx_runner(folder: Path, program: Callable[[str], Program]) -> Callable[[st
     @functools.cache
     def made(dtype: str) -> Runner:
         (folder / dtype).mkdir()
-        target.write_onnx(program(dtype), folder / dtype, BuildSettings(), target.OPSET)
-        path, manifest = folder / dtype / target.FILE, manifest_of(program(dtype), "onnx")
+        write_onnx(program(dtype), folder / dtype, BuildSettings(), target.OPSET)
+        path, manifest = folder / dtype / FILE, manifest_of(program(dtype), "onnx")
         return target.WidenedRunner(path, manifest) if dtype == "bfloat16" else target.OnnxRunner(path, manifest, CPU)
 
     return made

@@ -14,8 +14,9 @@ from graph_mutants import GRAPH_MUTANTS
 from mutants import DTYPES, MUTANTS, WRONG_REFERENCES
 
 import naflex_export as nx
-from naflex_export.graph.trace import Program, trace
-from naflex_export.targets.onnx import FILE
+from naflex_export.graph.onnx_translate import FILE
+from naflex_export.graph.program import Program
+from naflex_export.graph.trace import trace
 
 COMMITTED = judge.committed(judge.PAGE.read_text())
 

@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 from torch import nn
 
 import naflex_export as nx
-from naflex_export.accuracy.cases import noise_batch
+from naflex_export.batch import noise_batch
 from naflex_export.bench.techniques import COLUMNS, Bench, Figures, Technique, count_flops, matrix_rate
 from naflex_export.bench.timing import Timing
 from naflex_export.bench.workloads import drawn_grids, workload

@@ -14,7 +14,7 @@ import torch
 from bench_embed import candidates, draw_grids
 from torch import nn
 
-from naflex_export.accuracy.cases import Batch, noise_batch
+from naflex_export.batch import Batch, noise_batch
 from naflex_export.bench.timing import Timing, device_name, interleave, peak_allocated, peak_memory
 from naflex_export.errors import RequestError
 

@@ -10,7 +10,8 @@ from click.testing import CliRunner, Result
 from safetensors.torch import save_file
 
 import naflex_export as nx
-from naflex_export.cli.export import export_command, gate_command
+from naflex_export.cli.export import export_command
+from naflex_export.cli.gate import gate_command
 from naflex_export.models.model_sources import ModelSource
 
 

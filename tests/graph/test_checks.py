@@ -11,7 +11,9 @@ import pytest
 import naflex_export as nx
 from naflex_export.graph.checks import FORBIDDEN_OPS, check_onnx, check_opset, require
 from naflex_export.graph.onnx_passes import module_of
-from naflex_export.graph.trace import EXAMPLE, EXAMPLE_TOKENS, Program, TensorSpec
+from naflex_export.graph.program import Program
+from naflex_export.graph.trace import EXAMPLE, EXAMPLE_TOKENS
+from naflex_export.serving.signature import TensorSpec
 from naflex_export.targets import onnx as onnx_target
 from naflex_export.targets import tensorrt as tensorrt_target
 

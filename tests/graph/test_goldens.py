@@ -12,7 +12,7 @@ from bless_graphs import GOLDENS, GRAPHS, compare, difference, texts_of
 from torch import nn
 
 import naflex_export as nx
-from naflex_export.accuracy.cases import noise_batch
+from naflex_export.batch import noise_batch
 from naflex_export.graph import trace as program
 from naflex_export.graph.checks import FORBIDDEN_OPS
 from naflex_export.graph.text import program_text

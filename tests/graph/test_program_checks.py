@@ -12,7 +12,8 @@ from torch import Tensor, fx, nn
 import naflex_export as nx
 from naflex_export.graph import checks as graph_checks
 from naflex_export.graph.checks import check_program
-from naflex_export.graph.trace import EXAMPLE, EXAMPLE_TOKENS, Program, capture
+from naflex_export.graph.program import Program
+from naflex_export.graph.trace import EXAMPLE, EXAMPLE_TOKENS, capture
 from naflex_export.resample import patch_kernel as patch_resample
 
 OPEN = ({0: "batch", 1: "tokens"},) * 3

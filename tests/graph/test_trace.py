@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import naflex_export as nx
-from naflex_export.accuracy.cases import Batch
+from naflex_export.batch import Batch
 from naflex_export.graph.trace import trace
 
 

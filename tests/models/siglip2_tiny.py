@@ -12,7 +12,7 @@ pytest.importorskip("transformers")
 from transformers import Siglip2Config, Siglip2Model, Siglip2VisionConfig, Siglip2VisionModel
 
 import naflex_export as nx
-from naflex_export.accuracy.cases import noise_batch
+from naflex_export.batch import noise_batch
 from naflex_export.grid import Grid
 from naflex_export.models.model_sources import randomize
 from naflex_export.serving.input_formats import TRANSFORMERS

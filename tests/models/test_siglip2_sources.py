@@ -19,8 +19,9 @@ from siglip2_tiny import BUCKET, two_towers, vision
 from transformers import BertConfig, Siglip2ImageProcessor, Siglip2Model, Siglip2VisionModel
 
 import naflex_export as nx
-from naflex_export.accuracy.cases import load_photos, photo_batches
-from naflex_export.cli.export import export_command, gate_command
+from naflex_export.accuracy.photos import load_photos, photo_batches
+from naflex_export.cli.export import export_command
+from naflex_export.cli.gate import gate_command
 from naflex_export.models import family_of
 from naflex_export.models.model_sources import ModelSource
 from naflex_export.serving.input_formats import TRANSFORMERS

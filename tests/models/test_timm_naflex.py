@@ -29,7 +29,7 @@ from timm_tiny import (
 from torch import Tensor
 
 import naflex_export as nx
-from naflex_export.accuracy.cases import noise_batch
+from naflex_export.batch import noise_batch
 from naflex_export.graph.trace import trace
 from naflex_export.grid import Grid
 from naflex_export.models import family_of, timm_known

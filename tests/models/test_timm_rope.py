@@ -28,7 +28,7 @@ from timm_tiny import (
 from torch import Tensor, nn
 
 import naflex_export as nx
-from naflex_export.accuracy.cases import Batch, noise_batch
+from naflex_export.batch import Batch, noise_batch
 from naflex_export.grid import Grid
 from naflex_export.models import family_of, timm_known
 from naflex_export.models.timm_rope import rope_positions

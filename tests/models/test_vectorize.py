@@ -12,7 +12,7 @@ from timm.models import NaFlexVit
 from torch import Tensor, nn
 
 import naflex_export as nx
-from naflex_export.accuracy.cases import Batch, noise_batch
+from naflex_export.batch import Batch, noise_batch
 from naflex_export.grid import Grid
 
 EMBEDS = [

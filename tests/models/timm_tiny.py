@@ -14,13 +14,13 @@ from timm.models.naflexvit import NaFlexVit, NaFlexVitCfg
 from torch import Tensor, nn
 
 import naflex_export as nx
-from naflex_export.accuracy.cases import Batch, noise_batch
+from naflex_export.batch import Batch, noise_batch
+from naflex_export.graph.build_settings import BuildSettings
 from naflex_export.graph.checks import FORBIDDEN_OPS
+from naflex_export.graph.onnx_translate import write_onnx
 from naflex_export.graph.trace import trace
 from naflex_export.grid import Grid
 from naflex_export.models.model_sources import randomize
-from naflex_export.targets import BuildSettings
-from naflex_export.targets.onnx import write_onnx
 
 # One row, one column, squares, odd sizes, two images of one grid, and the source grids of the tests, 5x6 and 3x7.
 GRIDS = (Grid(3, 7), Grid(1, 24), Grid(24, 1), Grid(4, 4), Grid(1, 1), Grid(3, 7), Grid(5, 6), Grid(5, 5))

@@ -12,7 +12,7 @@ from timm.layers.patch_embed import PatchEmbedInterpolator, _compute_resize_matr
 from torch import Tensor, nn
 
 import naflex_export as nx
-from naflex_export.accuracy.cases import noise_batch
+from naflex_export.batch import noise_batch
 from naflex_export.grid import Grid
 from naflex_export.models.timm_patch_size import VectorizedPatchInterpolator
 from naflex_export.resample.patch_kernel import axis_pinv, resample_kernel, resample_weight

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import naflex_export as nx
-from naflex_export.accuracy.cases import noise_batch
+from naflex_export.batch import noise_batch
 from naflex_export.graph.trace import trace
 from naflex_export.grid import Grid
 from naflex_export.resample import add as rule

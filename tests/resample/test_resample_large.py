@@ -12,7 +12,7 @@ from evaluations import EVALUATIONS
 from reference import position_embedding
 from torch import Tensor
 
-from naflex_export.accuracy.cases import noise_batch
+from naflex_export.batch import noise_batch
 from naflex_export.errors import RequestError
 from naflex_export.resample import weights as resample
 from naflex_export.resample.weights import Resampling, axis_taps, axis_weights, reads_taps, resample_axes_at

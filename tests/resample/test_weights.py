@@ -12,7 +12,7 @@ from evaluations import EVALUATIONS
 from reference import axis_matrix, position_embedding
 from torch import Tensor
 
-from naflex_export.accuracy.cases import noise_batch
+from naflex_export.batch import noise_batch
 from naflex_export.errors import RequestError
 from naflex_export.grid import Grid
 from naflex_export.resample.weights import Resampling, axis_weights, resampling_matrix

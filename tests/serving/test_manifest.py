@@ -14,8 +14,10 @@ import tiny
 
 import naflex_export as nx
 from naflex_export.accuracy.cases import Scope, cases_of
-from naflex_export.exporter import export, load
-from naflex_export.serving.manifest import MANIFEST, Manifest, sha256_of, staged
+from naflex_export.exporter import export
+from naflex_export.serving.load import load
+from naflex_export.serving.manifest import MANIFEST, Manifest, sha256_of
+from naflex_export.serving.publish import staged
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +148,7 @@ def test_a_killed_export_leaves_the_old_artifact_or_none(tmp_path: Path, before:
     script = """
         import os, signal, sys
         from pathlib import Path
-        from naflex_export.serving.manifest import staged
+        from naflex_export.serving.publish import staged
         with staged(Path(sys.argv[1])) as folder:
             (folder / "model.onnx").write_text("half")
             (folder / "manifest.json").write_text("new")

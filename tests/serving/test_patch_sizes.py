@@ -11,8 +11,9 @@ import torch
 from click.testing import CliRunner, Result
 
 import naflex_export as nx
-from naflex_export.accuracy.cases import Batch, noise_batch
-from naflex_export.cli.export import export_command, gate_command
+from naflex_export.batch import Batch, noise_batch
+from naflex_export.cli.export import export_command
+from naflex_export.cli.gate import gate_command
 from naflex_export.graph.trace import trace
 from naflex_export.grid import Grid, check_patch_sizes, parse_patch_sizes
 from naflex_export.models.model_sources import ModelSource

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 import naflex_export as nx
-from naflex_export.accuracy.cases import noise_batch
-from naflex_export.exporter import export, load
+from naflex_export.batch import noise_batch
+from naflex_export.exporter import export
 from naflex_export.grid import Grid
+from naflex_export.serving.load import load
 
 BUCKETS = [nx.Bucket(16, (1, 2, 8)), nx.Bucket(24, (1, 2, 2))]
 Inputs = tuple[Tensor, Tensor, Tensor]

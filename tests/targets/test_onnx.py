@@ -10,11 +10,13 @@ import torch
 from torch import nn
 
 import naflex_export as nx
-from naflex_export.accuracy.cases import noise_batch
-from naflex_export.exporter import export, load
+from naflex_export.batch import noise_batch
+from naflex_export.exporter import export
+from naflex_export.graph.build_settings import BuildSettings
+from naflex_export.graph.onnx_translate import FILE, WEIGHTS
 from naflex_export.grid import Grid
-from naflex_export.targets import BuildSettings
-from naflex_export.targets.onnx import FILE, OPSET, WEIGHTS
+from naflex_export.serving.load import load
+from naflex_export.targets.onnx import OPSET
 
 BUCKET = nx.Bucket(64, (1, 2, 8))
 UNSEEN = [[Grid(1, 1)], [Grid(1, 64)], [Grid(8, 8)], [Grid(3, 5), Grid(5, 3)], [Grid(2, 2)] * 8]

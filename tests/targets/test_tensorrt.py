@@ -12,11 +12,12 @@ import torch
 from torch import nn
 
 import naflex_export as nx
-from naflex_export.exporter import export, load
+from naflex_export.exporter import export
+from naflex_export.graph.build_settings import BuildSettings
+from naflex_export.graph.onnx_translate import write_onnx
 from naflex_export.graph.trace import trace
-from naflex_export.targets import BuildSettings
+from naflex_export.serving.load import load
 from naflex_export.targets import tensorrt as target
-from naflex_export.targets.onnx import write_onnx
 from naflex_export.targets.tensorrt import Profile, build_engine, profiles_of
 
 pytest.importorskip("tensorrt_rtx")

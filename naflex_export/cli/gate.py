@@ -1,0 +1,89 @@
+"""`naflex-gate`: parsing and printing only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from naflex_export import __version__
+from naflex_export.accuracy.cases import STANDARD, Scope
+from naflex_export.accuracy.judge_artifact import judge_artifact
+from naflex_export.accuracy.report.formats import write
+from naflex_export.cli.console import (
+    err,
+    exit_codes,
+    images_option,
+    locate_option,
+    out,
+    print_report,
+    quick_option,
+    quiet_libraries,
+    require_run_option,
+    seed_option,
+    thorough_option,
+    verbose_option,
+)
+from naflex_export.cli.progress import Stages
+from naflex_export.models.model_sources import ModelSource
+from naflex_export.serving.manifest import Manifest
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.option("--reference", metavar="MODEL", help="The model to compare with.  [default: the one exported]")
+@click.option("--weights", help="Its weights.  [default: those it was exported with]")
+@click.option(
+    "--report",
+    "reports",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Write the report here: .html (a page with drawings), .json, .md (for a CI summary) or .xml (JUnit). "
+    "May be repeated.",
+)
+@click.option(
+    "--case",
+    "cases",
+    multiple=True,
+    metavar="NAME",
+    help="Judge on this case only, by the name that a report gives it; may be repeated. It says its seed itself.",
+)
+@images_option
+@seed_option
+@quick_option
+@thorough_option
+@locate_option
+@require_run_option
+@verbose_option
+@click.version_option(__version__, package_name="naflex_export")
+@exit_codes
+def gate_command(
+    artifact: Path,
+    reference: str | None,
+    weights: str | None,
+    reports: tuple[Path, ...],
+    cases: tuple[str, ...],
+    images: Path | None,
+    seed: int,
+    effort: str | None,
+    locate: bool,
+    require_run: bool,
+    verbose: bool,
+) -> None:
+    """Judge ARTIFACT again, against the eager model it was exported from.
+
+    Exit codes: 0 passed, 1 the gate failed, 2 the request was wrong, 3 a backend or device is missing.
+    """
+    quiet_libraries(verbose)
+    manifest = Manifest.read(artifact)
+    source = ModelSource.noted(manifest, reference, weights)
+    stages = Stages(err)
+    with stages.stage("load"):
+        loaded = source.load()
+    with stages.stage("gate"):
+        found = judge_artifact(artifact, loaded, images, Scope(seed, effort or STANDARD, cases), require_run, locate)
+    for path in reports:
+        write(found, path)
+    print_report(found)
+    found.raise_for_failure()
+    out.print("[bold green]passed[/]")

@@ -1,0 +1,21 @@
+"""What a build takes besides the program."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class BuildSettings:
+    """What a build takes besides the program.
+
+    Attributes:
+        verbose: let the backend's own log through to standard error.
+        announce: called with a line for each step that takes time.
+        external_data_bytes: weights larger than this go to a file of their own beside `model.onnx`.
+    """
+
+    verbose: bool = False
+    announce: Callable[[str], None] = lambda step: None
+    external_data_bytes: int = 2**30

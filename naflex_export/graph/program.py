@@ -1,0 +1,39 @@
+"""A traced model as data: the graph, and what there is to know of it without running it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch.export import ExportedProgram
+
+from naflex_export.grid import Bucket
+from naflex_export.serving.signature import TensorSpec
+
+
+@dataclass(frozen=True)
+class Program:
+    """A traced encoder and what there is to know of it without running it.
+
+    Attributes:
+        exported: the graph, its weights in the program's dtype.
+        inputs, outputs: their names, dtypes and shapes.
+        buckets: what the graph is to serve, ordered by tokens.
+        dtype: "float32", "float16" or "bfloat16".
+        dim_names: what the graph's own symbols stand for, such as {"s36": "batch"}.
+        ignored: inputs that the model itself makes no use of.
+    """
+
+    exported: ExportedProgram
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    buckets: tuple[Bucket, ...]
+    dtype: str
+    dim_names: dict[str, str]
+    ignored: tuple[str, ...] = ()
+
+
+def name_dims(text: str, names: Mapping[str, str]) -> str:
+    """Return an expression of torch's symbols, such as `4*s36`, with the names given in their place."""
+    return re.sub(r"\b[A-Za-z]\w*", lambda symbol: names.get(symbol.group(), symbol.group()), text)
