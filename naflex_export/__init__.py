@@ -1,26 +1,60 @@
-"""Exact, loop-free NaFlex vision transformers, exported to torch.compile, AOTInductor, ONNX and TensorRT."""
+"""Exact, loop-free NaFlex vision transformers, exported to torch.compile, AOTInductor, ONNX and TensorRT.
 
-from naflex_export.accuracy.gate import gate
-from naflex_export.accuracy.results import GateReport
-from naflex_export.compiled import CompiledModel, compile
-from naflex_export.errors import (
-    ArtifactError,
-    BackendError,
-    BuildError,
-    GateFailure,
-    InputError,
-    NaflexExportError,
-    RequestError,
-    UnsupportedModelError,
-)
-from naflex_export.exporter import Artifact, export
-from naflex_export.grid import Bucket, Grid
-from naflex_export.models.vectorize import vectorize
-from naflex_export.serving.load import load
-from naflex_export.serving.patch_sizes import EntryPoints
-from naflex_export.serving.runner import Runner
+Names are imported when they are first used: `naflex_export.load` brings in what a loaded artifact needs, and nothing of
+what builds one. No module of this folder is named as a public function is, for importing it would hide the function.
+"""
 
-__version__ = "0.1.0"
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from naflex_export.version import __version__ as __version__
+
+if TYPE_CHECKING:
+    from naflex_export.accuracy.gate import gate
+    from naflex_export.accuracy.results import GateReport
+    from naflex_export.compiled import CompiledModel, compile
+    from naflex_export.errors import (
+        ArtifactError,
+        BackendError,
+        BuildError,
+        GateFailure,
+        InputError,
+        NaflexExportError,
+        RequestError,
+        UnsupportedModelError,
+    )
+    from naflex_export.exporter import Artifact, export
+    from naflex_export.grid import Bucket, Grid
+    from naflex_export.models.vectorize import vectorize
+    from naflex_export.serving.load import load
+    from naflex_export.serving.patch_sizes import EntryPoints
+    from naflex_export.serving.runner import Runner
+
+_MODULES = {
+    "Artifact": "exporter",
+    "ArtifactError": "errors",
+    "BackendError": "errors",
+    "Bucket": "grid",
+    "BuildError": "errors",
+    "CompiledModel": "compiled",
+    "EntryPoints": "serving.patch_sizes",
+    "GateFailure": "errors",
+    "GateReport": "accuracy.results",
+    "Grid": "grid",
+    "InputError": "errors",
+    "NaflexExportError": "errors",
+    "RequestError": "errors",
+    "Runner": "serving.runner",
+    "UnsupportedModelError": "errors",
+    "compile": "compiled",
+    "export": "exporter",
+    "gate": "accuracy.gate",
+    "load": "serving.load",
+    "vectorize": "models.vectorize",
+}
+"""Where each public name is defined."""
 
 __all__ = [
     "Artifact",
@@ -44,3 +78,15 @@ __all__ = [
     "load",
     "vectorize",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,4 +1,7 @@
-"""Padded batches of images of mixed grids."""
+"""Padded batches of images of mixed grids.
+
+Shape legend: B images, N tokens, D values in a flattened patch.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from timm.data.naflex_dataset import NaFlexCollator
 from torch import Tensor
 
 from naflex_export.grid import Grid
@@ -58,7 +60,21 @@ def noise_batch(name: str, grids: Sequence[Grid], tokens: int, token_width: int,
     return collate(name, patched, tokens)
 
 
-def collate(name: str, patched: list[dict[str, Tensor]], tokens: int) -> Batch:
-    collated, _ = NaFlexCollator(max_seq_len=tokens)([(image, 0) for image in patched])
-    grids = tuple(Grid(*(image["patch_coord"].amax(dim=0) + 1).tolist()) for image in patched)
-    return Batch(name, collated["patches"], collated["patch_coord"], collated["patch_valid"], grids)
+def collate(name: str, images: Sequence[dict[str, Tensor]], tokens: int) -> Batch:
+    """Return images as one batch, padded with zeros as timm's collator and transformers' processor pad.
+
+    Args:
+        name: what the batch is for.
+        images: of each its `patches` [n, P*P*C], `patch_coord` [n, 2] and `patch_valid` [n].
+        tokens: N that they are padded to.
+    """
+    patches_BND = torch.zeros(len(images), tokens, images[0]["patches"].shape[1], dtype=torch.float32)
+    coord_BN2 = torch.zeros(len(images), tokens, 2, dtype=torch.int64)
+    valid_BN = torch.zeros(len(images), tokens, dtype=torch.bool)
+    for row, image in enumerate(images):
+        count = min(len(image["patches"]), tokens)
+        patches_BND[row, :count] = image["patches"][:count]
+        coord_BN2[row, :count] = image["patch_coord"][:count]
+        valid_BN[row, :count] = image["patch_valid"][:count]
+    grids = tuple(Grid(*(image["patch_coord"].amax(dim=0) + 1).tolist()) for image in images)
+    return Batch(name, patches_BND, coord_BN2, valid_BN, grids)

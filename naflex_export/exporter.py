@@ -21,7 +21,8 @@ from naflex_export.errors import BackendError, RequestError
 from naflex_export.graph.build_settings import BuildSettings
 from naflex_export.graph.trace import trace
 from naflex_export.grid import Bucket, check_buckets, check_patch_sizes
-from naflex_export.models import Family, family_of
+from naflex_export.models import family_of
+from naflex_export.models.adapter import Family
 from naflex_export.models.model_sources import weights_sha256
 from naflex_export.precision import check_dtype
 from naflex_export.serving.manifest import SCHEMA_ENTRY_POINTS, Manifest
@@ -102,7 +103,7 @@ def export(
     scope = Scope(seed, effort)
     check_destination(out)
     photos = load_photos(Path(images) if images is not None else None)
-    backend.require()
+    backend.require_build()
     if require_run and (reason := backend.cannot_run(dtype)):
         raise BackendError(f"{target} in {dtype} can be built and not run here: {reason}; --require-run was given")
     family = family_of(model)

@@ -10,6 +10,9 @@ from typing import NamedTuple
 
 from naflex_export.errors import RequestError
 
+GRID_RULES = ("naflex", "different")
+"""How the grids of a batch to time on are drawn; `bench/workloads.py` says what each is."""
+
 
 class Grid(NamedTuple):
     """Height and width of an image in patches, always in that order."""

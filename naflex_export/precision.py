@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
 
 from naflex_export.errors import RequestError
 
-DTYPES: dict[str, torch.dtype] = {
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-}
+if TYPE_CHECKING:
+    import torch
+
+DTYPES = ("float32", "float16", "bfloat16")
 
 
 def check_dtype(dtype: str) -> torch.dtype:
@@ -21,4 +20,7 @@ def check_dtype(dtype: str) -> torch.dtype:
     """
     if dtype not in DTYPES:
         raise RequestError(f"dtype {dtype!r} is not supported: expected one of {', '.join(DTYPES)}")
-    return DTYPES[dtype]
+    import torch
+
+    found: torch.dtype = getattr(torch, dtype)
+    return found

@@ -35,9 +35,9 @@ from naflex_export.bench.techniques import (
     first_line,
     matrix_rate,
 )
-from naflex_export.bench.workloads import RULES
+from naflex_export.grid import GRID_RULES
 from naflex_export.models.model_sources import DEFAULT_MODEL, ModelSource
-from naflex_export.precision import DTYPES
+from naflex_export.precision import DTYPES, check_dtype
 
 FIELDS = (
     *(*ABOUT, *PACKAGES, "model", "dtype", "grids", *COLUMNS),
@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--dtype", default="float32", choices=list(DTYPES))
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--tokens", type=int, nargs="+", default=[256])
-    parser.add_argument("--grids", nargs="+", default=list(RULES), choices=RULES)
+    parser.add_argument("--grids", nargs="+", default=list(GRID_RULES), choices=GRID_RULES)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--techniques", nargs="+", default=list(TECHNIQUES), choices=TECHNIQUES, metavar="NAME")
     parser.add_argument("--out", type=Path, default=RESULTS / "bench_encoder.csv")
@@ -64,7 +64,7 @@ def main(arguments: list[str] | None = None) -> None:
     warnings.simplefilter("ignore")
     logging.getLogger("torch").setLevel(logging.ERROR)
 
-    dtype = DTYPES[options.dtype]
+    dtype = check_dtype(options.dtype)
     model = ModelSource(options.model, "random").load()
     rate = matrix_rate(options.device, dtype)
     print(f"matmul of {options.dtype}: {rate / 1e12:.2f} TFLOP/s", flush=True)

@@ -14,7 +14,8 @@ from naflex_export.accuracy.reference import SoundInterpolate
 from naflex_export.accuracy.results import BASELINE_FACTOR
 from naflex_export.batch import Batch
 from naflex_export.errors import RequestError
-from naflex_export.models import Family, family_of
+from naflex_export.models import family_of
+from naflex_export.models.adapter import Family
 from naflex_export.precision import check_dtype
 from naflex_export.serving.runner import Runner
 

@@ -13,6 +13,7 @@ from naflex_export.accuracy.photos import Photos, load_photos
 from naflex_export.accuracy.results import GateReport, merged, scopes_by_size
 from naflex_export.errors import BackendError, RequestError
 from naflex_export.models.model_sources import weights_sha256
+from naflex_export.serving.load import open_verified
 from naflex_export.serving.manifest import Manifest
 from naflex_export.targets import StandIn, Target, target_named
 
@@ -44,7 +45,6 @@ def judge_artifact(
             }
         )
     backend = target_named(manifest.target)
-    backend.require()
     subject = open_to_judge(backend, path, manifest, require_run)
     return judge_subject(subject, reference, load_photos(images), manifest, scope, locate)
 
@@ -76,7 +76,7 @@ def open_to_judge(backend: Target, folder: Path, manifest: Manifest, require_run
     manifest.verify(folder)
     replacement = backend.stand_in(folder, manifest)
     if replacement is None:
-        runner = backend.open(folder, manifest, None, True)
+        runner = open_verified(folder, manifest, device=None)
         return StandIn(runner, judged=f"the artifact, on {runner.device}", not_run="")
     if require_run:
         raise BackendError(f"{replacement.not_run}, and --require-run was given")

@@ -20,6 +20,8 @@ from naflex_export.accuracy.results import BASELINE_FACTOR, CaseResult, GateRepo
 from naflex_export.batch import Batch, picked
 from naflex_export.graph.intermediates import CanBeTapped, Once, Shapes, Tapped, listening, tap_names
 from naflex_export.grid import Bucket
+from naflex_export.serving.runner import Runner
+from naflex_export.targets import target_named
 
 FLOAT32_FLOOR = 3e-5
 """Relative L2 error of a module that reordered float32 sums explain.
@@ -217,6 +219,9 @@ def _candidate(sides: Sides, batch: Batch, modules: Shapes) -> Tapped:
     if isinstance(candidate, CanBeTapped):
         with torch.no_grad():
             return candidate.taps(inputs, modules)
+    if isinstance(candidate, Runner):
+        with torch.no_grad():
+            return target_named(candidate.manifest.target).taps(candidate, inputs, modules)
     if not isinstance(candidate, nn.Module):
         return Tapped(
             untapped=f"a {type(candidate).__name__} shows nothing of its modules: give the gate a module, an artifact, "

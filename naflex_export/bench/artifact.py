@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,13 +10,22 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from naflex_export.bench.techniques import WARMUP, Bench, Figures
+from naflex_export.bench.techniques import COLUMNS, WARMUP, Bench, Figures
+from naflex_export.bench.timing import device_name
 from naflex_export.errors import BackendError, RequestError
 from naflex_export.grid import Bucket
 from naflex_export.precision import check_dtype
+from naflex_export.serving.load import open_verified
 from naflex_export.serving.manifest import Manifest
 from naflex_export.serving.runner import Runner
 from naflex_export.targets import target_named
+from naflex_export.version import __version__
+
+FIELDS = (
+    *("date", "device", "threads", "torch", "naflex_export", "artifact", "target", "dtype", "ran"),
+    *("grids", "seed", "rounds", *COLUMNS),
+)
+"""Of a row of measurements in a CSV file."""
 
 
 @dataclass(frozen=True)
@@ -70,14 +80,13 @@ def open_subjects(path: Path, device: torch.device | None = None, stand_in: bool
     manifest = Manifest.read(path)
     manifest.verify(path)
     backend = target_named(manifest.target)
-    backend.require()
 
     def open_one(folder: Path, own: Manifest, name: str) -> Subject:
         replacement = backend.stand_in(folder, own) if stand_in else None
         if replacement is not None:
             return Subject(replacement.runner, replacement.judged, replacement.not_run)
         try:
-            return Subject(backend.open(folder, own, device, False), name)
+            return Subject(open_verified(folder, own, device, check_inputs=False), name)
         except BackendError as error:
             if stand_in or backend.stand_in(folder, own) is None:
                 raise
@@ -153,3 +162,28 @@ class Match:
             name, (images, tokens) = self._subject.name, size
             raise BackendError(f"{name} cannot run {images} images of {tokens} tokens: {found[-1].failure}")
         return found
+
+
+def about(artifact: Path, manifest: Manifest, subject: Subject, course: Course) -> dict[str, object]:
+    """Return the columns of `FIELDS` that say what was measured; `Figures.row` has the others.
+
+    Args:
+        artifact: its folder.
+        manifest: its own.
+        subject: what was timed.
+        course: what it was timed on.
+    """
+    return {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "device": device_name(subject.runner.device),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "naflex_export": __version__,
+        "artifact": artifact.resolve().name,
+        "target": manifest.target,
+        "dtype": manifest.dtype,
+        "ran": subject.name,
+        "grids": course.rule,
+        "seed": course.seed,
+        "rounds": course.rounds,
+    }

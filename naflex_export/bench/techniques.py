@@ -24,7 +24,8 @@ from naflex_export.bench.timing import Timing, interleave, peak_memory
 from naflex_export.bench.workloads import workload
 from naflex_export.compiled import compile as compile_ours
 from naflex_export.errors import NaflexExportError
-from naflex_export.models import Family, family_of
+from naflex_export.models import family_of
+from naflex_export.models.adapter import Family
 from naflex_export.models.vectorize import vectorize
 from naflex_export.serving.runner import Runner
 

@@ -8,9 +8,7 @@ from functools import lru_cache
 from naflex_export.accuracy.cases import MAX_ASPECT, naflex_grid
 from naflex_export.batch import Batch, noise_batch
 from naflex_export.errors import RequestError
-from naflex_export.grid import Grid
-
-RULES = ("naflex", "different")
+from naflex_export.grid import GRID_RULES, Grid
 
 
 def drawn_grids(rule: str, num_images: int, tokens: int, seed: int | str = 0) -> list[Grid]:
@@ -31,7 +29,7 @@ def drawn_grids(rule: str, num_images: int, tokens: int, seed: int | str = 0) ->
     if rule == "naflex":
         return [naflex_grid(MAX_ASPECT ** draw.uniform(-1, 1), tokens) for _ in range(num_images)]
     if rule != "different":
-        raise RequestError(f"grids {rule!r} are unknown: expected one of {', '.join(RULES)}")
+        raise RequestError(f"grids {rule!r} are unknown: expected one of {', '.join(GRID_RULES)}")
     pool = _usual_grids(tokens)
     if num_images > len(pool):
         raise RequestError(

@@ -2,34 +2,19 @@
 
 from __future__ import annotations
 
-import datetime
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
-import torch
-from rich.box import SIMPLE
-from rich.markup import escape
-from rich.table import Table
 
-from naflex_export import __version__
-from naflex_export.accuracy.judge_artifact import check_same_weights
-from naflex_export.bench.artifact import Course, Match, Subject, open_subjects, sizes_of
-from naflex_export.bench.results_csv import append, check_columns, mib, text
-from naflex_export.bench.techniques import COLUMNS, Figures
-from naflex_export.bench.timing import device_name
-from naflex_export.bench.workloads import RULES, drawn_grids
-from naflex_export.cli.console import err, exit_codes, out, quiet_libraries, verbose_option
-from naflex_export.cli.progress import Stages
+from naflex_export.cli.options import exit_codes, quiet_libraries, verbose_option
 from naflex_export.errors import RequestError
-from naflex_export.models.model_sources import ModelSource
-from naflex_export.serving.manifest import Manifest
-from naflex_export.targets.compile import resolve_device
+from naflex_export.grid import GRID_RULES
+from naflex_export.version import __version__
 
-FIELDS = (
-    *("date", "device", "threads", "torch", "naflex_export", "artifact", "target", "dtype", "ran"),
-    *("grids", "seed", "rounds", *COLUMNS),
-)
+if TYPE_CHECKING:
+    import torch
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -42,9 +27,9 @@ FIELDS = (
 @click.option("--tokens", metavar="N,...", help="Tokens that images are padded to.  [default: each bucket's]")
 @click.option(
     "--grids",
-    default=RULES[0],
+    default=GRID_RULES[0],
     show_default=True,
-    type=click.Choice(RULES),
+    type=click.Choice(GRID_RULES),
     help="Of NaFlex's size rule up to 8:1, or all different in a batch.",
 )
 @click.option("--rounds", default=7, show_default=True, type=click.IntRange(1), help="In which everything runs once.")
@@ -78,6 +63,16 @@ def bench_command(
 
     Exit codes: 0 measured, 2 the request was wrong, 3 a backend or device is missing.
     """
+    from naflex_export.accuracy.judge_artifact import check_same_weights
+    from naflex_export.bench.artifact import FIELDS, Course, Match, about, open_subjects, sizes_of
+    from naflex_export.bench.results_csv import append, check_columns
+    from naflex_export.bench.workloads import drawn_grids
+    from naflex_export.cli.console import err, out
+    from naflex_export.cli.figures import LEGEND, named, print_figures, print_subject
+    from naflex_export.cli.progress import Stages
+    from naflex_export.models.model_sources import ModelSource
+    from naflex_export.serving.manifest import Manifest
+
     quiet_libraries(verbose)
     manifest = Manifest.read(artifact)
     source = ModelSource.noted(manifest, reference, weights)
@@ -94,85 +89,16 @@ def bench_command(
         check_same_weights(loaded, manifest)
     course = Course(grids, seed, rounds, compiled=not no_compile)
     for subject in subjects:
-        _print_subject(subject, manifest)
+        print_subject(subject, manifest)
         match = Match(subject, loaded, course)
         for size in sizes:
-            with stages.stage(_named(size)):
+            with stages.stage(named(size)):
                 found = match.measure(size, stages.announce)
-            _print_figures(found, size)
+            print_figures(found, size)
             if path is not None:
-                about = _about(artifact, manifest, subject, course)
-                append(path, FIELDS, [{**about, **figures.row()} for figures in found])
-    out.print(_LEGEND, highlight=False)
-
-
-_LEGEND = (
-    "speed: eager's time over its time, the median of all rounds. error: relative L2 distance of the features from "
-    "those of eager in float32. MiB: the most memory held beyond weights and inputs. position: what the position "
-    "embedding takes of the time."
-)
-
-
-def _print_subject(subject: Subject, manifest: Manifest) -> None:
-    where = device_name(subject.runner.device)
-    threads = torch.get_num_threads()
-    used = f", {threads} thread{'s' if threads > 1 else ''}" if subject.runner.device.type == "cpu" else ""
-    if subject.not_run:
-        out.print(f"[bold yellow]not run:[/] {escape(subject.not_run)}; timed instead: {subject.name}", soft_wrap=True)
-    out.print(f"[bold]{escape(subject.name)}[/], {manifest.dtype}, on {escape(where)}{used}", soft_wrap=True)
-
-
-def _print_figures(found: list[Figures], size: tuple[int, int]) -> None:
-    rows = Table(
-        title=_named(size),
-        title_justify="left",
-        box=SIMPLE,
-        padding=(0, 1, 0, 0),
-    )
-    rows.add_column("", no_wrap=True)
-    for heading in ("ms", "", "images/s", "speed", "error", "MiB", "position"):
-        rows.add_column(heading, justify="right", no_wrap=True)
-    for figures in found:
-        timing = figures.timing
-        if timing is None:
-            rows.add_row(figures.technique, "not measured")
-            continue
-        rows.add_row(
-            escape(figures.technique),
-            f"{timing.ms:.1f}",
-            f"± {timing.spread:.0%}" if len(timing.seconds) > 1 else "",
-            text(figures.images_per_second, 1),
-            f"{text(figures.speedup, 2)}x",
-            f"{figures.error:.1e}",
-            mib(figures.peak_bytes),
-            "" if figures.position_share is None else f"{figures.position_share:.1%}",
-        )
-    out.print(rows)
-    for figures in found:
-        if figures.failure:
-            out.print(f"[yellow]not measured:[/] {figures.technique}: {escape(figures.failure)}", soft_wrap=True)
-
-
-def _named(size: tuple[int, int]) -> str:
-    images, tokens = size
-    return f"{images} {'image' if images == 1 else 'images'} of {tokens} tokens"
-
-
-def _about(artifact: Path, manifest: Manifest, subject: Subject, course: Course) -> dict[str, object]:
-    return {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "device": device_name(subject.runner.device),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "naflex_export": __version__,
-        "artifact": artifact.resolve().name,
-        "target": manifest.target,
-        "dtype": manifest.dtype,
-        "ran": subject.name,
-        "grids": course.rule,
-        "seed": course.seed,
-        "rounds": course.rounds,
-    }
+                head = about(artifact, manifest, subject, course)
+                append(path, FIELDS, [{**head, **figures.row()} for figures in found])
+    out.print(LEGEND, highlight=False)
 
 
 def _counts(given: str | None, option: str) -> list[int]:
@@ -185,6 +111,10 @@ def _counts(given: str | None, option: str) -> list[int]:
 
 
 def _device(given: str | None) -> torch.device | None:
+    import torch
+
+    from naflex_export.serving.device import resolve_device
+
     if given is None:
         return None
     try:

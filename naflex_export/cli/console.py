@@ -1,94 +1,35 @@
-"""What the command lines share: the console, options, exit codes, and how a report is shown."""
+"""The console, and how a report and an error are shown on it."""
 
 from __future__ import annotations
 
-import logging
-import sys
-import warnings
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
-from typing import ParamSpec
 
-import click
 from rich.console import Console
 from rich.markup import escape
 
 from naflex_export.accuracy.report.formats import table
 from naflex_export.accuracy.report.phrases import baseline_lines, effort_line, invariance_line
 from naflex_export.accuracy.results import GateReport, Location
-from naflex_export.errors import NaflexExportError
-
-P = ParamSpec("P")
-
+from naflex_export.cli.progress import Stages
+from naflex_export.exporter import REPORT, Artifact
+from naflex_export.serving.manifest import MANIFEST
 
 out = Console()
-
-
 err = Console(stderr=True)
 
 
-def exit_codes(command: Callable[P, None]) -> Callable[P, None]:
-    """Turn the package's errors into one line on standard error and their exit code."""
-
-    @wraps(command)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
-        try:
-            command(*args, **kwargs)
-        except NaflexExportError as error:
-            err.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
-            sys.exit(error.exit_code)
-
-    return wrapped
-
-
-images_option = click.option(
-    "--images",
-    type=click.Path(path_type=Path),
-    help="Folder of photos to judge on.  [default: three that ship with the package]",
-)
-
-
-verbose_option = click.option("--verbose", is_flag=True, help="Let the backends' own logs through.")
-
-
-require_run_option = click.option(
-    "--require-run", is_flag=True, help="Fail (exit 3) where the artifact can be built and not run."
-)
-
-
-quick_option = click.option(
-    "--quick",
-    "effort",
-    flag_value="quick",
-    help="Judge on the photos, mixed grids and one column only, and check invariances in the largest bucket only.",
-)
-
-
-thorough_option = click.option(
-    "--thorough",
-    "effort",
-    flag_value="thorough",
-    help="Judge on four seeds, the grids of NaFlex's size rule up to 8:1, and the largest batch at full length.",
-)
-
-
-locate_option = click.option(
-    "--locate",
-    is_flag=True,
-    help="Compare module by module even if the gate passes; after a failure that is done anyway.",
-)
-
-
-seed_option = click.option("--seed", default=0, show_default=True, help="Of generated batches and random weights.")
+def print_error(error: Exception) -> None:
+    """Print what an error says, in one line on standard error."""
+    err.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
 
 
 def print_report(report: GateReport) -> None:
+    """Print a report: its table, what stands beside it, where it deviates, and what was left out or not run."""
     out.print(table(report))
     for line in [*baseline_lines(report), invariance_line(report), f"effort: {effort_line(report)}"]:
         out.print(escape(line), highlight=False, soft_wrap=True)
     if report.location is not None:
-        print_location(report.location)
+        _print_location(report.location)
     for name, why in report.skipped_photos.items():
         out.print(f"[yellow]skipped[/] {escape(name)}: {why}", soft_wrap=True)
     if report.skipped_photos:
@@ -97,17 +38,22 @@ def print_report(report: GateReport) -> None:
         out.print(f"[bold yellow]not run:[/] {escape(report.not_run)}; judged instead: {report.judged}", soft_wrap=True)
 
 
-def print_location(location: Location) -> None:
+def _print_location(location: Location) -> None:
     color = "red" if location.first else "green" if location.taps else "yellow"
     title, found = location.line.split(":", 1)
     out.print(f"[bold {color}]{title}:[/]{escape(found)}", highlight=False, soft_wrap=True)
 
 
-def quiet_libraries(verbose: bool) -> None:
-    """Keep the libraries' warnings off a user's screen, or ask the backends for their own logs."""
-    if verbose:
-        logging.getLogger("naflex_export").setLevel(logging.DEBUG)
-    else:
-        warnings.simplefilter("ignore")
-        for name in ("torch", "timm", "huggingface_hub", "onnxscript", "onnx_ir"):
-            logging.getLogger(name).setLevel(logging.ERROR)
+def print_artifact(artifact: Artifact, stages: Stages) -> None:
+    """Print where an artifact is, its files, inputs and outputs, and how long each stage took."""
+    manifest = artifact.manifest
+    out.print(f"[bold green]passed[/], published {escape(str(artifact.path))}", soft_wrap=True)
+    for name, file in manifest.files.items():
+        if Path(name).name not in (MANIFEST, REPORT.name):
+            out.print(f"  {name}  {file['bytes'] / 2**20:.1f} MiB", soft_wrap=True, highlight=False)
+    for spec in manifest.inputs:
+        out.print(f"  in   {escape(str(spec))}", highlight=False, soft_wrap=True)
+    for spec in manifest.outputs:
+        out.print(f"  out  {escape(str(spec))}", highlight=False, soft_wrap=True)
+    times = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in stages.seconds.items())
+    out.print(f"  {times}", highlight=False, soft_wrap=True)

@@ -6,16 +6,10 @@ import re
 from pathlib import Path
 
 import click
-from rich.markup import escape
 
-from naflex_export import __version__
-from naflex_export.accuracy.cases import STANDARD
-from naflex_export.cli.console import (
-    err,
+from naflex_export.cli.options import (
     exit_codes,
     images_option,
-    out,
-    print_report,
     quick_option,
     quiet_libraries,
     require_run_option,
@@ -23,15 +17,11 @@ from naflex_export.cli.console import (
     thorough_option,
     verbose_option,
 )
-from naflex_export.cli.progress import Stages
-from naflex_export.exporter import REPORT, Artifact, export
-from naflex_export.graph.build_settings import BuildSettings
 from naflex_export.grid import Bucket, check_buckets, parse_patch_sizes
-from naflex_export.models.model_sources import DEFAULT_MODEL, TRANSFORMERS_PREFIX, ModelSource
+from naflex_export.models import DEFAULT_MODEL, TRANSFORMERS_PREFIX
 from naflex_export.precision import DTYPES
-from naflex_export.serving.manifest import MANIFEST
-from naflex_export.serving.publish import check_destination
 from naflex_export.targets import NAMES
+from naflex_export.version import __version__
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -43,7 +33,7 @@ from naflex_export.targets import NAMES
     show_default=True,
     help="'pretrained' (from the hub), 'random' (a dry run) or a .safetensors or .pth file.",
 )
-@click.option("--dtype", default="float32", show_default=True, type=click.Choice(list(DTYPES)))
+@click.option("--dtype", default="float32", show_default=True, type=click.Choice(DTYPES))
 @click.option(
     "--bucket",
     "buckets",
@@ -90,6 +80,14 @@ def export_command(
 
     Exit codes: 0 done and passed, 1 the gate failed, 2 the request was wrong, 3 a backend or device is missing.
     """
+    from naflex_export.accuracy.cases import STANDARD
+    from naflex_export.cli.console import err, print_artifact, print_report
+    from naflex_export.cli.progress import Stages
+    from naflex_export.exporter import export
+    from naflex_export.graph.build_settings import BuildSettings
+    from naflex_export.models.model_sources import ModelSource
+    from naflex_export.serving.publish import check_destination
+
     quiet_libraries(verbose)
     folder = folder or Path("artifacts") / f"{_file_name(model)}-{target}"
     chosen = check_buckets([Bucket.parse(text) for text in buckets] or [Bucket()])
@@ -120,21 +118,7 @@ def export_command(
         settings=BuildSettings(verbose=verbose),
         on_report=print_report,
     )
-    _print_artifact(artifact, stages)
-
-
-def _print_artifact(artifact: Artifact, stages: Stages) -> None:
-    manifest = artifact.manifest
-    out.print(f"[bold green]passed[/], published {escape(str(artifact.path))}", soft_wrap=True)
-    for name, file in manifest.files.items():
-        if Path(name).name not in (MANIFEST, REPORT.name):
-            out.print(f"  {name}  {file['bytes'] / 2**20:.1f} MiB", soft_wrap=True, highlight=False)
-    for spec in manifest.inputs:
-        out.print(f"  in   {escape(str(spec))}", highlight=False, soft_wrap=True)
-    for spec in manifest.outputs:
-        out.print(f"  out  {escape(str(spec))}", highlight=False, soft_wrap=True)
-    times = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in stages.seconds.items())
-    out.print(f"  {times}", highlight=False, soft_wrap=True)
+    print_artifact(artifact, stages)
 
 
 def _file_name(model: str) -> str:

@@ -6,17 +6,10 @@ from pathlib import Path
 
 import click
 
-from naflex_export import __version__
-from naflex_export.accuracy.cases import STANDARD, Scope
-from naflex_export.accuracy.judge_artifact import judge_artifact
-from naflex_export.accuracy.report.formats import write
-from naflex_export.cli.console import (
-    err,
+from naflex_export.cli.options import (
     exit_codes,
     images_option,
     locate_option,
-    out,
-    print_report,
     quick_option,
     quiet_libraries,
     require_run_option,
@@ -24,9 +17,7 @@ from naflex_export.cli.console import (
     thorough_option,
     verbose_option,
 )
-from naflex_export.cli.progress import Stages
-from naflex_export.models.model_sources import ModelSource
-from naflex_export.serving.manifest import Manifest
+from naflex_export.version import __version__
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -74,6 +65,14 @@ def gate_command(
 
     Exit codes: 0 passed, 1 the gate failed, 2 the request was wrong, 3 a backend or device is missing.
     """
+    from naflex_export.accuracy.cases import STANDARD, Scope
+    from naflex_export.accuracy.judge_artifact import judge_artifact
+    from naflex_export.accuracy.report.formats import write
+    from naflex_export.cli.console import err, out, print_report
+    from naflex_export.cli.progress import Stages
+    from naflex_export.models.model_sources import ModelSource
+    from naflex_export.serving.manifest import Manifest
+
     quiet_libraries(verbose)
     manifest = Manifest.read(artifact)
     source = ModelSource.noted(manifest, reference, weights)

@@ -35,7 +35,7 @@ class Tapped:
 
 @runtime_checkable
 class CanBeTapped(Protocol):
-    """A candidate that shows its modules itself: every Runner, a compiled model, or a callable of your own."""
+    """A candidate that shows its modules itself: a compiled model, or a callable of your own."""
 
     def taps(self, inputs: tuple[Tensor, ...], modules: Shapes) -> Tapped:
         """Return the outputs of these modules for a batch, of as many of them as it can show."""

@@ -19,9 +19,7 @@ from naflex_export.graph import onnx_passes as passes
 from naflex_export.graph.build_settings import BuildSettings
 from naflex_export.graph.onnx_attention import read_heads_in_rows
 from naflex_export.graph.program import Program
-
-FILE = "model.onnx"
-
+from naflex_export.serving.onnx_runner import FILE
 
 WEIGHTS = "model.onnx.data"
 

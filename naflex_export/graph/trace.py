@@ -15,7 +15,8 @@ from naflex_export.graph.checks import check_program, require
 from naflex_export.graph.program import Program, name_dims
 from naflex_export.graph.size_conditions import export_settled
 from naflex_export.grid import Bucket, Grid, check_buckets
-from naflex_export.models import Family, family_of
+from naflex_export.models import family_of
+from naflex_export.models.adapter import Family
 from naflex_export.precision import check_dtype
 from naflex_export.serving.signature import TensorSpec
 

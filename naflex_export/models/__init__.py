@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import importlib
 import sys
-from typing import NamedTuple
-
-from torch import nn
+from typing import TYPE_CHECKING, NamedTuple
 
 from naflex_export.errors import UnsupportedModelError
-from naflex_export.models.adapter import Family
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from naflex_export.models.adapter import Family
+
+DEFAULT_MODEL = "naflexvit_base_patch16_siglip"
+"""What the command line exports where no model is named."""
+
+TRANSFORMERS_PREFIX = "hf:"
+"""What the name of a model of transformers begins with."""
 
 
 class Entry(NamedTuple):
@@ -52,6 +60,3 @@ def family_of(model: nn.Module, patch_size: int | None = None) -> Family:
     raise UnsupportedModelError(
         f"{type(model).__module__}.{type(model).__qualname__} is no model this release knows: expected {known}"
     )
-
-
-__all__ = ["FAMILIES", "Family", "family_of"]

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from PIL.Image import Image
 from torch import Tensor, nn
 
 from naflex_export.errors import RequestError, UnsupportedModelError
 from naflex_export.serving.input_formats import Layout
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 class Family(ABC):

@@ -27,12 +27,10 @@ from timm.models.naflexvit import checkpoint_filter_fn
 from torch import Tensor, nn
 
 from naflex_export.errors import BackendError, RequestError
-from naflex_export.models import family_of
+from naflex_export.models import DEFAULT_MODEL, TRANSFORMERS_PREFIX, family_of
 from naflex_export.serving.manifest import MANIFEST, Manifest, sha256_of
 
-DEFAULT_MODEL = "naflexvit_base_patch16_siglip"
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
-TRANSFORMERS_PREFIX = "hf:"
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 

@@ -107,7 +107,7 @@ def _held_by(module: nn.Module) -> set[str]:
 
 def _refuse_names(names: set[str], owner: str) -> None:
     if names:
-        from naflex_export import __version__
+        from naflex_export.version import __version__
 
         listed = ", ".join(f"`{name}`" for name in sorted(names))
         raise UnsupportedModelError(

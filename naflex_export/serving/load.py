@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 import torch
 
+from naflex_export.errors import ArtifactError
 from naflex_export.serving.manifest import Manifest
 from naflex_export.serving.patch_sizes import EntryPoints
 from naflex_export.serving.runner import Runner
-from naflex_export.targets import target_named
+
+_RUNNERS = {"compile": "compile_runner", "aot": "aot_runner", "onnx": "onnx_runner", "trt": "tensorrt_runner"}
+"""The module of this package that runs each target's artifacts, imported only when it is asked for."""
 
 
 def load(path: Path | str, device: torch.device | str | None = None, check_inputs: bool = True) -> Runner:
@@ -30,12 +34,31 @@ def load(path: Path | str, device: torch.device | str | None = None, check_input
     folder = Path(path)
     manifest = Manifest.read(folder)
     manifest.verify(folder)
-    backend = target_named(manifest.target)
-    backend.require()
     at = None if device is None else torch.device(device)
     if not manifest.entry_points:
-        return backend.open(folder, manifest, at, check_inputs)
+        return open_verified(folder, manifest, at, check_inputs)
     runners = {}
     for size, name in manifest.entry_points.items():
-        runners[size] = backend.open(folder / name, Manifest.read(folder / name), at, check_inputs)
+        runners[size] = open_verified(folder / name, Manifest.read(folder / name), at, check_inputs)
     return EntryPoints(manifest, runners)
+
+
+def open_verified(folder: Path, manifest: Manifest, device: torch.device | None, check_inputs: bool = True) -> Runner:
+    """Return a Runner for an artifact of one patch size, whose files have been verified.
+
+    Args:
+        folder: the artifact's.
+        manifest: its own.
+        device: where to run; None as for `load`.
+        check_inputs: as for `load`.
+
+    Raises:
+        ArtifactError: it is of a target that this release does not know.
+        BackendError: a package or device that running needs is missing.
+    """
+    if manifest.target not in _RUNNERS:
+        raise ArtifactError(f"the artifact is of target {manifest.target!r}: this release runs {', '.join(_RUNNERS)}")
+    backend = importlib.import_module(f"naflex_export.serving.{_RUNNERS[manifest.target]}")
+    backend.require_run()
+    runner: Runner = backend.open(folder, manifest, device, check_inputs)
+    return runner

@@ -5,7 +5,6 @@ from __future__ import annotations
 from torch import Tensor
 
 from naflex_export.errors import InputError, RequestError
-from naflex_export.graph.intermediates import Shapes, Tapped
 from naflex_export.serving.manifest import Manifest
 from naflex_export.serving.runner import Runner
 
@@ -44,9 +43,6 @@ class EntryPoints(Runner):
     def trim(self) -> None:
         for runner in self.runners.values():
             runner.trim()
-
-    def taps(self, inputs: tuple[Tensor, ...], modules: Shapes) -> Tapped:
-        return self._chosen(inputs).taps(inputs, modules)
 
     def _chosen(self, inputs: tuple[Tensor, ...]) -> Runner:
         """Return the Runner for patches of this width; widths of different sizes differ."""

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from naflex_export.errors import InputError
-from naflex_export.graph.intermediates import Shapes, Tapped
 from naflex_export.serving.input_formats import layout_of
 from naflex_export.serving.manifest import Manifest
 from naflex_export.serving.signature import TensorSpec
@@ -58,15 +57,6 @@ class Runner(ABC):
 
     def trim(self) -> None:  # noqa: B027  a backend whose memory is torch's own has nothing to do
         """Give back memory that the backend keeps between calls; nothing where memory is torch's own."""
-
-    def taps(self, inputs: tuple[Tensor, ...], modules: Shapes) -> Tapped:
-        """Return the outputs of these modules of the model, of as many of them as the artifact can show.
-
-        Args:
-            inputs: as for a call; they are not checked.
-            modules: their names in the model, such as `blocks.7.attn`, with the shapes that their outputs have there.
-        """
-        return Tapped(untapped=f"a {type(self).__name__} shows nothing of its modules")
 
     def check(self, *inputs: Tensor) -> None:
         """Check inputs as a call does, without running anything."""

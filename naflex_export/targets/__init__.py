@@ -1,19 +1,25 @@
-"""The targets: one file each, imported only when it is asked for."""
+"""The targets: one file each that builds and judges, imported only when it is asked for.
+
+What runs an artifact is in `serving/`, which needs nothing of this.
+"""
 
 from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
-
-import torch
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from naflex_export.errors import RequestError
-from naflex_export.graph.build_settings import BuildSettings
-from naflex_export.graph.program import Program
-from naflex_export.serving.manifest import Manifest
-from naflex_export.serving.runner import Runner
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from naflex_export.graph.build_settings import BuildSettings
+    from naflex_export.graph.intermediates import Shapes, Tapped
+    from naflex_export.graph.program import Program
+    from naflex_export.serving.manifest import Manifest
+    from naflex_export.serving.runner import Runner
 
 
 class Target(Protocol):
@@ -22,20 +28,26 @@ class Target(Protocol):
     PACKAGES: tuple[str, ...]
     """Distributions whose versions the manifest records."""
 
-    def require(self) -> None:
-        """Raise BackendError if a package that building needs is missing."""
+    def require_build(self) -> None:
+        """Raise BackendError if something that building needs is missing; running needs less, and asks by itself."""
 
     def build(self, program: Program, folder: Path, settings: BuildSettings) -> dict[str, Any]:
         """Write the target's files into the folder and return what the manifest says of the build."""
-
-    def open(self, folder: Path, manifest: Manifest, device: torch.device | None, check_inputs: bool) -> Runner:
-        """Return a Runner for an artifact whose files have been verified; raise BackendError if none can run."""
 
     def cannot_run(self, dtype: str) -> str:
         """Return why an artifact of that dtype can be built on this machine and not run; empty where it can run."""
 
     def stand_in(self, folder: Path, manifest: Manifest) -> StandIn | None:
-        """Return what can be judged where `open` cannot run the artifact itself."""
+        """Return what can be judged where this machine cannot run the artifact itself; None where it can."""
+
+    def taps(self, runner: Any, inputs: tuple[Tensor, ...], modules: Shapes) -> Tapped:
+        """Return the outputs of these modules of the model, of as many of them as the artifact can show.
+
+        Args:
+            runner: of the artifact, or of what stands in for it.
+            inputs: as for a call of it; they are not checked.
+            modules: their names in the model, such as `blocks.7.attn`, with the shapes that their outputs have there.
+        """
 
 
 @dataclass(frozen=True)

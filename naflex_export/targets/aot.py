@@ -13,16 +13,15 @@ from naflex_export.errors import BackendError, BuildError
 from naflex_export.graph.build_settings import BuildSettings
 from naflex_export.graph.intermediates import Shapes, Tapped
 from naflex_export.graph.program import Program
+from naflex_export.serving.aot_runner import FILE
 from naflex_export.serving.manifest import Manifest
 from naflex_export.serving.runner import Runner
 from naflex_export.targets import StandIn
-from naflex_export.targets.compile import resolve_device
 
 PACKAGES = ("torch", "triton")
-FILE = "model.pt2"
 
 
-def require() -> None:
+def require_build() -> None:
     if shutil.which("g++") is None and shutil.which("clang++") is None:
         raise BackendError("AOTInductor needs a C++ compiler and found none: install g++ (Debian: apt install g++)")
 
@@ -38,16 +37,6 @@ def build(program: Program, folder: Path, settings: BuildSettings) -> dict[str, 
     return {"device": device.type, "compute_capability": capability}
 
 
-def open(folder: Path, manifest: Manifest, device: torch.device | None, check_inputs: bool) -> Runner:
-    built_for = manifest.build["device"]
-    device = resolve_device(device or torch.device(built_for))
-    if device.type != built_for:
-        raise BackendError(
-            f"this artifact is native code for {built_for}, not {device.type}: export it on {device.type}"
-        )
-    return AotRunner(folder / FILE, manifest, device, check_inputs)
-
-
 def cannot_run(dtype: str) -> str:
     return ""
 
@@ -56,20 +45,8 @@ def stand_in(folder: Path, manifest: Manifest) -> StandIn | None:
     return None
 
 
-class AotRunner(Runner):
-    """Runs native code from `model.pt2`. Loading it runs code of the package: its hash has been checked first."""
-
-    def __init__(self, path: Path, manifest: Manifest, device: torch.device, check_inputs: bool = True) -> None:
-        super().__init__(manifest, device, check_inputs)
-        self._run = torch._inductor.aoti_load_package(str(path))
-
-    def execute(self, inputs: tuple[Tensor, ...]) -> list[Tensor]:
-        with torch.inference_mode():
-            outputs = self._run(*(tensor.contiguous() for tensor in inputs))
-        return [outputs] if isinstance(outputs, Tensor) else list(outputs)
-
-    def taps(self, inputs: tuple[Tensor, ...], modules: Shapes) -> Tapped:
-        return Tapped(
-            untapped="native code has no modules left to look at: export the model to 'compile', in the same dtype, "
-            "and gate that with --locate"
-        )
+def taps(runner: Runner, inputs: tuple[Tensor, ...], modules: Shapes) -> Tapped:
+    return Tapped(
+        untapped="native code has no modules left to look at: export the model to 'compile', in the same dtype, "
+        "and gate that with --locate"
+    )

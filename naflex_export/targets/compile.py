@@ -1,4 +1,4 @@
-"""torch.compile: `nx.compile` for a live model, and `model.pt2`, the traced graph to compile where it is loaded."""
+"""torch.compile: `model.pt2`, the traced graph, compiled where it is loaded."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.export.passes import move_to_device_pass
 
-from naflex_export.errors import BackendError
 from naflex_export.graph.build_settings import BuildSettings
 from naflex_export.graph.intermediates import (
     OUTSIDE,
@@ -22,15 +20,14 @@ from naflex_export.graph.intermediates import (
     module_outputs,
 )
 from naflex_export.graph.program import Program
+from naflex_export.serving.compile_runner import FILE, CompileRunner, cut
 from naflex_export.serving.manifest import Manifest
-from naflex_export.serving.runner import Runner
 from naflex_export.targets import StandIn
 
 PACKAGES = ("torch",)
-FILE = "model.pt2"
 
 
-def require() -> None:
+def require_build() -> None:
     """Ask for nothing: torch is always there."""
 
 
@@ -38,10 +35,6 @@ def build(program: Program, folder: Path, settings: BuildSettings) -> dict[str, 
     settings.announce("saving the traced graph")
     torch.export.save(program.exported, folder / FILE)
     return {"compiled": "where it is loaded"}
-
-
-def open(folder: Path, manifest: Manifest, device: torch.device | None, check_inputs: bool) -> Runner:
-    return CompileRunner(folder / FILE, manifest, resolve_device(device), check_inputs)
 
 
 def cannot_run(dtype: str) -> str:
@@ -52,40 +45,22 @@ def stand_in(folder: Path, manifest: Manifest) -> StandIn | None:
     return None
 
 
-class CompileRunner(Runner):
-    """Runs the traced graph under `torch.compile`; the first call of each kind of shape compiles."""
-
-    def __init__(self, path: Path, manifest: Manifest, device: torch.device, check_inputs: bool = True) -> None:
-        super().__init__(manifest, device, check_inputs)
-        self._path = path
-        self._compiled = torch.compile(self._traced(), fullgraph=True, dynamic=True)
-
-    def execute(self, inputs: tuple[Tensor, ...]) -> list[Tensor]:
-        tokens = inputs[0].shape[1]
-        with torch.inference_mode():
-            outputs = self._compiled(*self.layout.pad_single_token(inputs))
-        return [_cut(spec.shape, output, tokens) for spec, output in zip(self.manifest.outputs, outputs, strict=True)]
-
-    def taps(self, inputs: tuple[Tensor, ...], modules: Shapes) -> Tapped:
-        """Return modules' outputs from a copy of the graph that gives them too, compiled like it."""
-        graph = self._traced()
-        names = tap_modules(graph, modules)
-        compiled = torch.compile(graph, fullgraph=True, dynamic=True)
-        inputs, tokens = tuple(tensor.to(self.device) for tensor in inputs), inputs[0].shape[1]
-        with torch.inference_mode():
-            given = compiled(*self.layout.pad_single_token(inputs))
-        specs = self.manifest.outputs
-        outputs, values = given[: len(specs)], given[len(specs) :]
-        if tokens == 1:  # tokens are on the last axis but one; values of a single row have none
-            values = [value[..., :-1, :] if value.ndim > 2 and value.shape[-2] > 1 else value for value in values]
-        return Tapped(
-            fitting(zip(names, values, strict=True), modules),
-            {spec.name: _cut(spec.shape, output, tokens) for spec, output in zip(specs, outputs, strict=True)},
-        )
-
-    def _traced(self) -> torch.fx.GraphModule:
-        exported = move_to_device_pass(torch.export.load(self._path), str(self.device))  # constants too
-        return exported.module()
+def taps(runner: CompileRunner, inputs: tuple[Tensor, ...], modules: Shapes) -> Tapped:
+    """Return modules' outputs from a copy of the graph that gives them too, compiled like it."""
+    graph = runner.traced()
+    names = tap_modules(graph, modules)
+    compiled = torch.compile(graph, fullgraph=True, dynamic=True)
+    inputs, tokens = tuple(tensor.to(runner.device) for tensor in inputs), inputs[0].shape[1]
+    with torch.inference_mode():
+        given = compiled(*runner.layout.pad_single_token(inputs))
+    specs = runner.manifest.outputs
+    outputs, values = given[: len(specs)], given[len(specs) :]
+    if tokens == 1:  # tokens are on the last axis but one; values of a single row have none
+        values = [value[..., :-1, :] if value.ndim > 2 and value.shape[-2] > 1 else value for value in values]
+    return Tapped(
+        fitting(zip(names, values, strict=True), modules),
+        {spec.name: cut(spec.shape, output, tokens) for spec, output in zip(specs, outputs, strict=True)},
+    )
 
 
 def tap_modules(traced: torch.fx.GraphModule, modules: Collection[str]) -> list[str]:
@@ -128,20 +103,3 @@ def _edges(places: dict[torch.fx.Node, Place]) -> Iterator[Edge[torch.fx.Node]]:
         value = node.meta.get("val")
         if node.op == "call_function" and isinstance(value, Tensor) and value.is_floating_point():
             yield Edge(node, place, tuple(places[user] for user in node.users))
-
-
-def _cut(shape: tuple[int | str, ...], output: Tensor, tokens: int) -> Tensor:
-    """Return an output without the token that `Layout.pad_single_token` may have added."""
-    return output[:, :-1] if tokens == 1 and len(shape) == 3 else output
-
-
-def resolve_device(device: torch.device | None) -> torch.device:
-    """Return the device asked for, by default a GPU where there is one.
-
-    Raises:
-        BackendError: it is not on this machine.
-    """
-    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise BackendError(f"device {str(device)!r} was asked for, and torch finds no CUDA device: use device='cpu'")
-    return device

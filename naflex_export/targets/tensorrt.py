@@ -9,16 +9,11 @@ Networks are strongly typed: precision is what the graph says, and TF32 is off, 
 from __future__ import annotations
 
 import contextlib
-import functools
-import importlib
-import importlib.metadata
-import sys
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import onnx_ir as ir
 import torch
@@ -28,18 +23,19 @@ from naflex_export.errors import BackendError, BuildError
 from naflex_export.graph import onnx_passes as passes
 from naflex_export.graph.build_settings import BuildSettings
 from naflex_export.graph.intermediates import Shapes, Tapped
-from naflex_export.graph.onnx_translate import FILE as ONNX_FILE
 from naflex_export.graph.onnx_translate import write_onnx
 from naflex_export.graph.program import Program
 from naflex_export.graph.view import step_of
 from naflex_export.grid import Bucket
+from naflex_export.serving import onnx_runner
 from naflex_export.serving.manifest import Manifest
+from naflex_export.serving.onnx_runner import OnnxRunner
 from naflex_export.serving.runner import Runner
 from naflex_export.serving.signature import TensorSpec
+from naflex_export.serving.tensorrt_runner import FILE, TensorRTRunner, tensorrt, tensorrt_log
 from naflex_export.targets import StandIn, onnx
 
 PACKAGES = (*onnx.PACKAGES, "tensorrt", "tensorrt-rtx")
-FILE = "model.plan"
 OPSET = 20
 
 Shape = tuple[int, ...]
@@ -52,35 +48,16 @@ class Profile:
     shapes: dict[str, tuple[Shape, Shape, Shape]]
 
 
-def require() -> None:
-    onnx.require()
+def require_build() -> None:
+    onnx.require_build()
     tensorrt()
-
-
-@functools.cache
-def tensorrt() -> ModuleType:
-    """Return the TensorRT library: `tensorrt` where it is installed, else `tensorrt_rtx`.
-
-    Raises:
-        BackendError: neither imports.
-    """
-    reasons = []
-    for name in ("tensorrt", "tensorrt_rtx"):
-        try:
-            return importlib.import_module(name)
-        except (ImportError, OSError) as error:
-            reasons.append(f"{name}: {error}")
-    raise BackendError(
-        "target trt needs TensorRT, and neither library imports "
-        f"({'; '.join(reasons)}): pip install tensorrt-rtx, or naflex_export[trt] from NVIDIA's index"
-    )
 
 
 def build(program: Program, folder: Path, settings: BuildSettings) -> dict[str, Any]:
     trt = tensorrt()
     written = write_onnx(program, folder, settings, OPSET, refusals)
     settings.announce(f"building the engine with {trt.__name__} {trt.__version__}")
-    plan = build_engine(folder / ONNX_FILE, profiles_of(program), settings.verbose)
+    plan = build_engine(folder / onnx_runner.FILE, profiles_of(program), settings.verbose)
     (folder / FILE).write_bytes(plan)
     capability = ".".join(map(str, torch.cuda.get_device_capability())) if torch.cuda.is_available() else None
     return {
@@ -91,12 +68,6 @@ def build(program: Program, folder: Path, settings: BuildSettings) -> dict[str, 
         "compute_capability": capability if trt.__name__ == "tensorrt" else None,
         "profiles": len(program.buckets),
     }
-
-
-def open(folder: Path, manifest: Manifest, device: torch.device | None, check_inputs: bool) -> Runner:
-    if not torch.cuda.is_available():
-        raise BackendError("an engine runs on a GPU, and torch finds no CUDA device: load it on one")
-    return TensorRTRunner(folder / FILE, manifest, device or torch.device("cuda"), check_inputs)
 
 
 def cannot_run(dtype: str) -> str:
@@ -114,8 +85,16 @@ def onnx_on_cpu(folder: Path, manifest: Manifest, not_run: str) -> StandIn:
     widened = onnx.stand_in(folder, manifest)
     if widened is not None:
         return StandIn(widened.runner, widened.judged, not_run)
-    runner = onnx.open(folder, manifest, torch.device("cpu"), check_inputs=True)
-    return StandIn(runner, f"{ONNX_FILE} on ONNX Runtime's CPU provider", not_run)
+    runner = onnx_runner.open(folder, manifest, torch.device("cpu"), check_inputs=True)
+    return StandIn(runner, f"{onnx_runner.FILE} on ONNX Runtime's CPU provider", not_run)
+
+
+def taps(runner: Runner, inputs: tuple[Tensor, ...], modules: Shapes) -> Tapped:
+    """Return modules' outputs from the ONNX that the engine was built from: an engine shows nothing inside."""
+    if not isinstance(runner, TensorRTRunner):  # that ONNX itself, which stands in for the engine
+        return onnx.taps(cast(OnnxRunner, runner), inputs, modules)
+    replacement = onnx_on_cpu(runner.folder, runner.manifest, not_run="an engine shows nothing of its modules")
+    return replace(taps(replacement.runner, inputs, modules), instead=replacement.judged)
 
 
 def refusals(model: ir.Model) -> list[str]:
@@ -126,7 +105,7 @@ def refusals(model: ir.Model) -> list[str]:
     trt = tensorrt()
     builder = _create_builder(trt)
     network = builder.create_network(_creation_flags(trt))
-    parser = trt.OnnxParser(network, _log(trt))
+    parser = trt.OnnxParser(network, tensorrt_log(trt))
     return [
         f"{step_of(node)}: the parser of {trt.__name__} {trt.__version__} does not know it; write the module in "
         "operators that it has"
@@ -166,10 +145,10 @@ def build_engine(path: Path, profiles: Sequence[Profile], verbose: bool = False)
     for profile in profiles:
         _check_profile(profile)
     trt = tensorrt()
-    with _log(trt).recording(verbose) as messages:
+    with tensorrt_log(trt).recording(verbose) as messages:
         builder = _create_builder(trt)
         network = builder.create_network(_creation_flags(trt))
-        parser = trt.OnnxParser(network, _log(trt))
+        parser = trt.OnnxParser(network, tensorrt_log(trt))
         parsed = parser.parse_from_file(str(path))
         _check_parsed(path, parsed, parser, network, messages)
 
@@ -251,7 +230,7 @@ def _modules_of(path: Path) -> dict[str, str]:
 
 def _create_builder(trt: ModuleType) -> Any:
     try:
-        return trt.Builder(_log(trt))
+        return trt.Builder(tensorrt_log(trt))
     except Exception as error:  # pybind turns a failed CUDA initialization into a plain TypeError
         raise BackendError(
             f"{trt.__name__} {trt.__version__} cannot build on this machine: {error}. tensorrt needs a GPU to build; "
@@ -277,106 +256,3 @@ def _create_profile(builder: Any, profile: Profile) -> Any:
     for name, shapes in profile.shapes.items():
         created.set_shape(name, *shapes)
     return created
-
-
-@functools.cache
-def _log(trt: ModuleType) -> Any:
-    """Return the process's one logger; TensorRT ignores every other after the first."""
-
-    class Log(trt.ILogger):  # type: ignore[name-defined,misc]
-        """Keeps warnings and errors; prints everything when verbose."""
-
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.messages: list[tuple[str, str]] = []
-            self.verbose = False
-
-        def log(self, severity: Any, text: str) -> None:
-            serious = severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR)
-            if serious or severity == trt.ILogger.WARNING:
-                self.messages.append(("error" if serious else "warning", text))
-            if self.verbose and severity != trt.ILogger.VERBOSE:
-                print(f"[{trt.__name__}] {text}", file=sys.stderr)
-
-        @contextlib.contextmanager
-        def recording(self, verbose: bool) -> Iterator[list[tuple[str, str]]]:
-            self.messages, self.verbose = [], verbose
-            try:
-                yield self.messages
-            finally:
-                self.messages, self.verbose = [], False
-
-    return Log()
-
-
-class TensorRTRunner(Runner):
-    """Runs `model.plan` on the GPU, with an execution context for each thread and profile."""
-
-    def __init__(self, path: Path, manifest: Manifest, device: torch.device, check_inputs: bool = True) -> None:
-        super().__init__(manifest, device, check_inputs)
-        self._folder = path.parent
-        trt = tensorrt()
-        built_with = manifest.build["library"]
-        if trt.__name__ != built_with:
-            raise BackendError(
-                f"this engine was built with {built_with}, and {trt.__name__} is installed: pip install it"
-            )
-        self._runtime = trt.Runtime(_log(trt))
-        with _log(trt).recording(verbose=False) as messages:
-            self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
-        if self._engine is None:
-            reasons, built = "; ".join(text for _, text in messages) or "no reason given", manifest.build
-            raise BackendError(
-                f"{trt.__name__} {trt.__version__} cannot load an engine built by {built['library_version']} for "
-                f"compute capability {built['compute_capability']}: {reasons}. Export again on this machine"
-            )
-        self._contexts = threading.local()
-
-    def trim(self) -> None:
-        self._contexts = threading.local()  # they hold the memory; the next call makes its own
-
-    def execute(self, inputs: tuple[Tensor, ...]) -> list[Tensor]:
-        batch, tokens = inputs[0].shape[:2]
-        stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]  # the default stream would make TensorRT synchronize
-        stream.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(stream):
-            context = self._context(self._profile(batch, tokens), stream)
-            for spec, tensor in zip(self.manifest.inputs, inputs, strict=True):
-                context.set_input_shape(spec.name, tuple(tensor.shape))
-            missing = context.infer_shapes()
-            if missing:
-                raise BackendError(f"TensorRT needs shapes for {missing}: the engine and its manifest disagree")
-            held = [tensor.contiguous() for tensor in inputs]
-            for spec, tensor in zip(self.manifest.inputs, held, strict=True):
-                context.set_tensor_address(spec.name, tensor.data_ptr())
-            outputs = []
-            for spec in self.manifest.outputs:
-                shape = tuple(context.get_tensor_shape(spec.name))
-                outputs.append(torch.empty(shape, dtype=getattr(torch, spec.dtype), device=self.device))
-                context.set_tensor_address(spec.name, outputs[-1].data_ptr())
-            if not context.execute_async_v3(stream.cuda_stream):
-                raise BackendError("TensorRT refused to run the engine; --verbose shows its log")
-        torch.cuda.current_stream(self.device).wait_stream(stream)
-        for tensor in [*held, *outputs]:
-            tensor.record_stream(stream)
-        return outputs
-
-    def taps(self, inputs: tuple[Tensor, ...], modules: Shapes) -> Tapped:
-        """Return modules' outputs from the ONNX that the engine was built from: an engine shows nothing inside."""
-        replacement = onnx_on_cpu(self._folder, self.manifest, not_run="an engine shows nothing of its modules")
-        return replace(replacement.runner.taps(inputs, modules), instead=replacement.judged)
-
-    def _profile(self, batch: int, tokens: int) -> int:
-        """Return the index of the smallest bucket that takes these sizes; `check` has made sure that one does."""
-        for index, bucket in enumerate(self.manifest.buckets):
-            if tokens <= bucket.tokens and bucket.batch[0] <= batch <= bucket.batch[2]:
-                return index
-        raise AssertionError("unreachable: the inputs were checked")
-
-    def _context(self, profile: int, stream: torch.cuda.Stream) -> Any:
-        """Return this thread's context for a profile; contexts must not be shared between threads."""
-        contexts: dict[int, Any] = self._contexts.__dict__.setdefault("by_profile", {})
-        if profile not in contexts:
-            contexts[profile] = self._engine.create_execution_context()
-            contexts[profile].set_optimization_profile_async(profile, stream.cuda_stream)
-        return contexts[profile]

@@ -26,12 +26,16 @@ from naflex_export.graph.intermediates import OUTSIDE, Edge, Place, Tapped, fitt
 from naflex_export.graph.onnx_translate import FILE, write_onnx
 from naflex_export.graph.program import Program
 from naflex_export.graph.trace import trace
+from naflex_export.serving.aot_runner import AotRunner
+from naflex_export.serving.compile_runner import CompileRunner
 from naflex_export.serving.manifest import Manifest
+from naflex_export.serving.onnx_runner import OnnxRunner
 from naflex_export.serving.patch_sizes import EntryPoints
 from naflex_export.serving.runner import Runner
-from naflex_export.targets import aot, tensorrt
+from naflex_export.serving.tensorrt_runner import TensorRTRunner
 from naflex_export.targets import compile as compiled
 from naflex_export.targets import onnx as target
+from naflex_export.targets import tensorrt
 
 BUCKET = [nx.Bucket(24, (1, 4, 8))]
 CPU = torch.device("cpu")
@@ -75,7 +79,7 @@ def onnx_runner(folder: Path, program: Callable[[str], Program]) -> Callable[[st
         (folder / dtype).mkdir()
         write_onnx(program(dtype), folder / dtype, BuildSettings(), target.OPSET)
         path, manifest = folder / dtype / FILE, manifest_of(program(dtype), "onnx")
-        return target.WidenedRunner(path, manifest) if dtype == "bfloat16" else target.OnnxRunner(path, manifest, CPU)
+        return target.WidenedRunner(path, manifest) if dtype == "bfloat16" else OnnxRunner(path, manifest, CPU)
 
     return made
 
@@ -86,7 +90,7 @@ def traced(folder: Path, program: Callable[[str], Program]) -> Callable[[], Runn
     (folder / "compile").mkdir()
     compiled.build(program("float32"), folder / "compile", BuildSettings())
     manifest = manifest_of(program("float32"), "compile")
-    return lambda: compiled.CompileRunner(folder / "compile" / compiled.FILE, manifest, CPU)
+    return lambda: CompileRunner(folder / "compile" / "model.pt2", manifest, CPU)
 
 
 def location_of(candidate: Any, reference: nn.Module, **options: Any) -> Location:
@@ -317,7 +321,7 @@ def test_native_code_says_that_it_cannot_be_looked_into(
     program: Callable[[str], Program], classifier: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch._inductor, "aoti_load_package", lambda path: changed("head"))
-    runner = aot.AotRunner(Path(aot.FILE), manifest_of(program("float32"), "aot"), CPU)
+    runner = AotRunner(Path("model.pt2"), manifest_of(program("float32"), "aot"), CPU)
     location = location_of(runner, classifier)
     assert not location.taps
     assert location.line.startswith("first deviation: not known: native code has no modules left to look at: export")
@@ -327,9 +331,9 @@ def test_an_engine_shows_its_onnx_and_says_so(onnx_runner: Callable[[str], Runne
     """Loading an engine takes a GPU; what is shown in its place does not."""
     inputs = (torch.randn(2, 5, 48), torch.zeros(2, 5, 2, dtype=torch.int64), torch.ones(2, 5, dtype=torch.bool))
     for dtype, judged in (("float16", "model.onnx on ONNX"), ("bfloat16", "model.onnx, widened to float32, on ONNX")):
-        engine = object.__new__(tensorrt.TensorRTRunner)
-        engine._folder, engine.manifest = folder / dtype, onnx_runner(dtype).manifest
-        found = engine.taps((inputs[0].to(getattr(torch, dtype)), *inputs[1:]), {"head": torch.Size([2, 10])})
+        engine = object.__new__(TensorRTRunner)
+        engine.folder, engine.manifest = folder / dtype, onnx_runner(dtype).manifest
+        found = tensorrt.taps(engine, (inputs[0].to(getattr(torch, dtype)), *inputs[1:]), {"head": torch.Size([2, 10])})
         assert list(found.values) == ["head"] and found.instead.startswith(judged)
 
 
@@ -412,7 +416,7 @@ def test_an_artifact_of_several_patch_sizes_is_looked_into(
     right = nx.gate(runner, classifier, effort="quick", locate=True).location
     assert right is not None and right.first is None and right.case == "patch4/photos-24-0"
     inputs = (torch.randn(1, 3, 48), torch.zeros(1, 3, 2, dtype=torch.int64), torch.ones(1, 3, dtype=torch.bool))
-    assert set(runner.taps(inputs, {"head": torch.Size([1, 10])}).values) == {"head"}
+    assert set(target.taps(runner[4], inputs, {"head": torch.Size([1, 10])}).values) == {"head"}
 
 
 def test_transformers_modules_are_named_as_transformers_names_them() -> None:

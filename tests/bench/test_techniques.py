@@ -19,10 +19,11 @@ from torch import nn
 
 import naflex_export as nx
 from naflex_export.batch import noise_batch
+from naflex_export.bench.artifact import FIELDS
 from naflex_export.bench.techniques import COLUMNS, Bench, Figures, Technique, count_flops, matrix_rate
 from naflex_export.bench.timing import Timing
 from naflex_export.bench.workloads import drawn_grids, workload
-from naflex_export.cli.bench import FIELDS, bench_command
+from naflex_export.cli.bench import bench_command
 from naflex_export.errors import RequestError
 from naflex_export.grid import Grid
 from naflex_export.models import family_of
@@ -311,7 +312,7 @@ def test_what_is_no_artifact_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_artifact_that_does_not_run_is_no_measurement(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from naflex_export.targets.onnx import OnnxRunner
+    from naflex_export.serving.onnx_runner import OnnxRunner
 
     def fail(self: OnnxRunner, inputs: Any) -> Any:
         raise RuntimeError("out of memory")

@@ -97,10 +97,10 @@ def test_gate_refuses_a_reference_with_other_weights(artifact: Path, tmp_path: P
 
 
 def test_gate_fails_with_exit_code_1(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from naflex_export.targets.onnx import OnnxRunner
+    from naflex_export.serving.onnx_runner import OnnxRunner
 
-    true = OnnxRunner._run
-    monkeypatch.setattr(OnnxRunner, "_run", lambda *arguments: [1.1 * out for out in true(*arguments)])
+    true = OnnxRunner.run
+    monkeypatch.setattr(OnnxRunner, "run", lambda *arguments: [1.1 * out for out in true(*arguments)])
     failed = gate(artifact)
     assert failed.exit_code == 1
     assert "FAIL" in failed.stdout and "error: the gate failed" in failed.stderr

@@ -1,0 +1,42 @@
+"""Running `model.pt2`, native code that AOTInductor compiled for one kind of device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from naflex_export.errors import BackendError
+from naflex_export.serving.device import resolve_device
+from naflex_export.serving.manifest import Manifest
+from naflex_export.serving.runner import Runner
+
+FILE = "model.pt2"
+
+
+def require_run() -> None:
+    """Ask for nothing: torch loads native code by itself, and no compiler has any part in it."""
+
+
+def open(folder: Path, manifest: Manifest, device: torch.device | None, check_inputs: bool) -> Runner:
+    built_for = manifest.build["device"]
+    device = resolve_device(device or torch.device(built_for))
+    if device.type != built_for:
+        raise BackendError(
+            f"this artifact is native code for {built_for}, not {device.type}: export it on {device.type}"
+        )
+    return AotRunner(folder / FILE, manifest, device, check_inputs)
+
+
+class AotRunner(Runner):
+    """Runs native code from `model.pt2`. Loading it runs code of the package: its hash has been checked first."""
+
+    def __init__(self, path: Path, manifest: Manifest, device: torch.device, check_inputs: bool = True) -> None:
+        super().__init__(manifest, device, check_inputs)
+        self._run = torch._inductor.aoti_load_package(str(path))
+
+    def execute(self, inputs: tuple[Tensor, ...]) -> list[Tensor]:
+        with torch.inference_mode():
+            outputs = self._run(*(tensor.contiguous() for tensor in inputs))
+        return [outputs] if isinstance(outputs, Tensor) else list(outputs)

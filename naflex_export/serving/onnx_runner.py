@@ -1,0 +1,128 @@
+"""Running `model.onnx` with ONNX Runtime."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from naflex_export.batch import noise_batch
+from naflex_export.errors import BackendError
+from naflex_export.grid import Grid
+from naflex_export.serving.manifest import Manifest
+from naflex_export.serving.runner import Runner
+
+FILE = "model.onnx"
+
+
+def require_run() -> None:
+    if importlib.util.find_spec("onnxruntime") is None:
+        raise BackendError("package 'onnxruntime' is missing: pip install onnxruntime-gpu, or onnxruntime for a CPU")
+
+
+def open(folder: Path, manifest: Manifest, device: torch.device | None, check_inputs: bool) -> Runner:
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if manifest.dtype == "bfloat16" and device.type == "cpu":
+        raise BackendError(
+            "ONNX Runtime's CPU provider has no bfloat16: run this artifact on a GPU, or export in another dtype"
+        )
+    return OnnxRunner(folder / FILE, manifest, device, check_inputs)
+
+
+class OnnxRunner(Runner):
+    """Runs `model.onnx` with ONNX Runtime, on the provider asked for and no other."""
+
+    def __init__(self, path: Path, manifest: Manifest, device: torch.device, check_inputs: bool = True) -> None:
+        super().__init__(manifest, device, check_inputs)
+        self.path = path
+        self._session = open_session(path, device)
+
+    def trim(self) -> None:
+        """Run one small batch at whose end the session's arena shrinks to it; nothing else makes it shrink."""
+        import onnxruntime
+
+        options = onnxruntime.RunOptions()
+        place = "cpu:0" if self.device.type == "cpu" else f"gpu:{self.device.index or 0}"
+        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", place)
+        patches = self.manifest.inputs[0]
+        smallest = min(bucket.batch[0] for bucket in self.manifest.buckets)
+        batch = noise_batch("trim", [Grid(1, 1)] * smallest, 1, int(patches.shape[2]))
+        first, *rest = self.layout.arrange(batch)
+        inputs = (first.to(getattr(torch, patches.dtype)), *rest)
+        self.run(self._session, self.output_names, tuple(tensor.to(self.device) for tensor in inputs), options)
+
+    def execute(self, inputs: tuple[Tensor, ...]) -> list[Tensor]:
+        return self.run(self._session, self.output_names, inputs)
+
+    def run(self, session: Any, names: Sequence[str], inputs: tuple[Tensor, ...], options: Any = None) -> list[Tensor]:
+        """Return outputs of a session, by name, for inputs on its device."""
+        given = {spec.name: tensor.contiguous() for spec, tensor in zip(self.manifest.inputs, inputs, strict=True)}
+        if self.device.type == "cuda":
+            return self._run_on_device(session, names, given, options)
+        arrays = {name: tensor.numpy() for name, tensor in given.items()}
+        return [torch.from_numpy(array) for array in session.run(names, arrays, options)]
+
+    def _run_on_device(
+        self, session: Any, names: Sequence[str], inputs: dict[str, Tensor], options: Any
+    ) -> list[Tensor]:
+        """Run on the GPU without a copy of the inputs or outputs through the host."""
+        import onnxruntime
+
+        index = self.device.index or 0
+        binding = session.io_binding()
+        torch.cuda.current_stream(self.device).synchronize()
+        for name, tensor in inputs.items():
+            element = _ELEMENTS[tensor.dtype]
+            binding.bind_input(name, "cuda", index, element, tuple(tensor.shape), tensor.data_ptr())
+        for name in names:
+            binding.bind_output(name, "cuda", index)
+        session.run_with_iobinding(binding, options)
+        binding.synchronize_outputs()
+        values: list[onnxruntime.OrtValue] = binding.get_outputs()
+        return [torch.utils.dlpack.from_dlpack(value._ortvalue.to_dlpack()).clone() for value in values]
+
+
+_ELEMENTS: dict[torch.dtype, Any] = {
+    torch.float32: np.float32,
+    torch.float16: np.float16,
+    torch.bfloat16: 16,  # onnx.TensorProto.BFLOAT16; numpy has no such dtype
+    torch.int32: np.int32,
+    torch.int64: np.int64,
+    torch.bool: np.bool_,
+}
+
+
+def open_session(path: Path, device: torch.device) -> Any:
+    """Return a session on one provider, or raise BackendError: ONNX Runtime itself falls back to the CPU unasked.
+
+    It uses as many threads as torch does in this process. By itself it would take a core each, whatever
+    `OMP_NUM_THREADS` or `torch.set_num_threads` say.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    verbose = logging.getLogger("naflex_export").isEnabledFor(logging.DEBUG)
+    options.log_severity_level = 1 if verbose else 3  # 1 is informational, 3 errors
+    wanted = "CPUExecutionProvider"
+    provider: Any = wanted
+    if device.type == "cuda":
+        wanted = "CUDAExecutionProvider"
+        provider = (wanted, {"device_id": device.index or 0, "use_tf32": 0})
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    try:
+        session = onnxruntime.InferenceSession(path, options, providers=[provider], enable_fallback=0)
+    except Exception as error:  # onnxruntime raises classes of its own for every cause
+        raise BackendError(f"ONNX Runtime cannot run {path.name} on {device}: {error}") from error
+    if wanted not in session.get_providers():
+        raise BackendError(
+            f"ONNX Runtime offers {session.get_providers()} and not {wanted}: install onnxruntime-gpu and its CUDA "
+            "libraries, or load with device='cpu'"
+        )
+    return session

@@ -1,0 +1,88 @@
+"""A loaded artifact runs where nothing that builds one is installed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+import naflex_export as nx
+from naflex_export.batch import noise_batch
+from naflex_export.grid import Grid
+
+BLOCKED = ("timm", "transformers", "torchvision", "onnx", "onnx_ir", "onnxscript", "PIL", "matplotlib")
+
+LOAD_AND_CALL = """
+import json, sys
+BLOCKED, folder = json.loads(sys.argv[1]), sys.argv[2]
+FINDERS = list(sys.meta_path)
+
+
+class Installed:
+    # finds all that is installed but for what is blocked
+
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name.partition(".")[0] not in BLOCKED:
+            return next((spec for finder in FINDERS if (spec := finder.find_spec(name, path, target))), None)
+
+
+sys.meta_path[:] = [Installed]
+import torch
+import naflex_export as nx
+
+given = torch.load(f"{folder}/given.pt")
+given["found"] = nx.load(f"{folder}/a")(*given["inputs"])
+torch.save(given, f"{folder}/found.pt")
+found = {name.partition(".")[0] for name in sys.modules}
+assert not found & set(BLOCKED), found & set(BLOCKED)
+"""
+
+
+def in_a_process_of_its_own(
+    folder: Path, blocked: tuple[str, ...], **environment: str
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", LOAD_AND_CALL, json.dumps(blocked), str(folder)],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders with an artifact, the inputs of a call, and what eager gives for them."""
+    model, batch = tiny.siglip(), noise_batch("alone", [Grid(3, 4), Grid(2, 2)], 16, 48)
+    inputs = batch.patches, batch.patch_coord, batch.patch_valid
+    with torch.no_grad():
+        wanted = model(*inputs)
+    made = {}
+    for target in ("onnx", "aot", "compile"):
+        made[target] = tmp_path_factory.mktemp(f"alone-{target}")
+        nx.export(model, target, made[target] / "a", [nx.Bucket(16, (1, 2, 4))], effort="quick")
+        torch.save({"inputs": inputs, "wanted": wanted}, made[target] / "given.pt")
+    return made
+
+
+@pytest.mark.parametrize("target", ["onnx", "aot", "compile"])
+def test_an_artifact_runs_without_what_built_it(folders: dict[str, Path], target: str, tmp_path: Path) -> None:
+    # native code loads without a compiler too; a traced graph is compiled where it is loaded
+    environment = {"PATH": str(tmp_path)} if target != "compile" else {}
+    done = in_a_process_of_its_own(folders[target], BLOCKED, **environment)
+    assert done.returncode == 0, done.stderr
+    found = torch.load(folders[target] / "found.pt")
+    assert (found["found"] - found["wanted"]).abs().max() <= 1e-5 * found["wanted"].abs().max()
+
+
+def test_what_is_blocked_is_missed(folders: dict[str, Path]) -> None:
+    """The test above can fail: what an ONNX artifact does need is refused in the same way."""
+    done = in_a_process_of_its_own(folders["onnx"], (*BLOCKED, "onnxruntime"))
+    assert done.returncode != 0 and "onnxruntime" in done.stderr
