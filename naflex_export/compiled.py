@@ -17,7 +17,7 @@ from naflex_export.graph.intermediates import (
     listening,
 )
 from naflex_export.grid import Bucket, Grid, check_buckets
-from naflex_export.models import family_of
+from naflex_export.models import adapter_of
 from naflex_export.models.vectorize import vectorize
 
 
@@ -39,7 +39,7 @@ class CompiledModel(nn.Module):
         super().__init__()
         self.model = vectorize(model)
         self.train(model.training)
-        self._family = family_of(model)
+        self._adapter = adapter_of(self.model)
         self._buckets, self._options = check_buckets(buckets), options
         compiled = torch.compile(self._tower, fullgraph=True, dynamic=True, **options)
         object.__setattr__(self, "_compiled", compiled)  # as a submodule it would hold every parameter once more
@@ -47,11 +47,11 @@ class CompiledModel(nn.Module):
     @property
     def _tower(self) -> nn.Module:
         """The part of the model that sees images."""
-        return self._family.tower(self.model)
+        return self._adapter.tower
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
         """Return what the model returns, for its own inputs: tensors, by name or in order, or timm's dict of them."""
-        names = self._family.layout.names
+        names = self._adapter.input_format.names
         if len(inputs) == 1 and isinstance(inputs[0], Mapping) and not named:
             inputs = tuple(inputs[0][name] for name in names)
         patches = inputs[0] if inputs else named.get(names[0])
@@ -70,11 +70,11 @@ class CompiledModel(nn.Module):
         Runs a batch of one and a batch of several, of each bucket's usual size, forward only.
         """
         parameter = next(self.model.parameters())
-        width = self._family.token_width(self.model)
+        width = self._adapter.token_width
         for bucket in self._buckets:
             for size in sorted({1, max(2, bucket.batch[1])}):
                 batch = noise_batch("warmup", [Grid(1, bucket.tokens)] * size, bucket.tokens, width)
-                inputs = [tensor.to(parameter.device) for tensor in self._family.layout.arrange(batch)]
+                inputs = [tensor.to(parameter.device) for tensor in self._adapter.input_format.arrange(batch)]
                 inputs[0] = inputs[0].to(parameter.dtype)
                 self(*inputs)
         return self
@@ -90,7 +90,7 @@ class CompiledModel(nn.Module):
         with listening(tower, modules, seen.take), torch._dynamo.config.patch(specialize_float=True):
             compiled = torch.compile(run, fullgraph=True, dynamic=True, **self._options)
             given, values = compiled(*inputs)
-        found = self._family.unpack(given)
+        found = self._adapter.unpack(given)
         return Tapped(values, found if isinstance(found, dict) else {"features": found})
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:

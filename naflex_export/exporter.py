@@ -1,76 +1,45 @@
-"""`export`: model in, judged artifact out. `load`: artifact in, callable out."""
+"""`export`: model in, judged artifact out."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from naflex_export.accuracy.cases import Scope
-from naflex_export.accuracy.judge_artifact import judge_subject, open_to_judge
+from naflex_export.accuracy.cases import STANDARD, CaseSelection
+from naflex_export.accuracy.gate import GateSettings
+from naflex_export.accuracy.judge_artifact import judge_opened, open_to_judge, refuse_stand_in
 from naflex_export.accuracy.photos import load_photos
 from naflex_export.accuracy.report.formats import verdict, write
 from naflex_export.accuracy.results import GateReport, merged
-from naflex_export.cli.progress import Stages
 from naflex_export.errors import BackendError, RequestError
 from naflex_export.graph.build_settings import BuildSettings
+from naflex_export.graph.program import Program
 from naflex_export.graph.trace import trace
 from naflex_export.grid import Bucket, check_buckets, check_patch_sizes
-from naflex_export.models import family_of
-from naflex_export.models.adapter import Family
+from naflex_export.models import adapter_of
+from naflex_export.models.adapter import ModelAdapter
 from naflex_export.models.model_sources import weights_sha256
 from naflex_export.precision import check_dtype
 from naflex_export.serving.manifest import SCHEMA_ENTRY_POINTS, Manifest
 from naflex_export.serving.publish import check_destination, staged
-from naflex_export.targets import Target, target_named
+from naflex_export.targets import target_named
 
 REPORT = Path("gate") / "report.json"
 
 
-@dataclasses.dataclass(frozen=True)
-class Artifact:
-    """A published artifact.
+@dataclass(frozen=True)
+class ExportRequest:
+    """What is to be exported, and how: all that `export` takes besides the model.
 
     Attributes:
-        path: its folder.
-        manifest: what it says of itself.
-        report: the gate's report; of all patch sizes together where there are several.
-        entry_points: the artifact of each patch size, if `patch_sizes` were asked for.
-    """
-
-    path: Path
-    manifest: Manifest
-    report: GateReport
-    entry_points: dict[int, Artifact] = dataclasses.field(default_factory=dict)
-
-
-def export(
-    model: nn.Module,
-    target: str,
-    out: Path | str,
-    buckets: Sequence[Bucket] | None = None,
-    dtype: str = "float32",
-    *,
-    outputs: Sequence[str] = ("features",),
-    patch_sizes: Sequence[int] | None = None,
-    images: Path | str | None = None,
-    seed: int = 0,
-    effort: str = "standard",
-    require_run: bool = False,
-    source: dict[str, Any] | None = None,
-    stages: Stages | None = None,
-    settings: BuildSettings | None = None,
-    on_report: Callable[[GateReport], None] | None = None,
-) -> Artifact:
-    """Build an artifact, reload it, judge it against the untouched eager model, and publish it if it passes.
-
-    Args:
-        model: a model that `vectorize` takes, in any dtype and mode. It is not changed.
         target: "compile", "aot", "onnx" or "trt".
         out: the artifact's folder. An artifact there is replaced, atomically; anything else is left alone.
         buckets: what the artifact serves; one of 256 tokens by default.
@@ -84,9 +53,88 @@ def export(
         effort: "quick", "standard" or "thorough": how many cases to judge on.
         require_run: refuse an artifact that this machine can build and not run.
         source: where the model came from, for the manifest, so that `naflex-gate` can load it again.
-        stages: shows and times the stages.
         settings: what the build takes besides the program.
-        on_report: called with the gate's report, passed or failed; once for each patch size.
+
+    Raises:
+        RequestError: a value is not possible.
+    """
+
+    target: str
+    out: Path
+    buckets: tuple[Bucket, ...] = (Bucket(),)
+    dtype: str = "float32"
+    outputs: tuple[str, ...] = ("features",)
+    patch_sizes: tuple[int, ...] | None = None
+    images: Path | None = None
+    seed: int = 0
+    effort: str = STANDARD
+    require_run: bool = False
+    source: dict[str, Any] = field(default_factory=dict)
+    settings: BuildSettings = field(default_factory=BuildSettings)
+
+    def __post_init__(self) -> None:
+        target_named(self.target)
+        object.__setattr__(self, "buckets", check_buckets(self.buckets))
+        if self.patch_sizes is not None:
+            object.__setattr__(self, "patch_sizes", check_patch_sizes(self.patch_sizes))
+        check_dtype(self.dtype)
+        CaseSelection(self.seed, self.effort)
+
+    @property
+    def cases(self) -> CaseSelection:
+        """The batches to judge on."""
+        return CaseSelection(self.seed, self.effort)
+
+
+class Observer:
+    """Is told what an export does while it does it. This one keeps quiet: override what is of interest."""
+
+    def stage(self, name: str) -> contextlib.AbstractContextManager[None]:
+        """Return a context that a stage runs in: "trace", "build", "reload" or "gate"."""
+        return contextlib.nullcontext()
+
+    def announce(self, step: str) -> None:
+        """Take the name of what the present stage is doing."""
+
+    def judged(self, report: GateReport) -> None:
+        """Take the gate's report, passed or failed; once for each patch size."""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A published artifact.
+
+    Attributes:
+        path: its folder.
+        manifest: what it says of itself.
+        report: the gate's report; of all patch sizes together where there are several.
+        entry_points: the artifact of each patch size, if `patch_sizes` were asked for.
+    """
+
+    path: Path
+    manifest: Manifest
+    report: GateReport
+    entry_points: dict[int, Artifact] = field(default_factory=dict)
+
+
+def export(
+    model: nn.Module,
+    target: str,
+    out: Path | str,
+    buckets: Sequence[Bucket] | None = None,
+    dtype: str = "float32",
+    **options: Any,
+) -> Artifact:
+    """Build an artifact, reload it, judge it against the untouched eager model, and publish it if it passes.
+
+    Args:
+        model: a model that `vectorize` takes, in any dtype and mode. It is not changed.
+        target: "compile", "aot", "onnx" or "trt".
+        out: the artifact's folder. An artifact there is replaced, atomically; anything else is left alone.
+        buckets: what the artifact serves; one of 256 tokens by default.
+        dtype: "float32", "float16" or "bfloat16", of the weights and of floating inputs and outputs.
+        options: further attributes of `ExportRequest`, by name: `outputs`, `patch_sizes`, `images`, `seed`, `effort`,
+            `require_run`, `source`, `settings`.
 
     Raises:
         RequestError: an argument is not possible; nothing was built.
@@ -95,73 +143,138 @@ def export(
         BuildError: a graph check or the backend's builder rejected the model.
         GateFailure: the gate failed; nothing was published, and the report is beside `out`, as data and as a page.
     """
-    out, stages = Path(out), stages or Stages()
-    settings = dataclasses.replace(settings or BuildSettings(), announce=stages.announce)
-    backend, ordered = target_named(target), check_buckets(buckets or [Bucket()])
-    sizes = check_patch_sizes(patch_sizes) if patch_sizes is not None else ()
-    check_dtype(dtype)
-    scope = Scope(seed, effort)
-    check_destination(out)
-    photos = load_photos(Path(images) if images is not None else None)
-    backend.require_build()
-    if require_run and (reason := backend.cannot_run(dtype)):
-        raise BackendError(f"{target} in {dtype} can be built and not run here: {reason}; --require-run was given")
-    family = family_of(model)
-    if family.is_vectorized(model):
-        raise RequestError("the model is vectorized: pass the original, which the gate compares with")
-    preprocessing = {size: family_of(model, size).preprocessing(model) for size in sizes or (None,)}
+    lists = {name: tuple(options[name]) for name in ("outputs", "patch_sizes") if options.get(name) is not None}
+    if options.get("images") is not None:
+        options["images"] = Path(options["images"])
+    chosen = tuple(buckets or [Bucket()])
+    return Exporter(model, ExportRequest(target, Path(out), chosen, dtype, **{**options, **lists})).run()
 
-    def make(folder: Path, patch_size: int | None) -> Artifact:
-        """Build and judge one artifact in its folder."""
-        with stages.stage("trace"):
-            program = trace(model, ordered, dtype, outputs, patch_size)
-        with stages.stage("build"):
-            build = backend.build(program, folder, settings)
-        draft = Manifest(
-            target=target,
-            dtype=dtype,
-            inputs=program.inputs,
-            outputs=program.outputs,
-            buckets=ordered,
-            model={
-                "family": family.name,
-                **family.describe(model),
-                "source": source or {},
-                "weights_sha256": weights_sha256(model),
-                **({} if patch_size is None else {"patch_size": patch_size}),
-            },
-            preprocessing=preprocessing[patch_size],
-            versions=_versions(family, backend),
-            build=build,
-        ).write(folder)
-        del program
-        with stages.stage("reload"):
-            subject = open_to_judge(backend, folder, draft, require_run)
-        with stages.stage("gate"):
-            report = judge_subject(subject, model, photos, draft, scope)
-        named = report if patch_size is None else merged({patch_size: report})
-        if on_report is not None:
-            on_report(named)
-        if not report.passed:
-            for suffix in (".json", ".html"):
-                write(named, out.with_name(f"{out.name}.rejected{suffix}"))
-            named.raise_for_failure()
-        write(report, folder / REPORT)
-        manifest = dataclasses.replace(draft, gate=verdict(report)).write(folder)
-        return Artifact(out / folder.relative_to(staging), manifest, report)
 
-    with staged(out) as staging:
-        if not sizes:
-            return make(staging, None)
+class Exporter:
+    """One export: what it needs is checked when it is made, and `run` goes through its steps.
+
+    Args:
+        model: to be exported, and the reference that the artifact is judged against.
+        request: what is asked for.
+        observer: told what happens.
+
+    Raises:
+        RequestError: something is at `out` that is no artifact, the model is vectorized, or there is no photo.
+        UnsupportedModelError: the model is not known, or takes no other patch sizes and was asked to.
+        BackendError: a package or device is missing.
+    """
+
+    def __init__(self, model: nn.Module, request: ExportRequest, observer: Observer | None = None) -> None:
+        self.request, self.observer = request, observer or Observer()
+        check_destination(request.out)
+        self.photos = load_photos(request.images)
+        self.target = target_named(request.target)
+        self.target.require_build()
+        if request.require_run and (reason := self.target.cannot_run(request.dtype)):
+            raise BackendError(
+                f"{request.target} in {request.dtype} can be built and not run here: {reason}; --require-run was given"
+            )
+        if adapter_of(model).is_vectorized:
+            raise RequestError("the model is vectorized: pass the original, which the gate compares with")
+        self.adapters = {size: adapter_of(model, size) for size in request.patch_sizes or (None,)}
+        self.preprocessing = {size: adapter.preprocessing() for size, adapter in self.adapters.items()}
+
+    def run(self) -> Artifact:
+        """Return the artifact of the model's own patch size, or of all patch sizes asked for, once it is published."""
+        with staged(self.request.out) as staging:
+            if self.request.patch_sizes is None:
+                return self.make(self.adapters[None], staging)
+            return self.make_all(staging)
+
+    def make_all(self, staging: Path) -> Artifact:
+        """Return the artifact that holds one for each patch size."""
         entry_points = {}
-        for size in sizes:
+        for size in self.request.patch_sizes or ():
             folder = staging / f"patch{size}"
             folder.mkdir()
-            entry_points[size] = make(folder, size)
+            entry_points[size] = self.make(self.adapters[size], folder)
         report = merged({size: artifact.report for size, artifact in entry_points.items()})
         write(report, staging / REPORT)
         manifest = _manifest_of(entry_points, report).write(staging)
-    return Artifact(out, manifest, report, entry_points)
+        return Artifact(self.request.out, manifest, report, entry_points)
+
+    def make(self, adapter: ModelAdapter, folder: Path) -> Artifact:
+        """Return the artifact of one patch size, built in its folder and judged."""
+        draft = self.build(adapter, folder)
+        report = self.judge(adapter, folder, draft)
+        self.tell(adapter, report)
+        write(report, folder / REPORT)
+        manifest = dataclasses.replace(draft, gate=verdict(report)).write(folder)
+        published = self.request.out if adapter.patch_size is None else self.request.out / folder.name
+        return Artifact(published, manifest, report)
+
+    def build(self, adapter: ModelAdapter, folder: Path) -> Manifest:
+        """Write the target's files and return the manifest of an artifact that is yet to be judged."""
+        with self.observer.stage("trace"):
+            program = trace(adapter, self.request.buckets, self.request.dtype, self.request.outputs)
+        with self.observer.stage("build"):
+            settings = dataclasses.replace(self.request.settings, announce=self.observer.announce)
+            build = self.target.build(program, folder, settings)
+        return self.describe(adapter, program, build).write(folder)
+
+    def describe(self, adapter: ModelAdapter, program: Program, build: dict[str, Any]) -> Manifest:
+        """Return what an artifact says of itself, but for its files and the gate's verdict.
+
+        Args:
+            adapter: of the model that was exported.
+            program: what it was built from.
+            build: what the target has to say of the build.
+        """
+        own_size = {} if adapter.patch_size is None else {"patch_size": adapter.patch_size}
+        return Manifest(
+            target=self.request.target,
+            dtype=program.dtype,
+            inputs=program.inputs,
+            outputs=program.outputs,
+            buckets=program.buckets,
+            model={
+                "family": adapter.name,
+                **adapter.describe(),
+                "source": self.request.source,
+                "weights_sha256": weights_sha256(adapter.model),
+                **own_size,
+            },
+            preprocessing=self.preprocessing[adapter.patch_size],
+            versions=self.versions(adapter),
+            build=build,
+        )
+
+    def versions(self, adapter: ModelAdapter) -> dict[str, str]:
+        """Return the versions of the packages that have a part in the artifact."""
+        versions = {"python": platform.python_version()}
+        for package in ("naflex_export", adapter.package, *self.target.PACKAGES):
+            with contextlib.suppress(metadata.PackageNotFoundError):
+                versions[package] = metadata.version(package)
+        return versions
+
+    def judge(self, adapter: ModelAdapter, folder: Path, draft: Manifest) -> GateReport:
+        """Return the gate's report on an artifact, reloaded from its folder.
+
+        Args:
+            adapter: of the model that was exported.
+            folder: where the artifact is.
+            draft: its manifest.
+        """
+        with self.observer.stage("reload"):
+            opened = open_to_judge(folder, draft)
+            if self.request.require_run:
+                refuse_stand_in(opened)
+        with self.observer.stage("gate"):
+            return judge_opened(opened, adapter.model, self.photos, GateSettings.of(draft, self.request.cases))
+
+    def tell(self, adapter: ModelAdapter, report: GateReport) -> None:
+        """Tell the observer what the gate found; where it failed, leave the report beside `out` and raise."""
+        named = report if adapter.patch_size is None else merged({adapter.patch_size: report})
+        self.observer.judged(named)
+        if not report.passed:
+            for suffix in (".json", ".html"):
+                write(named, self.request.out.with_name(f"{self.request.out.name}.rejected{suffix}"))
+            named.raise_for_failure()
 
 
 def _manifest_of(entry_points: dict[int, Artifact], report: GateReport) -> Manifest:
@@ -177,13 +290,3 @@ def _manifest_of(entry_points: dict[int, Artifact], report: GateReport) -> Manif
         gate=verdict(report),
         schema=SCHEMA_ENTRY_POINTS,
     )
-
-
-def _versions(family: Family, backend: Target) -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for package in ("naflex_export", family.package, *backend.PACKAGES):
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions

@@ -40,14 +40,16 @@ def accuracy_gate() -> Callable[..., GateReport]:
     """
 
     def judge(candidate: Any, reference: nn.Module, **options: Any) -> GateReport:
-        from naflex_export.accuracy.cases import Scope
+        from naflex_export.accuracy.cases import CaseSelection
         from naflex_export.accuracy.gate import gate
-        from naflex_export.accuracy.judge_artifact import judge_artifact
+        from naflex_export.accuracy.judge_artifact import JudgeRequest, judge_artifact
         from naflex_export.errors import GateFailure
 
         if isinstance(candidate, str | Path):
-            scope = Scope(options.pop("seed", 0), options.pop("effort", "standard"), tuple(options.pop("cases", ())))
-            report = judge_artifact(Path(candidate), reference, options.pop("images", None), scope, **options)
+            cases = CaseSelection(
+                options.pop("seed", 0), options.pop("effort", "standard"), tuple(options.pop("cases", ()))
+            )
+            report = judge_artifact(Path(candidate), reference, JudgeRequest(cases=cases, **options))
         else:
             report = gate(candidate, reference, **options)
         try:

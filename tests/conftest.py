@@ -18,6 +18,7 @@ from naflex_export.graph.onnx_translate import translate
 from naflex_export.graph.program import Program
 from naflex_export.graph.trace import trace
 from naflex_export.grid import Grid
+from naflex_export.models import adapter_of
 from naflex_export.targets.onnx import OPSET
 
 MIXED = (Grid(3, 7), Grid(1, 24), Grid(24, 1), Grid(4, 4), Grid(1, 1), Grid(5, 4))
@@ -45,7 +46,7 @@ def classifier() -> nn.Module:
 
 @pytest.fixture(scope="session")
 def siglip_program(siglip: nn.Module) -> Program:
-    return trace(siglip, [nx.Bucket(64)], outputs=("features", "tokens"))
+    return trace(adapter_of(siglip), [nx.Bucket(64)], outputs=("features", "tokens"))
 
 
 @pytest.fixture(scope="session")

@@ -9,16 +9,16 @@ from dataclasses import replace
 from naflex_export.accuracy.invariances import Invariance
 from naflex_export.accuracy.metrics import DECADES, LIMITS, ImageMeasures, Measures
 from naflex_export.accuracy.results import (
+    ArtifactSummary,
     BaselineResult,
     CaseResult,
     Distribution,
     GateReport,
     Location,
-    Subject,
     Tap,
 )
 
-SUBJECT = Subject(
+SUBJECT = ArtifactSummary(
     "naflexvit_base_patch16_siglip", "pretrained", 16 * "5eed", "onnx", {"python": "3.11.9", "torch": "2.14.0"}
 )
 

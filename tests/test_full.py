@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from naflex_export.accuracy.cases import Scope, cases_of
+from naflex_export.accuracy.cases import CaseSelection, cases_of
 from naflex_export.cli.export import export_command
 from naflex_export.cli.gate import gate_command
 from naflex_export.grid import Bucket
@@ -29,7 +29,7 @@ def test_a_full_size_model_goes_through_the_command_line(model: str, target: str
     done = CliRunner().invoke(export_command, arguments)
     assert done.exit_code == 0, done.output
     manifest = json.loads((out / "manifest.json").read_text())
-    cases = cases_of(Bucket(), Scope(effort="quick"), num_photos=3)
+    cases = cases_of(Bucket(), CaseSelection(effort="quick"), num_photos=3)
     assert manifest["gate"]["passed"] is True and manifest["gate"]["cases"] == len(cases)
     again = CliRunner().invoke(gate_command, [str(out), "--case", cases[0], "--locate"])
     assert again.exit_code == 0, again.output

@@ -21,7 +21,7 @@ import naflex_export as nx
 from naflex_export.batch import Batch
 from naflex_export.bench.timing import peak_memory
 from naflex_export.bench.workloads import workload
-from naflex_export.models import family_of
+from naflex_export.models import adapter_of
 from naflex_export.resample import add as add_resampled
 from naflex_export.resample.weights import Resampling
 
@@ -54,7 +54,7 @@ def on_device(batch: Batch) -> tuple[Tensor, ...]:
 def expected(model: nn.Module, batch: Batch) -> Tensor:
     """Return the features of the untouched model, on a CPU."""
     with torch.no_grad():
-        (features,) = family_of(model).encoder(copy.deepcopy(model).cpu(), ("features",))(
+        (features,) = adapter_of(copy.deepcopy(model).cpu()).encoder(("features",))(
             batch.patches, batch.patch_coord, batch.patch_valid
         )
     return features

@@ -105,7 +105,7 @@ def techniques(
         if name == "ours CUDA graphs" and options.device.type != "cuda":
             missing[name] = "CUDA graphs need a GPU"
         elif name in live:
-            ready.append(live[name](name.replace("timm", bench.family.package)))
+            ready.append(live[name](name.replace("timm", bench.adapter.package)))
         else:
             try:
                 ready.append(bench.runner(exported(options, model, EXPORTED[name], folder), name))

@@ -29,7 +29,7 @@ from naflex_export.graph.program import Program
 from naflex_export.graph.text import onnx_text, program_text
 from naflex_export.graph.trace import capture, example_inputs, trace
 from naflex_export.grid import Bucket
-from naflex_export.models import family_of
+from naflex_export.models import adapter_of
 from naflex_export.models.model_sources import randomize
 from naflex_export.targets.onnx import OPSET
 
@@ -90,13 +90,13 @@ class Embedding(nn.Module):
 def embedding(**options: Any) -> Program:
     """Return the graph of a vectorized embedding, alone."""
     model = tiny(**options)
-    family = family_of(model)
-    example = dict(zip(family.layout.names, example_inputs(family, model, torch.float32), strict=True))
+    adapter = adapter_of(model)
+    example = dict(zip(adapter.input_format.names, example_inputs(adapter, torch.float32), strict=True))
     del example["patch_valid"]
     return capture(
-        Embedding(family.vectorize(model).embeds).eval(),
+        Embedding(adapter.vectorized().model.embeds).eval(),
         example,
-        open_dims=family.layout.open_dims("batch", "tokens")[:2],
+        open_dims=adapter.input_format.open_dims("batch", "tokens")[:2],
         buckets=[BUCKET],
         dtype="float32",
         outputs=["tokens"],
@@ -105,7 +105,7 @@ def embedding(**options: Any) -> Program:
 
 def block(**options: Any) -> Program:
     """Return the graph of an encoder of one block with RoPE alone, and its tokens."""
-    return trace(tiny(depth=1, pos_embed="none", **options), [BUCKET], outputs=["tokens"])
+    return trace(adapter_of(tiny(depth=1, pos_embed="none", **options)), [BUCKET], outputs=["tokens"])
 
 
 GOLDENS: dict[str, Callable[[], Program]] = {
@@ -123,8 +123,8 @@ GOLDENS: dict[str, Callable[[], Program]] = {
     "rope-mixed": lambda: block(rope_type="mixed"),
     "rope-dinov3": lambda: block(rope_type="dinov3", rope_rotate_half=True),
     "rope-mrope": lambda: block(rope_type="mrope", embed_dim=16, rope_mrope_section=(0, 2, 2)),
-    "encoder": lambda: trace(tiny(depth=1), [BUCKET]),
-    "siglip2": lambda: trace(siglip2(), [BUCKET]),
+    "encoder": lambda: trace(adapter_of(tiny(depth=1)), [BUCKET]),
+    "siglip2": lambda: trace(adapter_of(siglip2()), [BUCKET]),
 }
 """What each golden shows."""
 

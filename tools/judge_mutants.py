@@ -25,15 +25,16 @@ import onnx_ir as ir
 import torch
 
 import naflex_export as nx
-from naflex_export.accuracy.cases import Scope
+from naflex_export.accuracy.cases import CaseSelection
 from naflex_export.accuracy.invariances import MASKING, MOVED
-from naflex_export.accuracy.judge_artifact import judge_artifact
+from naflex_export.accuracy.judge_artifact import JudgeRequest, judge_artifact
 from naflex_export.accuracy.metrics import Limits
 from naflex_export.accuracy.results import BASELINE_FACTOR, GateReport
 from naflex_export.graph import checks as graph_checks
 from naflex_export.graph.onnx_translate import FILE
 from naflex_export.graph.program import Program
 from naflex_export.graph.trace import trace
+from naflex_export.models import adapter_of
 from naflex_export.targets import onnx
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -185,7 +186,7 @@ def judge_folder(name: str, artifact: Path) -> str:
         shutil.copytree(artifact, copied)
         mutant.change(copied)
         try:
-            report = judge_artifact(copied, mutant.reference(), None, Scope(effort="quick"))
+            report = judge_artifact(copied, mutant.reference(), JudgeRequest(cases=CaseSelection(effort="quick")))
         except nx.NaflexExportError as error:
             return str(error)
     return "; ".join(report.failures)
@@ -322,7 +323,7 @@ def main() -> None:
     write = parser.parse_args().write
     with tempfile.TemporaryDirectory() as folder:
         artifact = nx.export(tiny.classifier(), "onnx", Path(folder) / "a", [BUCKET]).path
-        program = trace(tiny.classifier(), [BUCKET])
+        program = trace(adapter_of(tiny.classifier()), [BUCKET])
         text = page(judge_graphs(ir.load(artifact / FILE), program))
     old = PAGE.read_text() if PAGE.exists() else ""
     lines = difflib.unified_diff(old.splitlines(), text.splitlines(), "docs/mutants.md", "now", lineterm="", n=1)

@@ -55,7 +55,7 @@ from naflex_export.graph.onnx_translate import FILE, write_onnx
 from naflex_export.graph.program import Program
 from naflex_export.graph.trace import trace
 from naflex_export.grid import Grid
-from naflex_export.models import family_of
+from naflex_export.models import adapter_of
 from naflex_export.models.model_sources import randomize
 from naflex_export.models.timm_naflex import resampling_of
 from naflex_export.targets import onnx, tensorrt
@@ -149,7 +149,7 @@ def check(name: str, on_stage: OnStage = lambda stage, row: None, **overrides: A
         row |= {"depth": str(depth), **kind_of(model)}
     if model is not None:
         with stage("eager"):
-            width = family_of(model).token_width(model)
+            width = adapter_of(model).token_width
             inputs = [noise_batch("sweep", GRIDS, 36, width), noise_batch("sweep-other", OTHER_GRIDS, 29, width)]
             expected = [eager(model, batch) for batch in inputs]
     if expected:
@@ -159,7 +159,7 @@ def check(name: str, on_stage: OnStage = lambda stage, row: None, **overrides: A
             _record(row, "compile", _compiled(model, inputs), expected, inputs)
         program = None
         with stage("trace"):
-            program = trace(model, [BUCKET], outputs=OUTPUTS)
+            program = trace(adapter_of(model), [BUCKET], outputs=OUTPUTS)
         del model
         with tempfile.TemporaryDirectory() as folder:
             if program is not None:
@@ -201,7 +201,7 @@ def package_commit() -> str:
 
 def kind_of(model: NaFlexVit) -> Row:
     """Return the columns that say what kind of NaFlexVit a model is."""
-    about = family_of(model).describe(model)
+    about = adapter_of(model).describe()
     how, has_grid = resampling_of(model.embeds), about["pos_embed"] != "none"
     flags = {"antialias": how.antialias, "align_corners": how.align_corners}
     flags |= {"keep_aspect": about["pos_embed_ar_preserving"], "grid_sample": about["pos_embed_use_grid_sample"]}
@@ -225,9 +225,9 @@ def eager(model: nn.Module, batch: Batch) -> tuple[Tensor, ...]:
     Raises:
         ValueError: they would pass whatever is compared with them.
     """
-    family = family_of(model)
+    adapter = adapter_of(model)
     with torch.no_grad():
-        outputs = family.encoder(model, OUTPUTS)(*family.layout.arrange(batch))
+        outputs = adapter.encoder(OUTPUTS)(*adapter.input_format.arrange(batch))
     for name, output in zip(OUTPUTS, outputs, strict=True):
         fault = says_nothing(output, _valid(output, batch))
         if fault:
@@ -236,17 +236,17 @@ def eager(model: nn.Module, batch: Batch) -> tuple[Tensor, ...]:
 
 
 def _vectorized(model: nn.Module, inputs: Sequence[Batch]) -> list[tuple[Tensor, ...]]:
-    family = family_of(model)
-    encoder = family.encoder(nx.vectorize(model), OUTPUTS)
+    adapter = adapter_of(nx.vectorize(model))
+    encoder = adapter.encoder(OUTPUTS)
     with torch.no_grad():
-        return [encoder(*family.layout.arrange(batch)) for batch in inputs]
+        return [encoder(*adapter.input_format.arrange(batch)) for batch in inputs]
 
 
 def _compiled(model: nn.Module, inputs: Sequence[Batch]) -> list[tuple[Tensor, ...]]:
     torch._dynamo.reset()
     compiled = nx.compile(model, [BUCKET], backend="eager")
     with torch.no_grad(), torch._dynamo.config.patch(error_on_recompile=True):
-        return [(compiled(*family_of(model).layout.arrange(batch)),) for batch in inputs]
+        return [(compiled(*adapter_of(model).input_format.arrange(batch)),) for batch in inputs]
 
 
 def _onnx(program: Program, folder: Path, inputs: Sequence[Batch], row: Row) -> list[tuple[Tensor, ...]]:

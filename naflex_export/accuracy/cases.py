@@ -135,7 +135,7 @@ def beside_standard(name: str) -> str:
 
 
 @dataclass(frozen=True)
-class Scope:
+class CaseSelection:
     """Which cases to judge on.
 
     Attributes:
@@ -156,17 +156,17 @@ class Scope:
             raise RequestError(f"effort {self.effort!r} is unknown: expected one of {', '.join(EFFORTS)}")
 
 
-def cases_of(bucket: Bucket, scope: Scope, num_photos: int) -> list[str]:
+def cases_of(bucket: Bucket, selection: CaseSelection, num_photos: int) -> list[str]:
     """Return the names of the cases that a bucket is judged on."""
-    effort = EFFORTS["thorough" if scope.only else scope.effort]
-    if scope.only:
-        kinds_of = dict.fromkeys(_seeds_in(scope.only), effort.kinds + effort.once)
+    effort = EFFORTS["thorough" if selection.only else selection.effort]
+    if selection.only:
+        kinds_of = dict.fromkeys(_seeds_in(selection.only), effort.kinds + effort.once)
     else:
-        kinds_of = dict.fromkeys(range(scope.seed, scope.seed + effort.num_seeds), effort.kinds)
-        kinds_of[scope.seed] += effort.once
+        kinds_of = dict.fromkeys(range(selection.seed, selection.seed + effort.num_seeds), effort.kinds)
+        kinds_of[selection.seed] += effort.once
     names = [photos_name(bucket, number) for number in range(math.ceil(num_photos / bucket.batch[1]))]
     names += [name for seed, kinds in kinds_of.items() for kind in kinds for name in _names(kind, bucket, seed)]
-    return [name for name in names if not scope.only or name in scope.only]
+    return [name for name in names if not selection.only or name in selection.only]
 
 
 def generated_batch(name: str, bucket: Bucket, token_width: int) -> Batch:

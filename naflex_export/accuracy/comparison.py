@@ -1,4 +1,4 @@
-"""The sides of the comparison, each run on a batch: reference, candidate, and in low precision the baseline."""
+"""`Comparison`: reference, candidate, and in low precision the baseline, run on the same batches."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from naflex_export.accuracy.metrics import LIMITS, Limits, Measures, measure
 from naflex_export.accuracy.reference import SoundInterpolate
 from naflex_export.accuracy.results import BASELINE_FACTOR
 from naflex_export.batch import Batch
 from naflex_export.errors import RequestError
-from naflex_export.models import family_of
-from naflex_export.models.adapter import Family
+from naflex_export.models.adapter import ModelAdapter
 from naflex_export.precision import check_dtype
 from naflex_export.serving.runner import Runner
 
@@ -23,29 +22,27 @@ Candidate = Callable[..., Any]
 Outputs = dict[str, Tensor]
 
 
-class Sides:
+class Comparison:
     """Runs reference, candidate and baseline on the same batches.
 
     Attributes:
         candidate: what is judged; it takes its patches in `dtype`.
-        family: the model's.
         outputs: names of the outputs, in order.
         dtype: the candidate's.
         limits: the worst measures that pass in it, but where eager itself is near to them.
-        eager: the reference, in float32 and eval mode on a CPU.
-        low: the baseline, `eager` in the candidate's dtype; none in float32.
+        reference: the eager model, in float32 and eval mode on a CPU.
+        baseline: the same in the candidate's dtype; none in float32.
     """
 
-    def __init__(
-        self, candidate: Candidate, reference: nn.Module, outputs: tuple[str, ...], dtype: str, patch_size: int | None
-    ) -> None:
+    def __init__(self, candidate: Candidate, reference: ModelAdapter, outputs: tuple[str, ...], dtype: str) -> None:
         self.candidate, self.outputs = candidate, outputs
         self.dtype, self.limits = check_dtype(dtype), LIMITS[dtype]
-        self.family: Family = family_of(reference, patch_size)
-        self.eager = float32_reference(reference)
-        self._reference = self.family.encoder(self.eager, outputs)
-        self.low = copy.deepcopy(self.eager).to(self.dtype) if self.dtype != torch.float32 else None
-        self._baseline = None if self.low is None else self.family.encoder(self.low, outputs)
+        self.reference = float32_reference(reference)
+        self._reference = self.reference.encoder(outputs)
+        self.baseline: ModelAdapter | None = None
+        if self.dtype != torch.float32:
+            self.baseline = self.reference.of(copy.deepcopy(self.reference.model).to(self.dtype))
+        self._baseline = None if self.baseline is None else self.baseline.encoder(outputs)
 
     def reference_of(self, batch: Batch) -> Outputs:
         """Return the reference's outputs, by name."""
@@ -75,13 +72,13 @@ class Sides:
 
     def named(self, given: Any) -> Outputs:
         """Return what a candidate gave, by the outputs' names."""
-        found = self.family.unpack(given)
+        found = self.reference.unpack(given)
         return dict(found) if isinstance(found, dict) else {self.outputs[0]: found}
 
     def inputs(self, batch: Batch, dtype: torch.dtype | None = None) -> tuple[Tensor, ...]:
         """Return a batch as the model takes it, floating tensors in a dtype, by default the candidate's."""
         dtype = dtype or self.dtype
-        arranged = self.family.layout.arrange(batch)
+        arranged = self.reference.input_format.arrange(batch)
         return tuple(tensor.to(dtype) if tensor.is_floating_point() else tensor for tensor in arranged)
 
     def compared(
@@ -91,7 +88,7 @@ class Sides:
 
         Logits that nearly tie may swap. In float32 there is no `floor`, and no measures of it.
         """
-        logits, valid = output == "features" and self.family.num_classes(self.eager) > 1, self.valid_in(batch, wanted)
+        logits, valid = output == "features" and self.reference.num_classes > 1, self.valid_in(batch, wanted)
         baseline = None if floor is None else measure(floor, wanted, valid, self.limits.tie if logits else None)
         limits = self.limits.beside(baseline, BASELINE_FACTOR)
         return measure(given, wanted, valid, limits.tie if logits else None), baseline, limits
@@ -102,20 +99,21 @@ class Sides:
 
     def valid_rows(self, batch: Batch) -> Tensor:
         """Return [B, prefix + N] bool, the valid tokens of an encoder's output: prefix tokens always are."""
-        prefix = batch.patch_valid.new_ones(len(batch.patch_valid), self.family.num_prefix_tokens(self.eager))
+        prefix = batch.patch_valid.new_ones(len(batch.patch_valid), self.reference.num_prefix_tokens)
         return torch.cat([prefix, batch.patch_valid], dim=1)
 
 
-def float32_reference(model: nn.Module) -> nn.Module:
+def float32_reference(adapter: ModelAdapter) -> ModelAdapter:
     """Return the model itself if it is in float32 and eval mode on a CPU, else such a copy of it.
 
     Raises:
         RequestError: it is vectorized, so it would be no reference.
     """
-    if family_of(model).is_vectorized(model):
+    if adapter.is_vectorized:
         raise RequestError("the reference is a vectorized model: pass the original, which nothing of ours has touched")
+    model = adapter.model
     state = [*model.parameters(), *model.buffers()]
     fit = all(t.device.type == "cpu" and (t.dtype == torch.float32 or not t.is_floating_point()) for t in state)
     if fit and not any(module.training for module in model.modules()):
-        return model
-    return copy.deepcopy(model).to("cpu", torch.float32).eval()
+        return adapter
+    return adapter.of(copy.deepcopy(model).to("cpu", torch.float32).eval())

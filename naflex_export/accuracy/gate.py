@@ -18,24 +18,26 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from naflex_export.accuracy.cases import EFFORTS, Scope, cases_of, generated_batch
-from naflex_export.accuracy.comparison import Candidate, Sides
+from naflex_export.accuracy.cases import EFFORTS, CaseSelection, cases_of, generated_batch
+from naflex_export.accuracy.comparison import Candidate, Comparison
 from naflex_export.accuracy.invariances import Run, check_invariances
 from naflex_export.accuracy.locate import first_deviation
 from naflex_export.accuracy.metrics import DECADES, measure_images, says_nothing, spread_of
 from naflex_export.accuracy.photos import Photos, load_photos, photo_batches
 from naflex_export.accuracy.results import (
+    ArtifactSummary,
     BaselineResult,
     CaseResult,
     Distribution,
     GateReport,
-    Subject,
     merged,
-    scopes_by_size,
+    selections_by_size,
 )
 from naflex_export.batch import Batch
 from naflex_export.errors import RequestError
 from naflex_export.grid import Bucket, check_buckets
+from naflex_export.models import adapter_of
+from naflex_export.models.adapter import ModelAdapter
 from naflex_export.serving.manifest import Manifest
 from naflex_export.serving.patch_sizes import EntryPoints
 from naflex_export.serving.runner import Runner
@@ -43,20 +45,35 @@ from naflex_export.serving.runner import Runner
 
 @dataclass(frozen=True)
 class GateSettings:
-    """What a candidate serves, and which cases to judge it on."""
+    """What a candidate serves, and what to judge it on.
+
+    Attributes:
+        buckets: that it serves.
+        dtype: of its weights and floating inputs; it chooses the limits.
+        outputs: names of its outputs, in order.
+        cases: which batches to judge on.
+        patch_size: the reference resamples its patch projection to this size by itself; None for patches of its own.
+        locate: compare modules even if everything passes; after a failure that is done anyway.
+    """
 
     buckets: tuple[Bucket, ...]
     dtype: str
     outputs: tuple[str, ...]
-    scope: Scope
+    cases: CaseSelection
     patch_size: int | None = None
-    """The reference resamples its patch projection to this size by itself; None for patches of its own size."""
+    locate: bool = False
 
     @classmethod
-    def of(cls, manifest: Manifest, scope: Scope) -> GateSettings:
-        """Return the settings for an artifact of one patch size, as its manifest has them."""
+    def of(cls, manifest: Manifest, cases: CaseSelection, locate: bool = False) -> GateSettings:
+        """Return the settings for an artifact of one patch size.
+
+        Args:
+            manifest: the artifact's, which says what it serves.
+            cases: as the attribute.
+            locate: as the attribute.
+        """
         outputs = tuple(spec.name for spec in manifest.outputs)
-        return cls(manifest.buckets, manifest.dtype, outputs, scope, manifest.model.get("patch_size"))
+        return cls(manifest.buckets, manifest.dtype, outputs, cases, manifest.model.get("patch_size"), locate)
 
 
 def gate(
@@ -93,89 +110,96 @@ def gate(
     Raises:
         RequestError: the reference is vectorized, or an argument is not possible.
     """
-    scope = Scope(seed, effort, tuple(cases))
+    selection = CaseSelection(seed, effort, tuple(cases))
     photos = load_photos(Path(images) if images is not None else None)
 
-    def settings_of(runner: Runner, scope: Scope) -> GateSettings:
+    def settings_of(runner: Runner, part: CaseSelection) -> GateSettings:
         """Return what the runner's manifest says, but for what the caller says."""
-        own = GateSettings.of(runner.manifest, scope)
+        own = GateSettings.of(runner.manifest, part, locate)
         return replace(own, buckets=check_buckets(buckets or own.buckets), dtype=dtype or own.dtype)
 
     if isinstance(candidate, EntryPoints):
+        parts = selections_by_size(selection, list(candidate.runners))
         report = merged(
             {
-                size: judge(candidate[size], reference, photos, settings_of(candidate[size], part), locate)
-                for size, part in scopes_by_size(scope, list(candidate.runners)).items()
+                size: judge(candidate[size], reference, photos, settings_of(candidate[size], part))
+                for size, part in parts.items()
             }
         )
-        return replace(report, artifact=subject_of(candidate.manifest))
+        return replace(report, artifact=summary_of(candidate.manifest))
     if isinstance(candidate, Runner):
-        settings = settings_of(candidate, scope)
+        settings = settings_of(candidate, selection)
         size = settings.patch_size if patch_size is None else patch_size
-        report = judge(candidate, reference, photos, replace(settings, patch_size=size), locate)
-        return replace(report, artifact=subject_of(candidate.manifest))
+        report = judge(candidate, reference, photos, replace(settings, patch_size=size))
+        return replace(report, artifact=summary_of(candidate.manifest))
     chosen = check_buckets(buckets or [Bucket()])
-    settings = GateSettings(chosen, dtype or "float32", tuple(outputs), scope, patch_size)
-    return judge(candidate, reference, photos, settings, locate)
+    settings = GateSettings(chosen, dtype or "float32", tuple(outputs), selection, patch_size, locate)
+    return judge(candidate, reference, photos, settings)
 
 
-def judge(
-    candidate: Candidate, reference: nn.Module, photos: Photos, settings: GateSettings, locate: bool = False
-) -> GateReport:
-    """Return the report of `gate`, for photos already read and settings already chosen.
+def judge(candidate: Candidate, reference: nn.Module, photos: Photos, settings: GateSettings) -> GateReport:
+    """Return the report of `gate`.
 
-    `locate` compares modules even if everything passes.
+    Args:
+        candidate: what is judged.
+        reference: the original model.
+        photos: already read.
+        settings: already chosen.
+
+    Raises:
+        RequestError: the reference is vectorized, or a case asked for does not exist.
     """
-    scope = settings.scope
-    check_only(scope.only, settings.buckets, photos)
-    sides = Sides(candidate, reference, settings.outputs, settings.dtype, settings.patch_size)
-    tally = Tally(settings.dtype, sides)
+    cases = settings.cases
+    check_only(cases.only, settings.buckets, photos)
+    comparison = Comparison(candidate, adapter_of(reference, settings.patch_size), settings.outputs, settings.dtype)
+    tally = Tally(settings.dtype, comparison)
     for bucket in settings.buckets:
-        for batch in batches(sides, bucket, photos, scope):
+        for batch in batches(comparison.reference, bucket, photos, cases):
             tally.add(bucket, batch)
     invariances = []
-    if "features" in settings.outputs and not tally.problems and not scope.only:
-        width, floor = sides.family.token_width(sides.eager), tally.limits.relative_l2
-        for bucket in settings.buckets if EFFORTS[scope.effort].every_bucket else settings.buckets[-1:]:
-            invariances += check_invariances(_unchecked_features(sides), bucket, width, floor, scope.seed)
+    if "features" in settings.outputs and not tally.problems and not cases.only:
+        width, floor = comparison.reference.token_width, tally.limits.relative_l2
+        for bucket in settings.buckets if EFFORTS[cases.effort].every_bucket else settings.buckets[-1:]:
+            invariances += check_invariances(_unchecked_features(comparison), bucket, width, floor, cases.seed)
     report = replace(
         tally.report(),
         invariances=tuple(invariances),
-        seed=scope.seed,
-        effort=scope.effort,
-        only=scope.only,
+        seed=cases.seed,
+        effort=cases.effort,
+        only=cases.only,
         skipped_photos=dict(photos.skipped),
     )
-    if report.passed and not locate:
+    if report.passed and not settings.locate:
         return report
 
     def case_of(name: str) -> tuple[Bucket, Batch]:
-        only = replace(scope, only=(name,))
-        return next((bucket, batch) for bucket in settings.buckets for batch in batches(sides, bucket, photos, only))
+        only = replace(cases, only=(name,))
+        found = ((bucket, batches(comparison.reference, bucket, photos, only)) for bucket in settings.buckets)
+        return next((bucket, batch) for bucket, made in found for batch in made)
 
-    return replace(report, location=first_deviation(sides, report, case_of))
+    return replace(report, location=first_deviation(comparison, report, case_of))
 
 
 class Tally:
-    """Compares the sides batch by batch, and adds up what is wanted over all of them."""
+    """Compares reference and candidate batch by batch, and adds up what is wanted over all of them."""
 
-    def __init__(self, dtype: str, sides: Sides) -> None:
-        self.dtype, self.limits, self._sides = dtype, sides.limits, sides
+    def __init__(self, dtype: str, comparison: Comparison) -> None:
+        self.dtype, self.limits, self._comparison = dtype, comparison.limits, comparison
         self.problems: list[str] = []
         self._results: list[CaseResult] = []
         self._spreads: dict[tuple[str, str], list[Tensor]] = defaultdict(list)
 
     def add(self, bucket: Bucket, batch: Batch) -> None:
-        """Run the sides on a batch and compare each output."""
-        sides = self._sides
-        expected, floor = sides.reference_of(batch), sides.baseline_of(batch)
+        """Run reference, candidate and baseline on a batch and compare each output."""
+        comparison = self._comparison
+        expected, floor = comparison.reference_of(batch), comparison.baseline_of(batch)
         try:
-            given = sides.candidate_of(batch)
+            given = comparison.candidate_of(batch)
         except Exception as error:  # whatever it raises on a batch that it is to serve, it has failed
             self.problems.append(f"{batch.name}: the candidate raised {type(error).__name__}: {error}")
             return
         for name, wanted in expected.items():
-            valid = sides.valid_in(batch, wanted)
+            valid = comparison.valid_in(batch, wanted)
             fault = _fault(batch, given.get(name), wanted, valid)
             if fault:
                 self.problems.append(f"{batch.name} [{name}]: {fault}")
@@ -205,12 +229,12 @@ class Tally:
         bucket: Bucket,
         batch: Batch,
         output: str,
-        sides: tuple[Tensor, Tensor, Tensor | None],
+        values: tuple[Tensor, Tensor, Tensor | None],
         valid: Tensor | None,
     ) -> CaseResult:
         """Return how the candidate's output compares with the reference's, beside the baseline's if there is one."""
-        given, wanted, floor = sides
-        measures, baseline, limits = self._sides.compared(batch, output, given, wanted, floor)
+        given, wanted, floor = values
+        measures, baseline, limits = self._comparison.compared(batch, output, given, wanted, floor)
         images, tokens = batch.patch_valid.shape
         return CaseResult(
             case=batch.name,
@@ -235,20 +259,27 @@ class Tally:
         )
 
 
-def batches(sides: Sides, bucket: Bucket, photos: Photos, scope: Scope) -> Iterator[Batch]:
-    """Yield every batch that a bucket is judged on."""
-    family, names = sides.family, cases_of(bucket, scope, len(photos.images))
+def batches(adapter: ModelAdapter, bucket: Bucket, photos: Photos, cases: CaseSelection) -> Iterator[Batch]:
+    """Yield every batch that a bucket is judged on.
+
+    Args:
+        adapter: of the reference, whose own transform makes patches of photos.
+        bucket: what the candidate serves.
+        photos: to make batches of.
+        cases: which of the bucket's batches.
+    """
+    names = cases_of(bucket, cases, len(photos.images))
     if any(name.startswith("photos-") for name in names):
-        transform = family.transform(sides.eager, bucket.tokens)
-        yield from (batch for batch in photo_batches(photos, transform, bucket) if batch.name in names)
-    width = family.token_width(sides.eager)
+        made = photo_batches(photos, adapter.transform(bucket.tokens), bucket)
+        yield from (batch for batch in made if batch.name in names)
+    width = adapter.token_width
     yield from (generated_batch(name, bucket, width) for name in names if not name.startswith("photos-"))
 
 
-def subject_of(manifest: Manifest) -> Subject:
+def summary_of(manifest: Manifest) -> ArtifactSummary:
     """Return what a report says of the artifact that it is on."""
     source = manifest.model["source"]
-    return Subject(
+    return ArtifactSummary(
         model=source.get("model") or manifest.model["architecture"] or manifest.model["family"],
         weights=source.get("weights", ""),
         weights_sha256=manifest.model["weights_sha256"],
@@ -263,16 +294,17 @@ def check_only(only: Sequence[str], buckets: Sequence[Bucket], photos: Photos) -
     Raises:
         RequestError: one does not; the message says which do.
     """
-    found = {name for bucket in buckets for name in cases_of(bucket, Scope(only=tuple(only)), len(photos.images))}
+    asked, count = CaseSelection(only=tuple(only)), len(photos.images)
+    found = {name for bucket in buckets for name in cases_of(bucket, asked, count)}
     for name in only:
         if name not in found:
-            usual = [case for bucket in buckets for case in cases_of(bucket, Scope(), len(photos.images))]
+            usual = [case for bucket in buckets for case in cases_of(bucket, CaseSelection(), count)]
             raise RequestError(f"case {name!r} does not exist: expected a name such as {', '.join(usual)}")
 
 
-def _unchecked_features(sides: Sides) -> Run:
+def _unchecked_features(comparison: Comparison) -> Run:
     """Return what runs the candidate past a Runner's checks: a masked token makes a batch that no loader would."""
-    return lambda batch: sides.candidate_of(batch, checked=False)["features"]
+    return lambda batch: comparison.candidate_of(batch, checked=False)["features"]
 
 
 def _root_mean_square(values: Sequence[float]) -> float:

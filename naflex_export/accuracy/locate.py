@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from naflex_export.accuracy.advice import advice_on, advice_without, output_tap
-from naflex_export.accuracy.comparison import Outputs, Sides
+from naflex_export.accuracy.comparison import Comparison, Outputs
 from naflex_export.accuracy.results import BASELINE_FACTOR, CaseResult, GateReport, Location, Tap
 from naflex_export.batch import Batch, picked
 from naflex_export.graph.intermediates import CanBeTapped, Once, Shapes, Tapped, listening, tap_names
@@ -38,11 +38,13 @@ MOST_TOKENS = 4096
 """In images times tokens: a case of up to this size is looked at as a whole where its worst images alone are right."""
 
 
-def first_deviation(sides: Sides, report: GateReport, case_of: Callable[[str], tuple[Bucket, Batch]]) -> Location:
+def first_deviation(
+    comparison: Comparison, report: GateReport, case_of: Callable[[str], tuple[Bucket, Batch]]
+) -> Location:
     """Return where the candidate first deviates, on the worst case that failed, or on the first where none did.
 
     Args:
-        sides: what was compared.
+        comparison: what was compared.
         report: what came of it.
         case_of: returns the bucket and batch of a case by its name.
     """
@@ -53,9 +55,9 @@ def first_deviation(sides: Sides, report: GateReport, case_of: Callable[[str], t
     part = _worst_images(worst, batch, max(FEW_IMAGES, bucket.batch[0]))
     try:
         is_small = batch.patch_valid.numel() <= MOST_TOKENS
-        if worst.broken and is_small and not _breaks(sides, part, sides.candidate_of(part, checked=False)):
+        if worst.broken and is_small and not _breaks(comparison, part, comparison.candidate_of(part, checked=False)):
             part = batch  # what fails needs the other images
-        return _located(sides, report, part)
+        return _located(comparison, report, part)
     except Exception as error:  # whatever it is, the gate's own verdict stands and must be told
         return Location(worst.case, untapped=f"looking for it raised {type(error).__name__}: {error}")
 
@@ -88,28 +90,28 @@ def _worst_images(result: CaseResult, batch: Batch, count: int) -> Batch:
     return picked(batch, sorted(worst))
 
 
-def _breaks(sides: Sides, batch: Batch, given: Mapping[str, Tensor]) -> bool:
+def _breaks(comparison: Comparison, batch: Batch, given: Mapping[str, Tensor]) -> bool:
     """Whether an output is beyond its limits on a batch."""
-    floor = sides.baseline_of(batch)
-    for name, wanted in sides.reference_of(batch).items():
+    floor = comparison.baseline_of(batch)
+    for name, wanted in comparison.reference_of(batch).items():
         if name not in given or given[name].shape != wanted.shape:
             return True
-        measures, _, limits = sides.compared(batch, name, given[name], wanted, floor.get(name))
+        measures, _, limits = comparison.compared(batch, name, given[name], wanted, floor.get(name))
         if limits.broken_by(measures):
             return True
     return False
 
 
-def _located(sides: Sides, report: GateReport, batch: Batch) -> Location:
+def _located(comparison: Comparison, report: GateReport, batch: Batch) -> Location:
     location = Location(batch.name, images=len(batch.grids))
-    reference = _reference(sides, batch)
-    found = _candidate(sides, batch, {name: value.shape for name, value in reference.values.items()})
+    reference = _reference(comparison, batch)
+    found = _candidate(comparison, batch, {name: value.shape for name, value in reference.values.items()})
     if found.untapped:
         return replace(location, untapped=found.untapped)
     values = {**found.values, **{output_tap(name): value for name, value in found.outputs.items()}}
-    baseline = _baseline(sides, batch, reference)
-    floors = {name: _floor(sides, reference, name, baseline.get(name)) for name in reference.values}
-    highest = torch.finfo(sides.dtype).max
+    baseline = _baseline(comparison, batch, reference)
+    floors = {name: _floor(comparison, reference, name, baseline.get(name)) for name in reference.values}
+    highest = torch.finfo(comparison.dtype).max
     taps = []
     for name, wanted in reference.values.items():
         given = _lined_up(values.get(name), wanted)
@@ -124,12 +126,15 @@ def _located(sides: Sides, report: GateReport, batch: Batch) -> Location:
         return replace(location, untapped="no module of the candidate has the shape of the reference's")
     located = replace(location, taps=tuple(taps), instead=found.instead)
     if located.first is not None:
-        return replace(located, advice=advice_on(located.first, _name(sides.dtype)))
+        return replace(located, advice=advice_on(located.first, _name(comparison.dtype)))
     if report.passed:
         return located
     overflows = next((tap for tap in located.taps if not math.isfinite(baseline.get(tap.module, 0.0))), None)
-    breaks = _breaks(sides, batch, sides.candidate_of(batch, checked=False)), _breaks(sides, batch, found.outputs)
-    return replace(located, advice=advice_without(_name(sides.dtype), overflows, *breaks))
+    breaks = (
+        _breaks(comparison, batch, comparison.candidate_of(batch, checked=False)),
+        _breaks(comparison, batch, found.outputs),
+    )
+    return replace(located, advice=advice_without(_name(comparison.dtype), overflows, *breaks))
 
 
 def _lined_up(given: Tensor | None, wanted: Tensor) -> Tensor | None:
@@ -157,48 +162,48 @@ class _Reference:
     inside: dict[str, float] = field(default_factory=dict)
 
 
-def _reference(sides: Sides, batch: Batch) -> _Reference:
-    tower = sides.family.tower(sides.eager)
+def _reference(comparison: Comparison, batch: Batch) -> _Reference:
+    tower = comparison.reference.tower
     kept, names, peaks = Once(), set(tap_names(tower)), dict[str, float]()
 
     def take(name: str, value: Tensor) -> None:
-        peaks[name] = max(peaks.get(name, 0.0), _peak(value, _valid(sides, batch, value)))
+        peaks[name] = max(peaks.get(name, 0.0), _peak(value, _valid(comparison, batch, value)))
         if name in names:
             kept.take(name, value)
 
     with listening(tower, [name for name, _ in tower.named_modules() if name], take):
-        outputs = sides.reference_of(batch)
+        outputs = comparison.reference_of(batch)
     inside = {
         name: max(peak for inner, peak in peaks.items() if inner == name or inner.startswith(f"{name}."))
         for name in kept.values
     }
     values = {**kept.values, **{output_tap(name): value for name, value in outputs.items()}}
-    return _Reference(values, {name: _valid(sides, batch, value) for name, value in values.items()}, inside)
+    return _Reference(values, {name: _valid(comparison, batch, value) for name, value in values.items()}, inside)
 
 
-def _baseline(sides: Sides, batch: Batch, reference: _Reference) -> dict[str, float]:
+def _baseline(comparison: Comparison, batch: Batch, reference: _Reference) -> dict[str, float]:
     """Return the error of each module of eager in the candidate's dtype; nothing in float32."""
     errors: dict[str, float] = {}
-    if sides.low is None:
+    if comparison.baseline is None:
         return errors
 
     def take(name: str, value: Tensor) -> None:
         errors[name] = relative_l2(value, reference.values[name], reference.valid[name])
 
-    with listening(sides.family.tower(sides.low), list(reference.values), take):
-        outputs = sides.baseline_of(batch)
+    with listening(comparison.baseline.tower, list(reference.values), take):
+        outputs = comparison.baseline_of(batch)
     for name, value in outputs.items():
         take(output_tap(name), value)
     return errors
 
 
-def _floor(sides: Sides, reference: _Reference, name: str, baseline: float | None) -> float:
+def _floor(comparison: Comparison, reference: _Reference, name: str, baseline: float | None) -> float:
     """Return what rounding explains of a module's error: in low precision, twice what it does to eager's own."""
     if baseline is None:
         return FLOAT32_FLOOR
     if not math.isfinite(baseline):  # eager overflows there: no yardstick, and just what is looked for
-        return sides.limits.relative_l2
-    one_rounding = float(torch.finfo(sides.dtype).eps) / 2  # which eager may be spared
+        return comparison.limits.relative_l2
+    one_rounding = float(torch.finfo(comparison.dtype).eps) / 2  # which eager may be spared
     allowed = BASELINE_FACTOR * baseline * _chance(reference.values[name], reference.valid[name])
     return max(allowed, one_rounding)
 
@@ -213,9 +218,9 @@ def _chance(value: Tensor, valid: Tensor | None) -> float:
     return 1 + 4 / math.sqrt(count)
 
 
-def _candidate(sides: Sides, batch: Batch, modules: Shapes) -> Tapped:
-    candidate: Any = sides.candidate
-    inputs = sides.inputs(batch)
+def _candidate(comparison: Comparison, batch: Batch, modules: Shapes) -> Tapped:
+    candidate: Any = comparison.candidate
+    inputs = comparison.inputs(batch)
     if isinstance(candidate, CanBeTapped):
         with torch.no_grad():
             return candidate.taps(inputs, modules)
@@ -227,12 +232,12 @@ def _candidate(sides: Sides, batch: Batch, modules: Shapes) -> Tapped:
             untapped=f"a {type(candidate).__name__} shows nothing of its modules: give the gate a module, an artifact, "
             "or an object with a method `taps`"
         )
-    model = next((module for module in candidate.modules() if sides.family.owns(module)), None)
+    model = next((module for module in candidate.modules() if comparison.reference.owns(module)), None)
     if model is None:
-        return Tapped(untapped=f"the candidate, a {type(candidate).__name__}, holds no {sides.family.name}")
+        return Tapped(untapped=f"the candidate, a {type(candidate).__name__}, holds no {comparison.reference.name}")
     kept = Once()
-    with listening(sides.family.tower(model), modules, kept.take):
-        outputs = sides.candidate_of(batch)
+    with listening(comparison.reference.of(model).tower, modules, kept.take):
+        outputs = comparison.candidate_of(batch)
     if not kept.values:
         return Tapped(untapped="the candidate ran without its modules being heard: give the gate what was compiled")
     return Tapped(kept.values, outputs)
@@ -257,12 +262,12 @@ def _kept(value: Tensor, valid: Tensor | None) -> Tensor:
     return value if valid is None else torch.where(valid, value, 0)
 
 
-def _valid(sides: Sides, batch: Batch, value: Tensor) -> Tensor | None:
+def _valid(comparison: Comparison, batch: Batch, value: Tensor) -> Tensor | None:
     """Return which rows of a value to compare, to be broadcast to it; None for all.
 
     Tokens are on the last axis but one, with or without the prefix tokens, after the batch and perhaps heads.
     """
-    for rows in (sides.valid_rows(batch), batch.patch_valid):
+    for rows in (comparison.valid_rows(batch), batch.patch_valid):
         if value.ndim > 2 and value.shape[0] == len(rows) and value.shape[-2] == rows.shape[1]:
             return rows.reshape(len(rows), *[1] * (value.ndim - 3), -1, 1)
     return None

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from naflex_export.accuracy.cases import Scope
+from naflex_export.accuracy.cases import CaseSelection
 from naflex_export.accuracy.invariances import Invariance
 from naflex_export.accuracy.metrics import ImageMeasures, Limits, Measures
 from naflex_export.errors import GateFailure, RequestError
@@ -163,7 +163,7 @@ class Location:
 
 
 @dataclass(frozen=True)
-class Subject:
+class ArtifactSummary:
     """The artifact that was judged, in its manifest's words.
 
     Attributes:
@@ -215,7 +215,7 @@ class GateReport:
     seed: int = 0
     effort: str = "standard"
     only: tuple[str, ...] = ()
-    artifact: Subject | None = None
+    artifact: ArtifactSummary | None = None
     judged: str = "the candidate"
     not_run: str = ""
     skipped_photos: dict[str, str] = field(default_factory=dict)
@@ -316,22 +316,22 @@ def _first_location(reports: Mapping[int, GateReport]) -> Location | None:
     return None
 
 
-def scopes_by_size(scope: Scope, sizes: Sequence[int]) -> dict[int, Scope]:
-    """Return the part of a scope for each patch size: `merged` names its cases `patch8/mixed-256-seed0`.
+def selections_by_size(cases: CaseSelection, sizes: Sequence[int]) -> dict[int, CaseSelection]:
+    """Return the part of a selection of cases for each patch size: `merged` names its cases `patch8/mixed-256-seed0`.
 
     Raises:
         RequestError: a case asked for names no size of these.
     """
-    if not scope.only:
-        return dict.fromkeys(sizes, scope)
+    if not cases.only:
+        return dict.fromkeys(sizes, cases)
     prefixes = {f"patch{size}": size for size in sizes}
     parts: dict[int, list[str]] = {}
-    for name in scope.only:
+    for name in cases.only:
         prefix, _, case = name.partition("/")
         if prefix not in prefixes:
             raise RequestError(f"case {name!r} names no patch size: expected {', '.join(prefixes)} and / before it")
         parts.setdefault(prefixes[prefix], []).append(case)
-    return {size: replace(scope, only=tuple(names)) for size, names in parts.items()}
+    return {size: replace(cases, only=tuple(names)) for size, names in parts.items()}
 
 
 def _worst(values: Sequence[float], choose: Callable[[Sequence[float]], float]) -> float:

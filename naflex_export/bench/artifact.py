@@ -86,7 +86,7 @@ def open_subjects(path: Path, device: torch.device | None = None, stand_in: bool
         if replacement is not None:
             return Subject(replacement.runner, replacement.judged, replacement.not_run)
         try:
-            return Subject(open_verified(folder, own, device, check_inputs=False), name)
+            return Subject(open_verified(folder, own, device), name)
         except BackendError as error:
             if stand_in or backend.stand_in(folder, own) is None:
                 raise

@@ -24,9 +24,8 @@ from naflex_export.bench.timing import Timing, interleave, peak_memory
 from naflex_export.bench.workloads import workload
 from naflex_export.compiled import compile as compile_ours
 from naflex_export.errors import NaflexExportError
-from naflex_export.models import family_of
-from naflex_export.models.adapter import Family
-from naflex_export.models.vectorize import vectorize
+from naflex_export.models import adapter_of
+from naflex_export.models.adapter import ModelAdapter
 from naflex_export.serving.runner import Runner
 
 COLUMNS = (
@@ -125,36 +124,36 @@ class Bench:
 
     Attributes:
         model: the untouched eager model, a copy in the dtype and on the device.
-        family: the model's.
+        adapter: that model's.
         device, dtype: where and in what everything runs.
     """
 
     def __init__(
         self, model: nn.Module, dtype: torch.dtype, device: torch.device, patch_size: int | None = None
     ) -> None:
-        self.family: Family = family_of(model, patch_size)
+        adapter: ModelAdapter = adapter_of(model, patch_size)
         self.device, self.dtype = device, dtype
-        self._reference = copy.deepcopy(model).to(device, torch.float32).eval()
-        self.model = self._reference
+        self._reference = adapter.of(copy.deepcopy(model).to(device, torch.float32).eval())
+        self.model = self._reference.model
         if dtype != torch.float32:
-            self.model = copy.deepcopy(self._reference).to(dtype)
+            self.model = copy.deepcopy(self.model).to(dtype)
+        self.adapter = adapter.of(self.model)
 
     def eager(self, name: str = "eager") -> Technique:
         """Return the untouched model, as it is."""
-        return Technique(name, *self._parts(self.model, lambda module: module))
+        return Technique(name, *self._parts(self.adapter, lambda module: module))
 
     def eager_compiled(self, name: str = "eager, torch.compile") -> Technique:
         """Return the untouched model under `torch.compile` with its defaults: as many graphs as it takes."""
-        return Technique(name, *self._parts(self.model, torch.compile))
+        return Technique(name, *self._parts(self.adapter, torch.compile))
 
     def ours_compiled(self, name: str = "ours, torch.compile", **options: Any) -> Technique:
         """Return `nx.compile` of the model; options are those of `torch.compile`."""
-        ours = vectorize(self.model)
         _, embedding, bare = self._parts(
-            ours, lambda module: torch.compile(module, fullgraph=True, dynamic=True, **options)
+            self.adapter.vectorized(), lambda module: torch.compile(module, fullgraph=True, dynamic=True, **options)
         )
         compiled = compile_ours(self.model, **options)
-        return Technique(name, lambda *inputs: _features(self.family.unpack(compiled(*inputs))), embedding, bare)
+        return Technique(name, lambda *inputs: _features(self.adapter.unpack(compiled(*inputs))), embedding, bare)
 
     def runner(self, runner: Runner, name: str) -> Technique:
         """Return an artifact. Its checks of values are left out: they would wait for the device."""
@@ -167,7 +166,7 @@ class Bench:
 
     def batches(self, rule: str, images: int, tokens: int, seed: int, num_batches: int) -> list[Batch]:
         """Return batches as `workload` draws them, each with grids of its own, for this model's patches."""
-        width = self.family.token_width(self._reference)
+        width = self.adapter.token_width
         return [workload(rule, images, tokens, width, f"{seed} {number}") for number in range(num_batches)]
 
     def measure(
@@ -189,7 +188,7 @@ class Bench:
         """
         arranged = [self._arrange(batch, self.dtype) for batch in batches]
         with torch.inference_mode(), SoundInterpolate():
-            encoder = self.family.encoder(self._reference, ("features",))
+            encoder = self._reference.encoder(("features",))
             expected = _features(encoder(*self._arrange(batches[0], torch.float32)))
         images, tokens = arranged[0][0].shape[:2]
         calls: dict[str, Module] = {}
@@ -242,17 +241,17 @@ class Bench:
             announce=announce,
         )
 
-    def _parts(self, model: nn.Module, wrap: Callable[[nn.Module], Module]) -> tuple[Module, Module, Module]:
+    def _parts(self, adapter: ModelAdapter, wrap: Callable[[nn.Module], Module]) -> tuple[Module, Module, Module]:
         """Return the encoder, the embedding and the embedding without positions, each wrapped."""
-        encoder = wrap(self.family.encoder(model, ("features",)))
-        embedding = wrap(self.family.embedding(model))
-        bare = wrap(self.family.embedding(self.family.without_position(model)))
+        encoder = wrap(adapter.encoder(("features",)))
+        embedding = wrap(adapter.embedding())
+        bare = wrap(adapter.without_position().embedding())
         return lambda *inputs: _features(encoder(*inputs)), embedding, bare
 
     def _arrange(self, batch: Batch, dtype: torch.dtype) -> Inputs:
         return tuple(
             tensor.to(self.device, dtype if tensor.is_floating_point() else tensor.dtype)
-            for tensor in self.family.layout.arrange(batch)
+            for tensor in self.adapter.input_format.arrange(batch)
         )
 
 
@@ -261,15 +260,14 @@ def count_flops(model: nn.Module, images: int, tokens: int) -> int:
 
     Padding is counted, for it is computed. The position embedding is not: a dear way to it is no work done.
     """
-    family = family_of(model)
-    skeleton = family.without_position(copy.deepcopy(model).to("meta").requires_grad_(False))
-    batch = workload("naflex", 1, tokens, family.token_width(model))
-    arranged = family.layout.arrange(batch)
+    adapter = adapter_of(copy.deepcopy(model).to("meta").requires_grad_(False)).without_position()
+    batch = workload("naflex", 1, tokens, adapter.token_width)
+    arranged = adapter.input_format.arrange(batch)
     shapes_only = FakeTensorMode(allow_non_fake_inputs=True)  # of the kind that models do not ask for values
     inputs = [shapes_only.from_tensor(tensor.expand(images, *tensor.shape[1:]).to("meta")) for tensor in arranged]
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), shapes_only, counter:
-        family.encoder(skeleton, ("features",))(*inputs)
+        adapter.encoder(("features",))(*inputs)
     return counter.get_total_flops()
 
 

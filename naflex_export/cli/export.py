@@ -83,7 +83,7 @@ def export_command(
     from naflex_export.accuracy.cases import STANDARD
     from naflex_export.cli.console import err, print_artifact, print_report
     from naflex_export.cli.progress import Stages
-    from naflex_export.exporter import export
+    from naflex_export.exporter import Exporter, ExportRequest
     from naflex_export.graph.build_settings import BuildSettings
     from naflex_export.models.model_sources import ModelSource
     from naflex_export.serving.publish import check_destination
@@ -98,11 +98,10 @@ def export_command(
     if weights == "random":
         err.print("[bold yellow]random weights:[/] a dry run; the artifact computes nothing of use", soft_wrap=True)
 
-    stages = Stages(err)
+    stages = Stages(err, on_report=print_report)
     with stages.stage("load"):
         loaded = source.load()
-    artifact = export(
-        loaded,
+    request = ExportRequest(
         target,
         folder,
         chosen,
@@ -114,10 +113,9 @@ def export_command(
         effort=effort or STANDARD,
         require_run=require_run,
         source=source.describe(),
-        stages=stages,
         settings=BuildSettings(verbose=verbose),
-        on_report=print_report,
     )
+    artifact = Exporter(loaded, request, stages).run()
     print_artifact(artifact, stages)
 
 

@@ -65,8 +65,8 @@ def gate_command(
 
     Exit codes: 0 passed, 1 the gate failed, 2 the request was wrong, 3 a backend or device is missing.
     """
-    from naflex_export.accuracy.cases import STANDARD, Scope
-    from naflex_export.accuracy.judge_artifact import judge_artifact
+    from naflex_export.accuracy.cases import STANDARD, CaseSelection
+    from naflex_export.accuracy.judge_artifact import JudgeRequest, judge_artifact
     from naflex_export.accuracy.report.formats import write
     from naflex_export.cli.console import err, out, print_report
     from naflex_export.cli.progress import Stages
@@ -80,7 +80,11 @@ def gate_command(
     with stages.stage("load"):
         loaded = source.load()
     with stages.stage("gate"):
-        found = judge_artifact(artifact, loaded, images, Scope(seed, effort or STANDARD, cases), require_run, locate)
+        found = judge_artifact(
+            artifact,
+            loaded,
+            JudgeRequest(images, CaseSelection(seed, effort or STANDARD, cases), locate, require_run),
+        )
     for path in reports:
         write(found, path)
     print_report(found)

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from naflex_export.accuracy.results import GateReport
+from naflex_export.exporter import Observer
 
-class Stages:
+
+class Stages(Observer):
     """Times named stages; shows them on a terminal and stays quiet anywhere else.
 
     Attributes:
         seconds: how long each finished stage took, in order; all its turns together.
     """
 
-    def __init__(self, console: Console | None = None) -> None:
+    def __init__(
+        self, console: Console | None = None, on_report: Callable[[GateReport], None] = lambda report: None
+    ) -> None:
         self.seconds: dict[str, float] = {}
         self._console = console
+        self._on_report = on_report
         self._progress: Progress | None = None
 
     @contextlib.contextmanager
@@ -44,3 +50,7 @@ class Stages:
             task = self._progress.tasks[0]
             name = task.description.split(":")[0]
             self._progress.update(task.id, description=f"{name}: {step}")
+
+    def judged(self, report: GateReport) -> None:
+        """Show a report."""
+        self._on_report(report)

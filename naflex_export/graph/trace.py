@@ -15,8 +15,7 @@ from naflex_export.graph.checks import check_program, require
 from naflex_export.graph.program import Program, name_dims
 from naflex_export.graph.size_conditions import export_settled
 from naflex_export.grid import Bucket, Grid, check_buckets
-from naflex_export.models import family_of
-from naflex_export.models.adapter import Family
+from naflex_export.models.adapter import ModelAdapter
 from naflex_export.precision import check_dtype
 from naflex_export.serving.signature import TensorSpec
 
@@ -27,38 +26,36 @@ EXAMPLE_TOKENS = 11
 
 
 def trace(
-    model: nn.Module,
+    adapter: ModelAdapter,
     buckets: Sequence[Bucket],
     dtype: str = "float32",
     outputs: Sequence[str] = ("features",),
-    patch_size: int | None = None,
 ) -> Program:
     """Return the vectorized model as one graph with named dynamic dimensions.
 
-    The weights are copied before they are cast, so `model` keeps its own dtype and mode. The graph is on the model's
-    device.
+    The weights are copied before they are cast, so the model keeps its own dtype and mode. The graph is on the model's
+    device. Where patches have another size than the model's own, the resampled patch projection is in its weight.
 
     Args:
-        model: a model that `vectorize` takes, not yet vectorized.
+        adapter: of a model that is not yet vectorized.
         buckets: their largest tokens and batch bound the graph's dimensions.
         dtype: of the weights and of the floating inputs and outputs.
         outputs: names of the outputs, in order.
-        patch_size: fold the patch projection, resampled to this size, into the weight; by default the model's own.
 
     Raises:
-        RequestError: a dtype, bucket, output name or patch size is not possible.
+        RequestError: a dtype, bucket or output name is not possible.
         BuildError: torch.export refused, or the graph fails a check of `graph_checks`.
     """
-    family, torch_dtype = family_of(model, patch_size), check_dtype(dtype)
-    own = copy.deepcopy(family.vectorize(model)).to(torch_dtype).eval()
+    torch_dtype, vectorized = check_dtype(dtype), adapter.vectorized()
+    own = vectorized.of(copy.deepcopy(vectorized.model).to(torch_dtype).eval())
     return capture(
-        family.encoder(own, tuple(outputs)).eval(),
-        dict(zip(family.layout.names, example_inputs(family, own, torch_dtype), strict=True)),
-        open_dims=family.layout.open_dims("batch", "tokens"),
+        own.encoder(tuple(outputs)).eval(),
+        dict(zip(own.input_format.names, example_inputs(own, torch_dtype), strict=True)),
+        open_dims=own.input_format.open_dims("batch", "tokens"),
         buckets=buckets,
         dtype=dtype,
         outputs=outputs,
-        ignored=family.ignored_inputs(own),
+        ignored=own.ignored_inputs,
     )
 
 
@@ -114,13 +111,13 @@ def capture(
     return program
 
 
-def example_inputs(family: Family, model: nn.Module, dtype: torch.dtype) -> tuple[Tensor, ...]:
+def example_inputs(adapter: ModelAdapter, dtype: torch.dtype) -> tuple[Tensor, ...]:
     """Return the inputs a model is traced with."""
-    batch = noise_batch("example", EXAMPLE, EXAMPLE_TOKENS, family.token_width(model))
-    device = next(model.parameters()).device
+    batch = noise_batch("example", EXAMPLE, EXAMPLE_TOKENS, adapter.token_width)
+    device = next(adapter.model.parameters()).device
     return tuple(
         tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype)
-        for tensor in family.layout.arrange(batch)
+        for tensor in adapter.input_format.arrange(batch)
     )
 
 

@@ -11,7 +11,7 @@ from naflex_export.errors import UnsupportedModelError
 if TYPE_CHECKING:
     from torch import nn
 
-    from naflex_export.models.adapter import Family
+    from naflex_export.models.adapter import ModelAdapter
 
 DEFAULT_MODEL = "naflexvit_base_patch16_siglip"
 """What the command line exports where no model is named."""
@@ -26,12 +26,12 @@ class Entry(NamedTuple):
     Attributes:
         models: what its models are called, in messages.
         defined_in: the module that defines their classes. Until it has been imported, nobody holds such a model.
-        family: module and class of the `Family`.
+        adapter: module and class of its `ModelAdapter`.
     """
 
     models: str
     defined_in: str
-    family: str
+    adapter: str
 
 
 FAMILIES = (
@@ -44,18 +44,19 @@ FAMILIES = (
 )
 
 
-def family_of(model: nn.Module, patch_size: int | None = None) -> Family:
-    """Return the family that a model belongs to, for flat patches of the given size where it is not the model's own.
+def adapter_of(model: nn.Module, patch_size: int | None = None) -> ModelAdapter:
+    """Return a model's adapter, for flat patches of the given size where it is not the model's own.
 
     Raises:
-        UnsupportedModelError: none owns it, or it takes no patches of that size.
+        UnsupportedModelError: no family owns the model, or it takes no patches of that size.
     """
     for entry in FAMILIES:
         if entry.defined_in in sys.modules:
-            module, name = entry.family.split(".")
-            family: Family = getattr(importlib.import_module(f"{__name__}.{module}"), name)()
+            module, name = entry.adapter.split(".")
+            family: type[ModelAdapter] = getattr(importlib.import_module(f"{__name__}.{module}"), name)
             if family.owns(model):
-                return family if patch_size is None else family.at_patch_size(model, patch_size)
+                adapter = family(model)
+                return adapter if patch_size is None else adapter.at_patch_size(patch_size)
     known = ", ".join(entry.models for entry in FAMILIES)
     raise UnsupportedModelError(
         f"{type(model).__module__}.{type(model).__qualname__} is no model this release knows: expected {known}"

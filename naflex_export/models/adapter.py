@@ -1,109 +1,130 @@
-"""What the package needs to know of a family of models: one subclass and one file for each."""
+"""A model and what is known of its family, together: one subclass and one file for each family."""
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 from torch import Tensor, nn
 
 from naflex_export.errors import RequestError, UnsupportedModelError
-from naflex_export.serving.input_formats import Layout
+from naflex_export.serving.input_formats import InputFormat
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+Model = TypeVar("Model", bound=nn.Module)
 
-class Family(ABC):
-    """The model side of the package for one family.
+
+class ModelAdapter(ABC):
+    """All that the package asks of a model, in the same words for every family.
 
     Attributes:
         name: how manifests and messages name the family.
         package: the distribution that defines the models; manifests record its version.
-        layout: the three inputs, as the model's own forward takes them.
+        input_format: the inputs, as the model's own forward takes them.
+        model: the model itself, untouched or vectorized.
+        patch_size: of the flat patches that the model is given, in pixels, where it is not the model's own; else None.
     """
 
     name: ClassVar[str]
     package: ClassVar[str]
-    layout: ClassVar[Layout]
+    input_format: ClassVar[InputFormat]
+
+    def __init__(self, model: nn.Module, patch_size: int | None = None) -> None:
+        self.model = model
+        self.patch_size = patch_size
+
+    @classmethod
+    @abstractmethod
+    def owns(cls, model: nn.Module) -> bool:
+        """Whether a model belongs to this family."""
+
+    def of(self, model: nn.Module) -> Self:
+        """Return the adapter of another copy of the model, such as one in another dtype, for the same patches."""
+        return type(self)(model, self.patch_size)
+
+    @property
+    @abstractmethod
+    def is_vectorized(self) -> bool:
+        """Whether the model came out of `vectorized`."""
 
     @abstractmethod
-    def owns(self, model: nn.Module) -> bool:
-        """Whether the model belongs to this family."""
+    def vectorized(self) -> Self:
+        """Return the adapter of a loop-free model that shares the parameters of this one.
 
-    @abstractmethod
-    def is_vectorized(self, model: nn.Module) -> bool:
-        """Whether the model came out of `vectorize`."""
-
-    @abstractmethod
-    def vectorize(self, model: nn.Module) -> nn.Module:
-        """Return a loop-free model that shares the parameters of `model`.
+        Where patches have another size than the model's own, the resampled patch projection is folded into its weight.
 
         Raises:
             UnsupportedModelError: an option of the model is not known here; the message names it.
         """
 
     @abstractmethod
-    def encoder(self, model: nn.Module, outputs: tuple[str, ...]) -> nn.Module:
-        """Return a module that takes the three inputs and gives the named outputs as a tuple of tensors.
+    def encoder(self, outputs: tuple[str, ...]) -> nn.Module:
+        """Return a module that takes the inputs and gives the named outputs as a tuple of tensors.
+
+        Where patches have another size than the model's own, an untouched model resamples by itself.
 
         Raises:
             RequestError: the family has no output of that name.
         """
 
     @abstractmethod
-    def embedding(self, model: nn.Module) -> nn.Module:
-        """Return a module that takes the three inputs and gives what the first block gets, as a tuple of tensors.
+    def embedding(self) -> nn.Module:
+        """Return a module that takes the inputs and gives what the first block gets, as a tuple of tensors.
 
         That is the projected patches with their position embedding, and rotary embeddings where there are any; no mask.
         """
 
     @abstractmethod
-    def without_position(self, model: nn.Module) -> nn.Module:
-        """Return the model with no position embedding of any kind, all else the same and shared."""
+    def without_position(self) -> Self:
+        """Return the adapter of the model with no position embedding of any kind, all else the same and shared."""
 
-    def tower(self, model: nn.Module) -> nn.Module:
-        """Return the part of the model whose forward takes the three inputs: by default all of it."""
-        return model
+    @property
+    def tower(self) -> nn.Module:
+        """The part of the model whose forward takes the inputs: by default all of it."""
+        return self.model
 
     def unpack(self, output: Any) -> Any:
         """Return what a forward of the tower gave as a tensor, or as a dict of tensors by output name."""
         return output
 
-    def ignored_inputs(self, model: nn.Module) -> tuple[str, ...]:
-        """Return the inputs, by name, that the model itself makes no use of: by default it uses all three."""
+    @property
+    def ignored_inputs(self) -> tuple[str, ...]:
+        """The inputs, by name, that the model itself makes no use of: by default it uses all."""
         return ()
 
+    @property
     @abstractmethod
-    def token_width(self, model: nn.Module) -> int:
+    def token_width(self) -> int:
         """Number of values in a flattened patch."""
 
+    @property
     @abstractmethod
-    def num_prefix_tokens(self, model: nn.Module) -> int:
+    def num_prefix_tokens(self) -> int:
         """Number of class and register tokens ahead of the patches in the output `tokens`."""
 
+    @property
     @abstractmethod
-    def num_classes(self, model: nn.Module) -> int:
+    def num_classes(self) -> int:
         """Number of classes in the output `features`, 0 where it holds no logits."""
 
     @abstractmethod
-    def preprocessing(self, model: nn.Module) -> dict[str, Any]:
+    def preprocessing(self) -> dict[str, Any]:
         """Return what turns a photo into patches, as plain JSON values."""
 
     @abstractmethod
-    def transform(self, model: nn.Module, tokens: int) -> Callable[[Image], dict[str, Tensor]]:
+    def transform(self, tokens: int) -> Callable[[Image], dict[str, Tensor]]:
         """Return the family's own transform from an RGB photo to `patches`, `patch_coord` and `patch_valid`."""
 
     @abstractmethod
-    def describe(self, model: nn.Module) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         """Return the architecture's name and configuration, as plain JSON values."""
 
-    def at_patch_size(self, model: nn.Module, patch_size: int) -> Family:
-        """Return the family as it is for flat patches of another size than the model's own.
-
-        Its `vectorize` folds the resampled patch projection into the weight; its `encoder` of an untouched model lets
-        the model resample by itself.
+    def at_patch_size(self, patch_size: int) -> Self:
+        """Return the adapter of the same model for flat patches of another size than its own.
 
         Raises:
             UnsupportedModelError: the model takes no patches of other sizes.
@@ -111,6 +132,11 @@ class Family(ABC):
         raise UnsupportedModelError(
             f"patch size {patch_size} cannot be had: models of {self.name} take one patch size only"
         )
+
+
+def shared_copy(model: Model) -> Model:
+    """Return a copy of a model that shares every parameter and buffer with it."""
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]})
 
 
 def check_outputs(outputs: tuple[str, ...]) -> None:

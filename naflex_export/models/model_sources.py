@@ -27,7 +27,7 @@ from timm.models.naflexvit import checkpoint_filter_fn
 from torch import Tensor, nn
 
 from naflex_export.errors import BackendError, RequestError
-from naflex_export.models import DEFAULT_MODEL, TRANSFORMERS_PREFIX, family_of
+from naflex_export.models import DEFAULT_MODEL, TRANSFORMERS_PREFIX, adapter_of
 from naflex_export.serving.manifest import MANIFEST, Manifest, sha256_of
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
@@ -248,7 +248,7 @@ def _create_transformers(name: str, weights: str) -> nn.Module:
                 outline = AutoModel.from_config(config, trust_remote_code=False)
         except Exception as error:  # transformers and the hub's client raise classes of many libraries
             raise RequestError(f"model 'hf:{name}' cannot be built: {_first_line(error)}") from error
-        family_of(outline)  # before any weights are fetched
+        adapter_of(outline)  # before any weights are fetched
         if weights != "pretrained":
             return AutoModel.from_config(config, trust_remote_code=False, dtype=torch.float32)
         try:

@@ -6,11 +6,10 @@ Everything else, the patch projection, encoder, attention mask and pooling head,
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from PIL.Image import Image
@@ -21,7 +20,7 @@ from transformers.models.siglip2.modeling_siglip2 import Siglip2VisionEmbeddings
 
 from naflex_export.errors import RequestError, UnsupportedModelError
 from naflex_export.grid import Grid
-from naflex_export.models.adapter import Family, check_outputs
+from naflex_export.models.adapter import ModelAdapter, check_outputs, shared_copy
 from naflex_export.resample.add import add_resampled
 from naflex_export.resample.weights import Resampling
 from naflex_export.serving.input_formats import TRANSFORMERS
@@ -99,78 +98,81 @@ class Siglip2Encoder(nn.Module):
         return tuple(made[name] for name in self.outputs)
 
 
-class Siglip2(Family):
-    """The family of transformers' `Siglip2VisionModel`, alone or as the image tower of a `Siglip2Model`."""
+class Siglip2(ModelAdapter):
+    """Of transformers' `Siglip2VisionModel`, alone or as the image tower of a `Siglip2Model`."""
 
     name = "transformers Siglip2"
     package = "transformers"
-    layout = TRANSFORMERS
+    input_format = TRANSFORMERS
 
-    def owns(self, model: Any) -> bool:
+    @classmethod
+    def owns(cls, model: Any) -> bool:
         return isinstance(model, Siglip2VisionModel | Siglip2Model)
 
-    def tower(self, model: Any) -> nn.Module:
-        return model.vision_model if isinstance(model, Siglip2Model) else model
+    @property
+    def tower(self) -> Any:
+        return self.model.vision_model if isinstance(self.model, Siglip2Model) else self.model
 
-    def is_vectorized(self, model: Any) -> bool:
-        return isinstance(_tower(model).embeddings, VectorizedSiglip2VisionEmbeddings)
+    @property
+    def is_vectorized(self) -> bool:
+        return isinstance(self.tower.embeddings, VectorizedSiglip2VisionEmbeddings)
 
-    def vectorize(self, model: Any) -> nn.Module:
-        if self.is_vectorized(model):
-            return model
-        embeddings = _tower(model).embeddings
+    def vectorized(self) -> Self:
+        if self.is_vectorized:
+            return self
+        embeddings = self.tower.embeddings
         if type(embeddings) is not Siglip2VisionEmbeddings:
             raise UnsupportedModelError(
                 f"the model's embeddings are a {type(embeddings).__qualname__}, not transformers' "
                 "Siglip2VisionEmbeddings: a subclass may resize its grid in a way we cannot know"
             )
-        shared = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
-        twin = copy.deepcopy(model, shared)
-        _tower(twin).embeddings.__class__ = VectorizedSiglip2VisionEmbeddings
+        twin = self.of(shared_copy(self.model))
+        twin.tower.embeddings.__class__ = VectorizedSiglip2VisionEmbeddings
         return twin
 
-    def encoder(self, model: Any, outputs: tuple[str, ...]) -> nn.Module:
+    def encoder(self, outputs: tuple[str, ...]) -> nn.Module:
         check_outputs(outputs)
-        tower = _tower(model)
-        if "features" in outputs and not tower.use_head:
+        if "features" in outputs and not self.tower.use_head:
             raise RequestError(
                 "the model has no pooling head (vision_use_head=False), so it has no features: ask for "
                 "outputs=('tokens',)"
             )
-        return Siglip2Encoder(tower, outputs)
+        return Siglip2Encoder(self.tower, outputs)
 
-    def embedding(self, model: Any) -> nn.Module:
-        return Siglip2Embedding(_tower(model))
+    def embedding(self) -> nn.Module:
+        return Siglip2Embedding(self.tower)
 
-    def without_position(self, model: Any) -> nn.Module:
-        shared = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
-        twin = copy.deepcopy(model, shared)
-        _tower(twin).embeddings.__class__ = PatchesOnly
+    def without_position(self) -> Self:
+        twin = self.of(shared_copy(self.model))
+        twin.tower.embeddings.__class__ = PatchesOnly
         return twin
 
     def unpack(self, output: Any) -> Any:
         return _outputs(output) if isinstance(output, BaseModelOutputWithPooling) else output
 
-    def token_width(self, model: Any) -> int:
-        config = _tower(model).config
+    @property
+    def token_width(self) -> int:
+        config = self.tower.config
         return config.patch_size * config.patch_size * config.num_channels
 
-    def num_prefix_tokens(self, model: Any) -> int:
+    @property
+    def num_prefix_tokens(self) -> int:
         return 0
 
-    def num_classes(self, model: Any) -> int:
+    @property
+    def num_classes(self) -> int:
         return 0
 
-    def preprocessing(self, model: Any) -> dict[str, Any]:
-        processor, origin = _processor(model)
+    def preprocessing(self) -> dict[str, Any]:
+        processor, origin = _processor(self.model)
         settings = json.loads(processor.to_json_string())
         del settings["max_num_patches"]  # a bucket's tokens
-        settings["patch_size"] = _tower(model).config.patch_size
+        settings["patch_size"] = self.tower.config.patch_size
         return {"library": "transformers.Siglip2ImageProcessor", "settings_from": origin, **settings}
 
-    def transform(self, model: Any, tokens: int) -> Callable[[Image], dict[str, Tensor]]:
-        processor, _ = _processor(model)
-        patch_size = _tower(model).config.patch_size
+    def transform(self, tokens: int) -> Callable[[Image], dict[str, Tensor]]:
+        processor, _ = _processor(self.model)
+        patch_size = self.tower.config.patch_size
 
         def patchify(image: Image) -> dict[str, Tensor]:
             made = processor(images=image, patch_size=patch_size, max_num_patches=tokens, return_tensors="pt")
@@ -183,10 +185,10 @@ class Siglip2(Family):
 
         return patchify
 
-    def describe(self, model: Any) -> dict[str, Any]:
-        config = _tower(model).config
+    def describe(self) -> dict[str, Any]:
+        config = self.tower.config
         return {
-            "architecture": type(model).__name__,
+            "architecture": type(self.model).__name__,
             "attention": config._attn_implementation,
             "vision_config": json.loads(config.to_json_string(use_diff=False)),
         }
@@ -194,10 +196,6 @@ class Siglip2(Family):
 
 def _outputs(encoded: BaseModelOutputWithPooling) -> dict[str, Tensor]:
     return {"features": encoded.pooler_output, "tokens": encoded.last_hidden_state}
-
-
-def _tower(model: Any) -> Any:
-    return Siglip2().tower(model)
 
 
 def _processor(model: Any) -> tuple[Any, str]:

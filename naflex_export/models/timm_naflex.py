@@ -6,9 +6,8 @@ In `NaFlexEmbeds` only the forward of patches changes; in a model with RoPE, als
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import torch
 from PIL.Image import Image
@@ -20,7 +19,7 @@ from timm.models.naflexvit import NaFlexEmbeds, create_attention_mask
 from torch import Tensor, nn
 
 from naflex_export.errors import UnsupportedModelError
-from naflex_export.models.adapter import Family, check_outputs
+from naflex_export.models.adapter import ModelAdapter, check_outputs, shared_copy
 from naflex_export.models.timm_known import refuse_unknown
 from naflex_export.models.timm_patch_size import (
     Unflattened,
@@ -190,82 +189,100 @@ class TimmEmbedding(nn.Module):
         return (model.norm_pre(x), *((rope,) if isinstance(rope, Tensor) else rope))
 
 
-class TimmNaFlex(Family):
-    """The family of timm's `NaFlexVit`."""
+class TimmNaFlex(ModelAdapter):
+    """Of timm's `NaFlexVit`."""
 
     name = "timm NaFlexVit"
     package = "timm"
-    layout = TIMM
+    input_format = TIMM
+    model: Any
 
-    def owns(self, model: Any) -> bool:
+    @classmethod
+    def owns(cls, model: Any) -> bool:
         return isinstance(model, NaFlexVit)
 
-    def is_vectorized(self, model: Any) -> bool:
-        return isinstance(model.embeds, VectorizedNaFlexEmbeds)
+    @property
+    def is_vectorized(self) -> bool:
+        return isinstance(self.model.embeds, VectorizedNaFlexEmbeds)
 
-    def vectorize(self, model: Any) -> nn.Module:
-        if self.is_vectorized(model):
-            return model
+    def vectorized(self) -> Self:
+        model = self.model if self.patch_size is None else folded(self.model, self.patch_size)
+        if isinstance(model.embeds, VectorizedNaFlexEmbeds):
+            return self.of(model)
         refuse_unknown(model)
-        shared = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
-        twin = copy.deepcopy(model, shared)
+        twin = shared_copy(model)
         twin.embeds.__class__ = VectorizedNaFlexEmbeds
         if type(twin.embeds.patch_interpolator) is PatchEmbedInterpolator:
             twin.embeds.patch_interpolator.__class__ = VectorizedPatchInterpolator
         if twin.rope is not None:
             twin.__class__ = VectorizedNaFlexVit
-        return twin
+        return self.of(twin)
 
-    def encoder(self, model: Any, outputs: tuple[str, ...]) -> nn.Module:
+    def encoder(self, outputs: tuple[str, ...]) -> nn.Module:
         check_outputs(outputs)
-        if not model.embeds.is_linear:
+        if not self.model.embeds.is_linear:
             raise UnsupportedModelError(
                 "embed_proj_type='conv' takes whole images, not patches, in timm too: "
                 "a graph of patches needs embed_proj_type='linear'"
             )
-        return GraphEncoder(model, outputs) if self.is_vectorized(model) else TimmEncoder(model, outputs)
+        made = GraphEncoder if self.is_vectorized else TimmEncoder
+        return self._taking_flat_patches(made(self.model, outputs))
 
-    def embedding(self, model: Any) -> nn.Module:
-        return TimmEmbedding(model)
+    def embedding(self) -> nn.Module:
+        return self._taking_flat_patches(TimmEmbedding(self.model))
 
-    def without_position(self, model: Any) -> nn.Module:
-        shared = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
-        twin = copy.deepcopy(model, shared)
+    def _taking_flat_patches(self, module: nn.Module) -> nn.Module:
+        """Return a module of the model that takes flat patches, of another size than the model's own too."""
+        if self.patch_size is None or self.is_vectorized:
+            return module
+        return Unflattened(module, self.patch_size, self.model.embeds.channels_last)
+
+    def without_position(self) -> Self:
+        twin = shared_copy(self.model)
         twin.embeds.pos_embed_type = "none"
         twin.rope = None
-        return twin
+        return self.of(twin)
 
-    def ignored_inputs(self, model: Any) -> tuple[str, ...]:
-        knows_position = model.embeds.pos_embed_type != "none" or model.rope is not None
+    @property
+    def ignored_inputs(self) -> tuple[str, ...]:
+        knows_position = self.model.embeds.pos_embed_type != "none" or self.model.rope is not None
         return () if knows_position else ("patch_coord",)
 
-    def token_width(self, model: Any) -> int:
-        embeds = model.embeds
-        return embeds.patch_size[0] * embeds.patch_size[1] * embeds.in_chans
+    @property
+    def token_width(self) -> int:
+        height, width = self._patch_size
+        return height * width * self.model.embeds.in_chans
 
-    def num_prefix_tokens(self, model: Any) -> int:
-        return model.num_prefix_tokens
+    @property
+    def _patch_size(self) -> tuple[int, int]:
+        """Height and width of the flat patches, in pixels."""
+        return self.model.embeds.patch_size if self.patch_size is None else (self.patch_size, self.patch_size)
 
-    def num_classes(self, model: Any) -> int:
-        return model.num_classes
+    @property
+    def num_prefix_tokens(self) -> int:
+        return self.model.num_prefix_tokens
 
-    def preprocessing(self, model: Any) -> dict[str, Any]:
-        data = resolve_data_config(model=model)
-        embeds = model.embeds
+    @property
+    def num_classes(self) -> int:
+        return self.model.num_classes
+
+    def preprocessing(self) -> dict[str, Any]:
+        data = resolve_data_config(model=self.model)
         return {
             "library": "timm.data.create_transform",
             "mean": list(data["mean"]),
             "std": list(data["std"]),
             "interpolation": data["interpolation"],
-            "patch_size": list(embeds.patch_size),
-            "channels_last": getattr(embeds, "channels_last", True),
+            "patch_size": list(self._patch_size),
+            "channels_last": getattr(self.model.embeds, "channels_last", True),
         }
 
-    def transform(self, model: Any, tokens: int) -> Callable[[Image], dict[str, Tensor]]:
-        settings = self.preprocessing(model)
-        if model.embeds.in_chans != 3:
+    def transform(self, tokens: int) -> Callable[[Image], dict[str, Tensor]]:
+        settings = self.preprocessing()
+        if self.model.embeds.in_chans != 3:
             raise UnsupportedModelError(
-                f"the model takes images of {model.embeds.in_chans} channels, and photos have 3: it cannot be judged"
+                f"the model takes images of {self.model.embeds.in_chans} channels, and photos have 3: it cannot be "
+                "judged"
             )
         return create_transform(
             is_training=False,
@@ -279,8 +296,8 @@ class TimmNaFlex(Family):
             patchify_channels_last=settings["channels_last"],
         )
 
-    def describe(self, model: Any) -> dict[str, Any]:
-        naflex: NaFlexVit = model
+    def describe(self) -> dict[str, Any]:
+        naflex: NaFlexVit = self.model
         embeds = naflex.embeds
         return {
             "architecture": (naflex.pretrained_cfg or {}).get("architecture", ""),
@@ -299,34 +316,6 @@ class TimmNaFlex(Family):
             "rope": "" if naflex.rope is None else type(naflex.rope).__name__,
         }
 
-    def at_patch_size(self, model: Any, patch_size: int) -> Family:
-        check_interpolates(model, patch_size)
-        return TimmNaFlexAtPatchSize(patch_size)
-
-
-class TimmNaFlexAtPatchSize(TimmNaFlex):
-    """The family of timm's `NaFlexVit` where patches have another size than the model's own."""
-
-    def __init__(self, patch_size: int) -> None:
-        self.patch_size = patch_size
-
-    def vectorize(self, model: Any) -> nn.Module:
-        return super().vectorize(folded(model, self.patch_size))
-
-    def encoder(self, model: Any, outputs: tuple[str, ...]) -> nn.Module:
-        encoder = super().encoder(model, outputs)
-        if self.is_vectorized(model):
-            return encoder
-        return Unflattened(encoder, self.patch_size, model.embeds.channels_last)
-
-    def embedding(self, model: Any) -> nn.Module:
-        embedding = super().embedding(model)
-        if self.is_vectorized(model):
-            return embedding
-        return Unflattened(embedding, self.patch_size, model.embeds.channels_last)
-
-    def token_width(self, model: Any) -> int:
-        return self.patch_size * self.patch_size * model.embeds.in_chans
-
-    def preprocessing(self, model: Any) -> dict[str, Any]:
-        return {**super().preprocessing(model), "patch_size": [self.patch_size, self.patch_size]}
+    def at_patch_size(self, patch_size: int) -> Self:
+        check_interpolates(self.model, patch_size)
+        return type(self)(self.model, patch_size)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 from typing import Any, cast
 
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from naflex_export.errors import UnsupportedModelError
 from naflex_export.grid import check_patch_sizes
+from naflex_export.models.adapter import shared_copy
 from naflex_export.resample.patch_kernel import axis_pinv, resample_kernel, resample_weight
 from naflex_export.resample.weights import Mode, Resampling
 
@@ -72,8 +72,7 @@ def check_interpolates(model: NaFlexVit, patch_size: int) -> None:
 
 def folded(model: NaFlexVit, patch_size: int) -> NaFlexVit:
     """Return the model for flat patches of another size: its weight resampled in float32, all else shared."""
-    shared = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
-    twin = copy.deepcopy(model, shared)
+    twin = shared_copy(model)
     embeds, size = twin.embeds, (patch_size, patch_size)
     how = interpolation_of(embeds.patch_interpolator)
     with torch.no_grad():

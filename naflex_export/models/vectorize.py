@@ -6,7 +6,7 @@ from typing import TypeVar, cast
 
 from torch import nn
 
-from naflex_export.models import family_of
+from naflex_export.models import adapter_of
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -23,4 +23,4 @@ def vectorize(model: Model) -> Model:
     Raises:
         UnsupportedModelError: the model, or one of its options, is not known to this release.
     """
-    return cast(Model, family_of(model).vectorize(model))
+    return cast(Model, adapter_of(model).vectorized().model)

@@ -19,21 +19,21 @@ def require_run() -> None:
     """Ask for nothing: torch loads native code by itself, and no compiler has any part in it."""
 
 
-def open(folder: Path, manifest: Manifest, device: torch.device | None, check_inputs: bool) -> Runner:
+def open(folder: Path, manifest: Manifest, device: torch.device | None) -> Runner:
     built_for = manifest.build["device"]
     device = resolve_device(device or torch.device(built_for))
     if device.type != built_for:
         raise BackendError(
             f"this artifact is native code for {built_for}, not {device.type}: export it on {device.type}"
         )
-    return AotRunner(folder / FILE, manifest, device, check_inputs)
+    return AotRunner(folder / FILE, manifest, device)
 
 
 class AotRunner(Runner):
     """Runs native code from `model.pt2`. Loading it runs code of the package: its hash has been checked first."""
 
-    def __init__(self, path: Path, manifest: Manifest, device: torch.device, check_inputs: bool = True) -> None:
-        super().__init__(manifest, device, check_inputs)
+    def __init__(self, path: Path, manifest: Manifest, device: torch.device) -> None:
+        super().__init__(manifest, device)
         self._run = torch._inductor.aoti_load_package(str(path))
 
     def execute(self, inputs: tuple[Tensor, ...]) -> list[Tensor]:

@@ -19,22 +19,22 @@ def require_run() -> None:
     """Ask for nothing: torch is always there."""
 
 
-def open(folder: Path, manifest: Manifest, device: torch.device | None, check_inputs: bool) -> Runner:
-    return CompileRunner(folder / FILE, manifest, resolve_device(device), check_inputs)
+def open(folder: Path, manifest: Manifest, device: torch.device | None) -> Runner:
+    return CompileRunner(folder / FILE, manifest, resolve_device(device))
 
 
 class CompileRunner(Runner):
     """Runs the traced graph under `torch.compile`; the first call of each kind of shape compiles."""
 
-    def __init__(self, path: Path, manifest: Manifest, device: torch.device, check_inputs: bool = True) -> None:
-        super().__init__(manifest, device, check_inputs)
+    def __init__(self, path: Path, manifest: Manifest, device: torch.device) -> None:
+        super().__init__(manifest, device)
         self.path = path
         self._compiled = torch.compile(self.traced(), fullgraph=True, dynamic=True)
 
     def execute(self, inputs: tuple[Tensor, ...]) -> list[Tensor]:
         tokens = inputs[0].shape[1]
         with torch.inference_mode():
-            outputs = self._compiled(*self.layout.pad_single_token(inputs))
+            outputs = self._compiled(*self.input_format.pad_single_token(inputs))
         return [cut(spec.shape, output, tokens) for spec, output in zip(self.manifest.outputs, outputs, strict=True)]
 
     def traced(self) -> torch.fx.GraphModule:

@@ -1,8 +1,8 @@
 """How a model takes a padded batch: three tensors, of which every library has its own.
 
-A layout knows the names of the tensors, which of them have an axis of tokens, and what makes their values right. It
-knows no model, so that an artifact is checked and run without the library its model came from. The names of the inputs,
-which every manifest records, say which layout it is.
+An input format knows the names of the tensors, which of them have an axis of tokens, and what makes their values right.
+It knows no model, so that an artifact is checked and run without the library its model came from. The names of the
+inputs, which every manifest records, say which format it is.
 
 Shape legend: B images, N tokens, D values in a flattened patch.
 """
@@ -22,7 +22,7 @@ from naflex_export.errors import ArtifactError, InputError
 Inputs = tuple[Tensor, Tensor, Tensor]
 
 
-class Layout(ABC):
+class InputFormat(ABC):
     """Three tensors, of which the first is the patches [B, N, D].
 
     Attributes:
@@ -63,7 +63,7 @@ class Layout(ABC):
         )
 
 
-class TimmLayout(Layout):
+class TimmFormat(InputFormat):
     """timm's: `patches` [B, N, D] float, `patch_coord` [B, N, 2] int64 as (y, x), `patch_valid` [B, N] bool."""
 
     names = ("patches", "patch_coord", "patch_valid")
@@ -89,7 +89,7 @@ class TimmLayout(Layout):
         _check_area(grid_B2, most)
 
 
-class TransformersLayout(Layout):
+class TransformersFormat(InputFormat):
     """transformers': `pixel_values` [B, N, D] float, `pixel_attention_mask` [B, N] int32, `spatial_shapes` [B, 2].
 
     The mask holds 1 for a valid token and 0 for padding; the shapes, int64, hold each image's grid as (height, width).
@@ -125,22 +125,22 @@ class TransformersLayout(Layout):
             )
 
 
-TIMM = TimmLayout()
-TRANSFORMERS = TransformersLayout()
-LAYOUTS: tuple[Layout, ...] = (TIMM, TRANSFORMERS)
+TIMM = TimmFormat()
+TRANSFORMERS = TransformersFormat()
+INPUT_FORMATS: tuple[InputFormat, ...] = (TIMM, TRANSFORMERS)
 
 
-def layout_of(names: Sequence[str]) -> Layout:
-    """Return the layout whose inputs have these names.
+def input_format_of(names: Sequence[str]) -> InputFormat:
+    """Return the format whose inputs have these names.
 
     Raises:
         ArtifactError: none has.
     """
-    for layout in LAYOUTS:
-        if layout.names == tuple(names):
-            return layout
-    known = "; ".join(", ".join(layout.names) for layout in LAYOUTS)
-    raise ArtifactError(f"inputs {', '.join(names)} are of no layout this release knows ({known}): export again")
+    for known in INPUT_FORMATS:
+        if known.names == tuple(names):
+            return known
+    all_names = "; ".join(", ".join(known.names) for known in INPUT_FORMATS)
+    raise ArtifactError(f"inputs {', '.join(names)} are of no format this release knows ({all_names}): export again")
 
 
 def _check_prefix(valid_BN: Tensor, name: str) -> None:

@@ -36,21 +36,23 @@ def load(path: Path | str, device: torch.device | str | None = None, check_input
     manifest.verify(folder)
     at = None if device is None else torch.device(device)
     if not manifest.entry_points:
-        return open_verified(folder, manifest, at, check_inputs)
+        runner = open_verified(folder, manifest, at)
+        runner.check_inputs = check_inputs
+        return runner
     runners = {}
     for size, name in manifest.entry_points.items():
-        runners[size] = open_verified(folder / name, Manifest.read(folder / name), at, check_inputs)
+        runners[size] = open_verified(folder / name, Manifest.read(folder / name), at)
+        runners[size].check_inputs = check_inputs
     return EntryPoints(manifest, runners)
 
 
-def open_verified(folder: Path, manifest: Manifest, device: torch.device | None, check_inputs: bool = True) -> Runner:
+def open_verified(folder: Path, manifest: Manifest, device: torch.device | None = None) -> Runner:
     """Return a Runner for an artifact of one patch size, whose files have been verified.
 
     Args:
         folder: the artifact's.
         manifest: its own.
         device: where to run; None as for `load`.
-        check_inputs: as for `load`.
 
     Raises:
         ArtifactError: it is of a target that this release does not know.
@@ -60,5 +62,5 @@ def open_verified(folder: Path, manifest: Manifest, device: torch.device | None,
         raise ArtifactError(f"the artifact is of target {manifest.target!r}: this release runs {', '.join(_RUNNERS)}")
     backend = importlib.import_module(f"naflex_export.serving.{_RUNNERS[manifest.target]}")
     backend.require_run()
-    runner: Runner = backend.open(folder, manifest, device, check_inputs)
+    runner: Runner = backend.open(folder, manifest, device)
     return runner

@@ -26,20 +26,20 @@ def require_run() -> None:
         raise BackendError("package 'onnxruntime' is missing: pip install onnxruntime-gpu, or onnxruntime for a CPU")
 
 
-def open(folder: Path, manifest: Manifest, device: torch.device | None, check_inputs: bool) -> Runner:
+def open(folder: Path, manifest: Manifest, device: torch.device | None) -> Runner:
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if manifest.dtype == "bfloat16" and device.type == "cpu":
         raise BackendError(
             "ONNX Runtime's CPU provider has no bfloat16: run this artifact on a GPU, or export in another dtype"
         )
-    return OnnxRunner(folder / FILE, manifest, device, check_inputs)
+    return OnnxRunner(folder / FILE, manifest, device)
 
 
 class OnnxRunner(Runner):
     """Runs `model.onnx` with ONNX Runtime, on the provider asked for and no other."""
 
-    def __init__(self, path: Path, manifest: Manifest, device: torch.device, check_inputs: bool = True) -> None:
-        super().__init__(manifest, device, check_inputs)
+    def __init__(self, path: Path, manifest: Manifest, device: torch.device) -> None:
+        super().__init__(manifest, device)
         self.path = path
         self._session = open_session(path, device)
 
@@ -53,7 +53,7 @@ class OnnxRunner(Runner):
         patches = self.manifest.inputs[0]
         smallest = min(bucket.batch[0] for bucket in self.manifest.buckets)
         batch = noise_batch("trim", [Grid(1, 1)] * smallest, 1, int(patches.shape[2]))
-        first, *rest = self.layout.arrange(batch)
+        first, *rest = self.input_format.arrange(batch)
         inputs = (first.to(getattr(torch, patches.dtype)), *rest)
         self.run(self._session, self.output_names, tuple(tensor.to(self.device) for tensor in inputs), options)
 

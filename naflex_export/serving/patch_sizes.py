@@ -18,7 +18,7 @@ class EntryPoints(Runner):
 
     def __init__(self, manifest: Manifest, runners: dict[int, Runner]) -> None:
         first = next(iter(runners.values()))
-        super().__init__(manifest, first.device, first.check_inputs)
+        super().__init__(manifest, first.device)
         self.runners = runners
 
     def __getitem__(self, patch_size: int) -> Runner:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from naflex_export.errors import InputError
-from naflex_export.serving.input_formats import layout_of
+from naflex_export.serving.input_formats import input_format_of
 from naflex_export.serving.manifest import Manifest
 from naflex_export.serving.signature import TensorSpec
 
@@ -18,16 +18,16 @@ class Runner(ABC):
 
     Attributes:
         manifest: what the artifact says of itself.
-        layout: how its model takes a batch.
+        input_format: how its model takes a batch.
         device: where it runs; inputs may come from anywhere, outputs are there.
         check_inputs: look at the values of coordinates, grids and masks before each call. On a GPU this waits for them.
     """
 
-    def __init__(self, manifest: Manifest, device: torch.device, check_inputs: bool = True) -> None:
+    def __init__(self, manifest: Manifest, device: torch.device) -> None:
         self.manifest = manifest
-        self.layout = layout_of([spec.name for spec in manifest.inputs])
+        self.input_format = input_format_of([spec.name for spec in manifest.inputs])
         self.device = device
-        self.check_inputs = check_inputs
+        self.check_inputs = True
 
     def __call__(self, *inputs: Tensor) -> Tensor | dict[str, Tensor]:
         """Return what the eager model returns: a tensor for one output, a dict by name for several.
@@ -69,7 +69,7 @@ class Runner(ABC):
             _check_one(spec, tensor, sizes)
         self.check_sizes(sizes["batch"], sizes["tokens"])
         if self.check_inputs:
-            self.layout.check(inputs, max(bucket.tokens for bucket in self.manifest.buckets))
+            self.input_format.check(inputs, max(bucket.tokens for bucket in self.manifest.buckets))
 
     def check_sizes(self, batch: int, tokens: int) -> None:
         """Check that a bucket takes so many images of so many tokens; raises InputError where none does."""

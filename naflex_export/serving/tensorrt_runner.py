@@ -26,10 +26,10 @@ def require_run() -> None:
     tensorrt()
 
 
-def open(folder: Path, manifest: Manifest, device: torch.device | None, check_inputs: bool) -> Runner:
+def open(folder: Path, manifest: Manifest, device: torch.device | None) -> Runner:
     if not torch.cuda.is_available():
         raise BackendError("an engine runs on a GPU, and torch finds no CUDA device: load it on one")
-    return TensorRTRunner(folder / FILE, manifest, device or torch.device("cuda"), check_inputs)
+    return TensorRTRunner(folder / FILE, manifest, device or torch.device("cuda"))
 
 
 @functools.cache
@@ -84,8 +84,8 @@ def tensorrt_log(trt: ModuleType) -> Any:
 class TensorRTRunner(Runner):
     """Runs `model.plan` on the GPU, with an execution context for each thread and profile."""
 
-    def __init__(self, path: Path, manifest: Manifest, device: torch.device, check_inputs: bool = True) -> None:
-        super().__init__(manifest, device, check_inputs)
+    def __init__(self, path: Path, manifest: Manifest, device: torch.device) -> None:
+        super().__init__(manifest, device)
         self.folder = path.parent
         trt = tensorrt()
         built_with = manifest.build["library"]

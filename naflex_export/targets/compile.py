@@ -52,7 +52,7 @@ def taps(runner: CompileRunner, inputs: tuple[Tensor, ...], modules: Shapes) -> 
     compiled = torch.compile(graph, fullgraph=True, dynamic=True)
     inputs, tokens = tuple(tensor.to(runner.device) for tensor in inputs), inputs[0].shape[1]
     with torch.inference_mode():
-        given = compiled(*runner.layout.pad_single_token(inputs))
+        given = compiled(*runner.input_format.pad_single_token(inputs))
     specs = runner.manifest.outputs
     outputs, values = given[: len(specs)], given[len(specs) :]
     if tokens == 1:  # tokens are on the last axis but one; values of a single row have none

@@ -10,12 +10,19 @@ from PIL import Image
 from torch import nn
 
 import naflex_export as nx
-from naflex_export.accuracy.cases import Scope, beside_standard, cases_of, generated_batch, naflex_grid, naflex_grids
+from naflex_export.accuracy.cases import (
+    CaseSelection,
+    beside_standard,
+    cases_of,
+    generated_batch,
+    naflex_grid,
+    naflex_grids,
+)
 from naflex_export.accuracy.photos import load_photos, photo_batches
 from naflex_export.batch import Batch, noise_batch
 from naflex_export.graph.trace import EXAMPLE, EXAMPLE_TOKENS
 from naflex_export.grid import Grid
-from naflex_export.models import family_of
+from naflex_export.models import adapter_of
 
 
 def test_three_photos_of_different_shapes_ship_with_the_package() -> None:
@@ -28,7 +35,7 @@ def test_three_photos_of_different_shapes_ship_with_the_package() -> None:
 
 
 def test_photos_become_padded_batches_by_timms_transform(siglip: nn.Module) -> None:
-    transform = family_of(siglip).transform(siglip, 64)
+    transform = adapter_of(siglip).transform(64)
     first, second = photo_batches(load_photos(), transform, nx.Bucket(64, (1, 2, 4)))
     assert [len(first.grids), len(second.grids)] == [2, 1]
     assert first.patches.shape == (2, 64, 48) and first.patches.dtype == torch.float32
@@ -65,7 +72,7 @@ def test_generated_batches_are_seeded_and_differ_from_the_export_example() -> No
     bucket = nx.Bucket(30, (1, 4, 8))
 
     def made(seed: int) -> list[Batch]:
-        return [generated_batch(name, bucket, 12) for name in cases_of(bucket, Scope(seed), num_photos=0)]
+        return [generated_batch(name, bucket, 12) for name in cases_of(bucket, CaseSelection(seed), num_photos=0)]
 
     one, again, other = (made(seed) for seed in (0, 0, 1))
     assert all(torch.equal(a.patches, b.patches) for a, b in zip(one, again, strict=True))
@@ -86,7 +93,7 @@ def test_efforts_say_what_they_skip_or_add() -> None:
 def test_efforts_say_which_cases() -> None:
     bucket = nx.Bucket(30, (2, 4, 8))
     quick, standard, thorough = (
-        cases_of(bucket, Scope(5, effort), num_photos=5) for effort in ("quick", "standard", "thorough")
+        cases_of(bucket, CaseSelection(5, effort), num_photos=5) for effort in ("quick", "standard", "thorough")
     )
     assert quick == ["photos-30-0", "photos-30-1", "mixed-30-seed5", "one-column-30-seed5"]
     assert set(quick) < set(standard) < set(thorough)
@@ -99,12 +106,12 @@ def test_efforts_say_which_cases() -> None:
         grids |= set(batch.grids) if name.startswith("every-grid") else set()
     assert grids == set(naflex_grids(30)) and len(grids) > 10
     with pytest.raises(nx.RequestError, match="effort 'hard' is unknown: expected one of quick, standard, thorough"):
-        Scope(effort="hard")
+        CaseSelection(effort="hard")
 
 
 def test_a_case_is_made_again_from_its_name() -> None:
     bucket = nx.Bucket(30, (2, 4, 8))
-    only = Scope(only=("every-grid-1-30-seed7", "large-values-30-seed7", "photos-30-1", "mixed-31-seed0"))
+    only = CaseSelection(only=("every-grid-1-30-seed7", "large-values-30-seed7", "photos-30-1", "mixed-31-seed0"))
     assert cases_of(bucket, only, num_photos=5) == ["photos-30-1", "large-values-30-seed7", "every-grid-1-30-seed7"]
     large = generated_batch("large-values-30-seed7", bucket, 12)
     assert large.patches[large.patch_valid].std() > 8

@@ -21,7 +21,7 @@ from naflex_export.accuracy.reference import SoundInterpolate
 from naflex_export.accuracy.report.formats import table, write
 from naflex_export.accuracy.report.html import as_html
 from naflex_export.exporter import export
-from naflex_export.models import family_of
+from naflex_export.models import adapter_of
 
 BUCKET = [nx.Bucket(24, (1, 4, 8))]
 Candidate = Callable[[Tensor, Tensor, Tensor], Any]
@@ -332,10 +332,10 @@ def test_the_reference_never_passes_through_vectorize(name: str, dtype: str, mon
         pytest.importorskip("transformers")
     make, _, _, size = PARTS[name]
     model, torch_dtype = make(), getattr(torch, dtype)
-    family = family_of(model, size)
+    adapter = adapter_of(model, size)
 
     def judged(candidate: nn.Module) -> nx.GateReport:
-        encoder = family.encoder(candidate.to(torch_dtype), ("features",))
+        encoder = adapter.of(candidate.to(torch_dtype)).encoder(("features",))
 
         def run(*inputs: Tensor) -> Tensor:
             with SoundInterpolate():  # or eager SigLIP 2 would be wrong itself, by torch's fault
@@ -343,18 +343,18 @@ def test_the_reference_never_passes_through_vectorize(name: str, dtype: str, mon
 
         return judge(run, model, dtype=dtype, patch_size=size)
 
-    before = judged(family.vectorize(copy.deepcopy(model)))
+    before = judged(adapter.of(copy.deepcopy(model)).vectorized().model)
     assert before.passed
     eager = judged(copy.deepcopy(model))
     break_part(monkeypatch, name)
-    assert not judged(family.vectorize(copy.deepcopy(model))).passed
+    assert not judged(adapter.of(copy.deepcopy(model)).vectorized().model).passed
     assert judged(copy.deepcopy(model)) == eager and eager.passed
     assert [found.baseline for found in eager.baselines] == [found.baseline for found in before.baselines]
 
     def unusable(*inputs: object) -> None:
         raise AssertionError("the gate vectorized a model")
 
-    monkeypatch.setattr(type(family), "vectorize", unusable)
+    monkeypatch.setattr(type(adapter), "vectorized", unusable)
     assert judged(copy.deepcopy(model)) == eager
 
 

@@ -26,6 +26,7 @@ from naflex_export.graph.intermediates import OUTSIDE, Edge, Place, Tapped, fitt
 from naflex_export.graph.onnx_translate import FILE, write_onnx
 from naflex_export.graph.program import Program
 from naflex_export.graph.trace import trace
+from naflex_export.models import adapter_of
 from naflex_export.serving.aot_runner import AotRunner
 from naflex_export.serving.compile_runner import CompileRunner
 from naflex_export.serving.manifest import Manifest
@@ -67,7 +68,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def program() -> Callable[[str], Program]:
-    return functools.cache(lambda dtype: trace(tiny.classifier(), BUCKET, dtype))
+    return functools.cache(lambda dtype: trace(adapter_of(tiny.classifier()), BUCKET, dtype))
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ import naflex_export as nx
 from naflex_export.graph.onnx_translate import FILE
 from naflex_export.graph.program import Program
 from naflex_export.graph.trace import trace
+from naflex_export.models import adapter_of
 
 COMMITTED = judge.committed(judge.PAGE.read_text())
 
@@ -28,7 +29,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def program() -> Program:
-    return trace(tiny.classifier(), [judge.BUCKET])
+    return trace(adapter_of(tiny.classifier()), [judge.BUCKET])
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ from naflex_export.bench.workloads import drawn_grids, workload
 from naflex_export.cli.bench import bench_command
 from naflex_export.errors import RequestError
 from naflex_export.grid import Grid
-from naflex_export.models import family_of
+from naflex_export.models import adapter_of
 from naflex_export.models.model_sources import ModelSource
 from naflex_export.serving.manifest import Manifest
 
@@ -75,8 +75,8 @@ MODELS: dict[str, Any] = {
 @pytest.mark.parametrize("name", MODELS)
 def test_an_embedding_is_what_the_first_block_gets(name: str) -> None:
     model = MODELS[name]()
-    family = family_of(model)
-    inputs = family.layout.arrange(noise_batch("embedding", GRIDS, 12, 48))
+    adapter = adapter_of(model)
+    inputs = adapter.input_format.arrange(noise_batch("embedding", GRIDS, 12, 48))
     got: list[torch.Tensor] = []
 
     def keep(module: nn.Module, positional: Any, named: Any) -> None:
@@ -84,8 +84,8 @@ def test_an_embedding_is_what_the_first_block_gets(name: str) -> None:
 
     model.blocks[0].register_forward_pre_hook(keep, with_kwargs=True)
     with torch.no_grad():
-        family.encoder(model, ("features",))(*inputs)
-        given = family.embedding(model)(*inputs)
+        adapter.encoder(("features",))(*inputs)
+        given = adapter.embedding()(*inputs)
     assert len(got) == (2 if "rope" in name else 1)
     for found, expected in zip(given, got, strict=False):
         assert torch.equal(found, expected)
@@ -94,16 +94,16 @@ def test_an_embedding_is_what_the_first_block_gets(name: str) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_without_position_tells_no_grids_apart(name: str) -> None:
     model = MODELS[name]()
-    family = family_of(model)
+    adapter = adapter_of(model)
     one, other = (noise_batch("same", [grid], 12, 48) for grid in (Grid(3, 4), Grid(2, 6)))
-    bare = family.without_position(model)
+    bare = adapter.without_position()
     with torch.no_grad():
-        of_bare = [family.encoder(bare, ("features",))(*family.layout.arrange(batch))[0] for batch in (one, other)]
-        of_model = [family.encoder(model, ("features",))(*family.layout.arrange(batch))[0] for batch in (one, other)]
+        of_bare = [bare.encoder(("features",))(*bare.input_format.arrange(batch))[0] for batch in (one, other)]
+        of_model = [adapter.encoder(("features",))(*adapter.input_format.arrange(batch))[0] for batch in (one, other)]
     assert torch.equal(*of_bare)
     assert not torch.allclose(*of_model, rtol=1e-3)
     shared = dict(model.named_parameters())
-    assert all(parameter is shared[key] for key, parameter in bare.named_parameters())
+    assert all(parameter is shared[key] for key, parameter in bare.model.named_parameters())
 
 
 def test_flops_are_those_of_the_formula() -> None:

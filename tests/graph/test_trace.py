@@ -10,10 +10,11 @@ from torch import nn
 import naflex_export as nx
 from naflex_export.batch import Batch
 from naflex_export.graph.trace import trace
+from naflex_export.models import adapter_of
 
 
 def test_dimensions_are_named_and_open(siglip: nn.Module) -> None:
-    program = trace(siglip, [nx.Bucket(64)], outputs=("features", "tokens"))
+    program = trace(adapter_of(siglip), [nx.Bucket(64)], outputs=("features", "tokens"))
     assert [str(spec) for spec in program.inputs] == [
         "patches: float32 [batch, tokens, 48]",
         "patch_coord: int64 [batch, tokens, 2]",
@@ -26,13 +27,13 @@ def test_dimensions_are_named_and_open(siglip: nn.Module) -> None:
 
 
 def test_prefix_tokens_show_in_the_output_shape(classifier: nn.Module) -> None:
-    program = trace(classifier, [nx.Bucket(64)], outputs=("tokens",))
+    program = trace(adapter_of(classifier), [nx.Bucket(64)], outputs=("tokens",))
     assert program.outputs[0].shape == ("batch", "tokens + 4", 32)
 
 
 def test_tracing_copies_the_weights(mixed: Batch) -> None:
     model = tiny.siglip().train()
-    program = trace(model, [nx.Bucket(64)], dtype="bfloat16")
+    program = trace(adapter_of(model), [nx.Bucket(64)], dtype="bfloat16")
     assert model.training and all(p.dtype == torch.float32 for p in model.parameters())
     state = program.exported.state_dict
     assert {tensor.dtype for tensor in state.values()} == {torch.bfloat16}
@@ -42,7 +43,7 @@ def test_tracing_copies_the_weights(mixed: Batch) -> None:
 
 def test_nothing_in_the_graph_waits_for_the_host(siglip: nn.Module) -> None:
     """No `.item()` and no operator whose shape depends on data."""
-    program = trace(siglip, [nx.Bucket(64)])
+    program = trace(adapter_of(siglip), [nx.Bucket(64)])
     targets = {str(node.target) for node in program.exported.graph.nodes}
     assert not [
         name for name in targets if any(word in name for word in ("aten.item", "nonzero", "_local_scalar", "unique"))
@@ -61,4 +62,4 @@ def test_nothing_in_the_graph_waits_for_the_host(siglip: nn.Module) -> None:
 )
 def test_impossible_requests_are_refused(siglip: nn.Module, arguments: dict[str, object], message: str) -> None:
     with pytest.raises(nx.RequestError, match=message):
-        trace(siglip, **{"buckets": [nx.Bucket(64)], **arguments})  # type: ignore[arg-type]
+        trace(adapter_of(siglip), **{"buckets": [nx.Bucket(64)], **arguments})  # type: ignore[arg-type]

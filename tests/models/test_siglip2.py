@@ -20,6 +20,7 @@ import naflex_export as nx
 from naflex_export.accuracy.reference import SoundInterpolate
 from naflex_export.graph.trace import trace
 from naflex_export.grid import Grid
+from naflex_export.models import adapter_of
 from naflex_export.models.siglip2 import VectorizedSiglip2VisionEmbeddings
 from naflex_export.serving.input_formats import TRANSFORMERS
 
@@ -224,7 +225,7 @@ def test_the_original_needs_a_graph_for_each_batch_size(model: Siglip2VisionMode
 
 
 def test_the_program_is_open_and_waits_for_nothing(model: Siglip2VisionModel) -> None:
-    program = trace(model, [BUCKET], outputs=("features", "tokens"))
+    program = trace(adapter_of(model), [BUCKET], outputs=("features", "tokens"))
     assert [str(spec) for spec in program.inputs] == [
         "pixel_values: float32 [batch, tokens, 48]",
         "pixel_attention_mask: int32 [batch, tokens]",
@@ -240,6 +241,6 @@ def test_the_program_is_open_and_waits_for_nothing(model: Siglip2VisionModel) ->
 
 def test_a_model_without_a_head_has_tokens_only() -> None:
     model = vision(vision_use_head=False)
-    assert [spec.name for spec in trace(model, [BUCKET], outputs=("tokens",)).outputs] == ["tokens"]
+    assert [spec.name for spec in trace(adapter_of(model), [BUCKET], outputs=("tokens",)).outputs] == ["tokens"]
     with pytest.raises(nx.RequestError, match="no pooling head"):
-        trace(model, [BUCKET])
+        trace(adapter_of(model), [BUCKET])

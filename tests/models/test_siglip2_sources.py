@@ -22,7 +22,7 @@ import naflex_export as nx
 from naflex_export.accuracy.photos import load_photos, photo_batches
 from naflex_export.cli.export import export_command
 from naflex_export.cli.gate import gate_command
-from naflex_export.models import family_of
+from naflex_export.models import adapter_of
 from naflex_export.models.model_sources import ModelSource
 from naflex_export.serving.input_formats import TRANSFORMERS
 from naflex_export.serving.manifest import Manifest
@@ -142,14 +142,13 @@ def test_the_command_line_exports_and_judges_a_folder(
 
 def test_photos_are_prepared_by_the_models_own_processor(folder: Path) -> None:
     loaded = ModelSource(f"hf:{folder}").load()
-    family = family_of(loaded)
     photos = load_photos()
-    (batch,) = photo_batches(photos, family.transform(loaded, 30), BUCKET)
+    (batch,) = photo_batches(photos, adapter_of(loaded).transform(30), BUCKET)
     processor = Siglip2ImageProcessor.from_pretrained(folder)
     expected = processor(images=list(photos.images.values()), max_num_patches=30, return_tensors="pt")
     for name, tensor in zip(TRANSFORMERS.names, TRANSFORMERS.arrange(batch), strict=True):
         assert torch.equal(tensor, expected[name]) and tensor.dtype == expected[name].dtype
-    default = next(iter(photo_batches(photos, family.transform(vision(), 30), BUCKET)))
+    default = next(iter(photo_batches(photos, adapter_of(vision()).transform(30), BUCKET)))
     assert not torch.allclose(default.patches, batch.patches)
 
 
@@ -157,8 +156,8 @@ def test_a_damaged_processor_is_not_replaced(folder: Path) -> None:
     loaded = ModelSource(f"hf:{folder}").load()
     (folder / "preprocessor_config.json").write_text("{", encoding="utf-8")
     with pytest.raises(nx.RequestError, match=r"the image processor of .* cannot be had"):
-        family_of(loaded).preprocessing(loaded)
+        adapter_of(loaded).preprocessing()
     (folder / "preprocessor_config.json").unlink()
-    settings = family_of(loaded).preprocessing(loaded)
+    settings = adapter_of(loaded).preprocessing()
     assert settings["settings_from"] == "defaults" and settings["image_mean"] == [0.5, 0.5, 0.5]
     json.dumps(settings)

@@ -32,7 +32,7 @@ import naflex_export as nx
 from naflex_export.batch import noise_batch
 from naflex_export.graph.trace import trace
 from naflex_export.grid import Grid
-from naflex_export.models import family_of, timm_known
+from naflex_export.models import adapter_of, timm_known
 from naflex_export.models.timm_naflex import resampling_of
 
 Options = dict[str, Any]
@@ -237,7 +237,7 @@ def test_exports_to_onnx_and_runs_at_another_shape(options: Options, tmp_path: P
 
 def test_a_large_grid_without_antialias_has_no_weight_for_every_cell() -> None:
     """C-RADIO's 16,384 cells: no tensor of the graph that has tokens is wider than the encoder makes its own."""
-    program = trace(naflexvit(**LARGE["radio"]), [nx.Bucket(tokens=32, batch=(1, 4, 8))])
+    program = trace(adapter_of(naflexvit(**LARGE["radio"])), [nx.Bucket(tokens=32, batch=(1, 4, 8))])
     made = [node.meta["val"] for node in program.exported.graph.nodes if node.op == "call_function"]
     shapes = [value.shape for value in made if isinstance(value, Tensor) and value.ndim >= 3]
     widths = [shape[-1] for shape in shapes if isinstance(shape[-1], int)]
@@ -249,8 +249,8 @@ def test_a_large_grid_without_antialias_has_no_weight_for_every_cell() -> None:
 def test_vectorized_is_told_from_the_original(options: Options) -> None:
     eager = naflexvit(**options)
     classes = [type(module) for module in eager.modules()]
-    fast, family = nx.vectorize(eager), family_of(eager)
-    assert family.is_vectorized(fast) and not family.is_vectorized(eager)
+    fast = nx.vectorize(eager)
+    assert adapter_of(fast).is_vectorized and not adapter_of(eager).is_vectorized
     assert nx.vectorize(fast) is fast
     assert type(fast) is NaFlexVit
     assert [type(module) for module in eager.modules()] == classes
@@ -261,7 +261,7 @@ def test_vectorized_is_told_from_the_original(options: Options) -> None:
 def test_copies_and_pickles_stay_vectorized() -> None:
     fast = nx.vectorize(naflexvit(pos_embed="factorized"))
     for twin in (copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))):
-        assert family_of(twin).is_vectorized(twin)
+        assert adapter_of(twin).is_vectorized
         assert torch.equal(call(twin, BATCH), call(fast, BATCH))
 
 
@@ -371,7 +371,7 @@ def test_a_convolution_takes_no_patches_in_timm_either() -> None:
         with pytest.raises(AssertionError, match="Convolutional input must be 4D"):
             call(model, BATCH)
     with pytest.raises(nx.UnsupportedModelError, match="embed_proj_type='conv' takes whole images, not patches"):
-        trace(eager, [nx.Bucket()])
+        trace(adapter_of(eager), [nx.Bucket()])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 import naflex_export as nx
 from naflex_export.batch import Batch, noise_batch
 from naflex_export.grid import Grid
-from naflex_export.models import family_of, timm_known
+from naflex_export.models import adapter_of, timm_known
 from naflex_export.models.timm_rope import rope_positions
 
 Options = dict[str, Any]
@@ -275,8 +275,8 @@ def test_other_dtypes_round_once_as_eager_does(options: Options, dtype: torch.dt
 def test_is_a_naflexvit_that_shares_everything(options: Options) -> None:
     eager = naflexvit(**options)
     classes = [type(module) for module in eager.modules()]
-    fast, family = nx.vectorize(eager), family_of(eager)
-    assert isinstance(fast, NaFlexVit) and family.is_vectorized(fast) and not family.is_vectorized(eager)
+    fast = nx.vectorize(eager)
+    assert isinstance(fast, NaFlexVit) and adapter_of(fast).is_vectorized and not adapter_of(eager).is_vectorized
     assert nx.vectorize(fast) is fast
     assert [type(module) for module in eager.modules()] == classes
     assert list(fast.state_dict()) == list(eager.state_dict())

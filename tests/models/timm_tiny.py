@@ -20,6 +20,7 @@ from naflex_export.graph.checks import FORBIDDEN_OPS
 from naflex_export.graph.onnx_translate import write_onnx
 from naflex_export.graph.trace import trace
 from naflex_export.grid import Grid
+from naflex_export.models import adapter_of
 from naflex_export.models.model_sources import randomize
 
 # One row, one column, squares, odd sizes, two images of one grid, and the source grids of the tests, 5x6 and 3x7.
@@ -85,7 +86,7 @@ def assert_same_gradients(eager: nn.Module, fast: nn.Module, bound: float) -> No
 
 def export_onnx(model: nn.Module, folder: Path, outputs: tuple[str, ...] = ("features",)) -> Path:
     """Write the vectorized model to `model.onnx`, and return its path once no node of it loops, branches or resizes."""
-    program = trace(model, [nx.Bucket(tokens=32, batch=(1, 4, 8))], outputs=outputs)
+    program = trace(adapter_of(model), [nx.Bucket(tokens=32, batch=(1, 4, 8))], outputs=outputs)
     write_onnx(program, folder, BuildSettings(), 23)
     path = folder / "model.onnx"
     found = {node.op_type for node in ir.load(path).graph.all_nodes()}

@@ -16,6 +16,7 @@ import naflex_export as nx
 from naflex_export.batch import noise_batch
 from naflex_export.graph.trace import trace
 from naflex_export.grid import Grid
+from naflex_export.models import adapter_of
 from naflex_export.resample import add as rule
 from naflex_export.resample import cpu as resample_cpu
 from naflex_export.resample import weights as resample
@@ -152,7 +153,7 @@ def test_an_exported_graph_has_no_operator_of_ours() -> None:
 
 
 def test_a_program_has_none_either() -> None:
-    names = operators(trace(tiny.siglip(), [nx.Bucket(16)]).exported.graph)
+    names = operators(trace(adapter_of(tiny.siglip()), [nx.Bucket(16)]).exported.graph)
     assert len(names) > 50 and not [name for name in names if "naflex_export" in name]
 
 

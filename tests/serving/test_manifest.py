@@ -13,7 +13,7 @@ import pytest
 import tiny
 
 import naflex_export as nx
-from naflex_export.accuracy.cases import Scope, cases_of
+from naflex_export.accuracy.cases import CaseSelection, cases_of
 from naflex_export.exporter import export
 from naflex_export.serving.load import load
 from naflex_export.serving.manifest import MANIFEST, Manifest, sha256_of
@@ -47,7 +47,7 @@ def test_manifest_says_what_is_there(artifact: Path) -> None:
     manifest = Manifest.read(artifact)
     assert manifest.inputs[0].shape == ("batch", "tokens", 48)
     report = json.loads((artifact / "gate" / "report.json").read_text())
-    cases = cases_of(nx.Bucket(16), Scope(), num_photos=3)
+    cases = cases_of(nx.Bucket(16), CaseSelection(), num_photos=3)
     assert report["passed"] is True and [result["case"] for result in report["results"]] == cases
     assert fields["gate"]["cases"] == len(cases)
 

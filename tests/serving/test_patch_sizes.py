@@ -16,6 +16,7 @@ from naflex_export.cli.export import export_command
 from naflex_export.cli.gate import gate_command
 from naflex_export.graph.trace import trace
 from naflex_export.grid import Grid, check_patch_sizes, parse_patch_sizes
+from naflex_export.models import adapter_of
 from naflex_export.models.model_sources import ModelSource
 
 BUCKETS = [nx.Bucket(16, (1, 2, 4))]
@@ -122,8 +123,8 @@ def test_the_gate_takes_buckets_and_a_dtype_for_every_size(artifact: nx.Artifact
 def test_a_folded_graph_is_an_ordinary_one(outputs: tuple[str, ...], options: dict[str, object]) -> None:
     model = tiny.naflexvit(enable_patch_interpolator=True, **options)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    program = trace(model, BUCKETS, outputs=outputs, patch_size=6)
-    ordinary = trace(tiny.naflexvit(patch_size=6), BUCKETS, outputs=outputs)
+    program = trace(adapter_of(model, 6), BUCKETS, outputs=outputs)
+    ordinary = trace(adapter_of(tiny.naflexvit(patch_size=6)), BUCKETS, outputs=outputs)
     assert [node.target for node in program.exported.graph.nodes if node.op == "call_function"] == [
         node.target for node in ordinary.exported.graph.nodes if node.op == "call_function"
     ]
@@ -133,7 +134,7 @@ def test_a_folded_graph_is_an_ordinary_one(outputs: tuple[str, ...], options: di
 
 def test_weights_are_resampled_in_float32_before_they_are_cast() -> None:
     model = tiny.flexible()
-    half, single = (trace(model, BUCKETS, dtype, patch_size=6).exported.state_dict for dtype in ("float16", "float32"))
+    half, single = (trace(adapter_of(model, 6), BUCKETS, dtype).exported.state_dict for dtype in ("float16", "float32"))
     name = "model.embeds.proj.weight"
     assert torch.equal(half[name], single[name].half())
 

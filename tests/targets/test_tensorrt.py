@@ -16,6 +16,7 @@ from naflex_export.exporter import export
 from naflex_export.graph.build_settings import BuildSettings
 from naflex_export.graph.onnx_translate import write_onnx
 from naflex_export.graph.trace import trace
+from naflex_export.models import adapter_of
 from naflex_export.serving.load import load
 from naflex_export.targets import tensorrt as target
 from naflex_export.targets.tensorrt import Profile, build_engine, profiles_of
@@ -54,7 +55,7 @@ def test_builds_an_engine_and_says_that_it_was_not_run(siglip: nn.Module, tmp_pa
 
 
 def test_one_profile_per_bucket_with_one_token_at_least(siglip: nn.Module) -> None:
-    small, large = profiles_of(trace(siglip, BUCKETS))
+    small, large = profiles_of(trace(adapter_of(siglip), BUCKETS))
     assert small.shapes["patches"] == ((1, 1, 48), (16, 16, 48), (64, 16, 48))
     assert large.shapes["patch_coord"] == ((1, 1, 2), (2, 64, 2), (8, 64, 2))
 
@@ -120,7 +121,7 @@ def test_a_profile_out_of_order_is_an_error(tmp_path: Path) -> None:
 
 def test_builder_errors_are_errors(siglip: nn.Module, tmp_path: Path) -> None:
     """The float32 `Attention` nodes of opset 23 parse, and no kernel takes them."""
-    program = trace(siglip, BUCKETS)
+    program = trace(adapter_of(siglip), BUCKETS)
     write_onnx(program, tmp_path, BuildSettings(), opset=23)
     with pytest.raises(
         nx.BuildError, match=r"reported an error \(in build\):\n.*Attention operation was not supported"
