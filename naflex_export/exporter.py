@@ -28,7 +28,7 @@ from naflex_export.models import adapter_of
 from naflex_export.models.adapter import ModelAdapter
 from naflex_export.models.model_sources import weights_sha256
 from naflex_export.precision import check_dtype
-from naflex_export.serving.manifest import SCHEMA_ENTRY_POINTS, Manifest
+from naflex_export.serving.manifest import PATCH_SIZES, Manifest
 from naflex_export.serving.publish import check_destination, staged
 from naflex_export.targets import target_named
 
@@ -288,5 +288,5 @@ def _manifest_of(entry_points: dict[int, Artifact], report: GateReport) -> Manif
         preprocessing={**first.preprocessing, "patch_size": [[size, size] for size in entry_points]},
         build={"entry_points": {str(size): artifact.path.name for size, artifact in entry_points.items()}},
         gate=verdict(report),
-        schema=SCHEMA_ENTRY_POINTS,
+        kind=PATCH_SIZES,
     )

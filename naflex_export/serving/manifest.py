@@ -17,9 +17,19 @@ from naflex_export.grid import Bucket
 from naflex_export.serving.signature import TensorSpec
 
 MANIFEST = "manifest.json"
-SCHEMA = 1
-SCHEMA_ENTRY_POINTS = 2
-"""Of a folder that holds an artifact for each patch size; see docs/architecture.md."""
+SCHEMA = 3
+"""Version of the manifest's fields."""
+
+ENCODER = "encoder"
+"""The kind of an artifact that one file runs."""
+
+PATCH_SIZES = "patch sizes"
+"""The kind of a folder that holds an artifact for each patch size; see docs/architecture.md."""
+
+KINDS = (ENCODER, PATCH_SIZES)
+
+_KIND_OF_OLD_SCHEMA = {1: ENCODER, 2: PATCH_SIZES}
+"""Before schema 3 there was no kind, and the schema said what it says; all other fields are the same."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +47,8 @@ class Manifest:
         build: what the target has to say, such as the opset or an engine's library and compute capability.
         gate: the gate's verdict and figures; empty until it has judged.
         files: size in bytes and sha256 of every other file, by path inside the folder.
-        schema: version of this layout.
+        kind: what the folder holds, one of `KINDS`.
+        schema: version of these fields.
     """
 
     target: str
@@ -51,6 +62,7 @@ class Manifest:
     build: dict[str, Any]
     gate: dict[str, Any] = field(default_factory=dict)
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    kind: str = ENCODER
     schema: int = SCHEMA
 
     def write(self, folder: Path) -> Manifest:
@@ -70,7 +82,7 @@ class Manifest:
     @property
     def entry_points(self) -> dict[int, str]:
         """Folders of whole artifacts inside this one, by patch size; empty for an artifact of one size."""
-        if self.schema != SCHEMA_ENTRY_POINTS:
+        if self.kind != PATCH_SIZES:
             return {}
         return {int(size): name for size, name in self.build["entry_points"].items()}
 
@@ -89,9 +101,13 @@ class Manifest:
         except (OSError, ValueError) as error:
             raise ArtifactError(f"{str(path)!r} cannot be read ({error}): export again") from error
         schema = fields.get("schema") if isinstance(fields, dict) else None
-        if schema not in (SCHEMA, SCHEMA_ENTRY_POINTS):
+        if schema in _KIND_OF_OLD_SCHEMA:
+            fields |= {"kind": _KIND_OF_OLD_SCHEMA[schema], "schema": SCHEMA}
+        elif schema != SCHEMA:
+            raise ArtifactError(f"{str(path)!r} has schema {schema!r}: this release reads 1 to {SCHEMA}")
+        if fields.get("kind") not in KINDS:
             raise ArtifactError(
-                f"{str(path)!r} has schema {schema!r}: this release reads {SCHEMA} and {SCHEMA_ENTRY_POINTS}"
+                f"{str(path)!r} is of kind {fields.get('kind')!r}: this release knows {' and '.join(map(repr, KINDS))}"
             )
         try:
             fields["inputs"] = _specs(fields["inputs"])

@@ -35,7 +35,8 @@ def artifact(published: Path, tmp_path: Path) -> Path:
 
 def test_manifest_says_what_is_there(artifact: Path) -> None:
     fields = json.loads((artifact / MANIFEST).read_text())
-    assert fields["schema"] == 1 and fields["target"] == "onnx" and fields["dtype"] == "float32"
+    assert (fields["kind"], fields["schema"]) == ("encoder", 3)
+    assert fields["target"] == "onnx" and fields["dtype"] == "float32"
     assert set(fields["files"]) == {"model.onnx", "gate/report.json"}
     for name, file in fields["files"].items():
         assert file == {"bytes": (artifact / name).stat().st_size, "sha256": sha256_of(artifact / name)}
@@ -62,7 +63,8 @@ def test_manifest_says_what_is_there(artifact: Path) -> None:
         (lambda a: (a / "extra.so").write_bytes(b""), "'extra.so' .* is not in the manifest"),
         (lambda a: (a / MANIFEST).unlink(), "is no artifact: it has no manifest.json"),
         (lambda a: (a / MANIFEST).write_text("{"), "cannot be read"),
-        (lambda a: edit(a, schema=7), "has schema 7: this release reads 1 and 2"),
+        (lambda a: edit(a, schema=7), "has schema 7: this release reads 1 to 3"),
+        (lambda a: edit(a, kind="video"), "is of kind 'video': this release knows 'encoder' and 'patch sizes'"),
         (lambda a: edit(a, inputs=None), "is damaged"),
         (lambda a: edit(a, files={"../model.onnx": {"bytes": 1, "sha256": ""}}), "leads out of"),
     ],
@@ -75,6 +77,7 @@ def test_manifest_says_what_is_there(artifact: Path) -> None:
         "no-manifest",
         "not-json",
         "schema",
+        "kind",
         "fields",
         "escape",
     ],
@@ -83,6 +86,15 @@ def test_damage_is_refused_before_loading(artifact: Path, damage: object, messag
     damage(artifact)  # type: ignore[operator]
     with pytest.raises(nx.ArtifactError, match=message):
         load(artifact)
+
+
+def test_an_artifact_of_an_older_release_still_loads(artifact: Path) -> None:
+    """Before manifests had a kind, the schema said it: 1 of an encoder."""
+    path = artifact / MANIFEST
+    written = Manifest.read(artifact)
+    path.write_text(json.dumps({**json.loads(path.read_text()), "schema": 1}).replace('"kind": "encoder", ', ""))
+    assert "kind" not in json.loads(path.read_text())
+    assert load(artifact).manifest == written
 
 
 def names(folder: Path) -> list[str]:

@@ -18,6 +18,7 @@ from naflex_export.graph.trace import trace
 from naflex_export.grid import Grid, check_patch_sizes, parse_patch_sizes
 from naflex_export.models import adapter_of
 from naflex_export.models.model_sources import ModelSource
+from naflex_export.serving.manifest import Manifest
 
 BUCKETS = [nx.Bucket(16, (1, 2, 4))]
 SIZES = (3, 4, 6)
@@ -43,7 +44,8 @@ def test_each_size_is_a_whole_artifact(artifact: nx.Artifact) -> None:
     assert folders == ["gate", "manifest.json", "patch3", "patch4", "patch6"]
     for size in SIZES:
         fields = json.loads((artifact.path / f"patch{size}" / "manifest.json").read_text())
-        assert fields["schema"] == 1 and fields["gate"]["passed"] is True and fields["gate"]["cases"] == 10
+        assert (fields["kind"], fields["schema"]) == ("encoder", 3)
+        assert fields["gate"]["passed"] is True and fields["gate"]["cases"] == 10
         assert fields["inputs"][0]["shape"] == ["batch", "tokens", size * size * 3]
         assert fields["preprocessing"]["patch_size"] == [size, size]
         assert fields["model"]["patch_size"] == size
@@ -52,7 +54,7 @@ def test_each_size_is_a_whole_artifact(artifact: nx.Artifact) -> None:
 
 def test_the_manifest_on_top_says_what_they_have_in_common(artifact: nx.Artifact) -> None:
     fields = json.loads((artifact.path / "manifest.json").read_text())
-    assert fields["schema"] == 2
+    assert (fields["kind"], fields["schema"]) == ("patch sizes", 3)
     assert fields["build"] == {"entry_points": {"3": "patch3", "4": "patch4", "6": "patch6"}}
     assert fields["inputs"][0]["shape"] == ["batch", "tokens", "values"]
     assert fields["preprocessing"]["patch_size"] == [[3, 3], [4, 4], [6, 6]]
@@ -63,13 +65,22 @@ def test_the_manifest_on_top_says_what_they_have_in_common(artifact: nx.Artifact
     assert {"patch3/photos-16-0", "patch6/mixed-16-seed0"} <= set(cases)
 
 
+def test_one_of_an_older_release_is_read_as_what_it_is(artifact: nx.Artifact, tmp_path: Path) -> None:
+    """Before manifests had a kind, the schema said it: 2 of a folder with several sizes."""
+    fields = json.loads((artifact.path / "manifest.json").read_text())
+    del fields["kind"]
+    (tmp_path / "manifest.json").write_text(json.dumps({**fields, "schema": 2}))
+    assert Manifest.read(tmp_path) == artifact.manifest
+
+
 def test_an_artifact_of_one_size_is_as_it_was(tmp_path: Path) -> None:
     one = nx.export(tiny.flexible(), "onnx", tmp_path / "a", BUCKETS)
     fields = json.loads((tmp_path / "a" / "manifest.json").read_text())
-    assert fields["schema"] == 1 and "patch_size" not in fields["model"] and not one.entry_points
+    assert (fields["kind"], fields["schema"]) == ("encoder", 3)
+    assert "patch_size" not in fields["model"] and not one.entry_points
     assert list(fields) == [
         "target", "dtype", "inputs", "outputs", "buckets", "model", "preprocessing", "versions", "build", "gate",
-        "files", "schema",
+        "files", "kind", "schema",
     ]  # fmt: skip
 
 
