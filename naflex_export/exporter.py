@@ -27,7 +27,7 @@ from naflex_export.grid import Bucket, check_buckets, check_patch_sizes
 from naflex_export.models import adapter_of
 from naflex_export.models.adapter import ModelAdapter
 from naflex_export.models.model_sources import weights_sha256
-from naflex_export.precision import check_dtype
+from naflex_export.precision import FLOAT32, Precision
 from naflex_export.serving.manifest import PATCH_SIZES, Manifest
 from naflex_export.serving.publish import check_destination, staged
 from naflex_export.targets import target_named
@@ -43,7 +43,7 @@ class ExportRequest:
         target: "compile", "aot", "onnx" or "trt".
         out: the artifact's folder. An artifact there is replaced, atomically; anything else is left alone.
         buckets: what the artifact serves; one of 256 tokens by default.
-        dtype: "float32", "float16" or "bfloat16", of the weights and of floating inputs and outputs.
+        precision: of the weights and of floating inputs and outputs.
         outputs: "features" (pooled, through the head), "tokens" (the encoder's), or both.
         patch_sizes: make an entry point for each of these patch sizes, in pixels: an artifact of its own in the folder
             `patch<size>`, with the patch projection resampled and folded into its weight. The model must have been made
@@ -62,7 +62,7 @@ class ExportRequest:
     target: str
     out: Path
     buckets: tuple[Bucket, ...] = (Bucket(),)
-    dtype: str = "float32"
+    precision: Precision = FLOAT32
     outputs: tuple[str, ...] = ("features",)
     patch_sizes: tuple[int, ...] | None = None
     images: Path | None = None
@@ -77,7 +77,6 @@ class ExportRequest:
         object.__setattr__(self, "buckets", check_buckets(self.buckets))
         if self.patch_sizes is not None:
             object.__setattr__(self, "patch_sizes", check_patch_sizes(self.patch_sizes))
-        check_dtype(self.dtype)
         CaseSelection(self.seed, self.effort)
 
     @property
@@ -147,7 +146,7 @@ def export(
     if options.get("images") is not None:
         options["images"] = Path(options["images"])
     chosen = tuple(buckets or [Bucket()])
-    return Exporter(model, ExportRequest(target, Path(out), chosen, dtype, **{**options, **lists})).run()
+    return Exporter(model, ExportRequest(target, Path(out), chosen, Precision(dtype), **{**options, **lists})).run()
 
 
 class Exporter:
@@ -170,9 +169,10 @@ class Exporter:
         self.photos = load_photos(request.images)
         self.target = target_named(request.target)
         self.target.require_build()
-        if request.require_run and (reason := self.target.cannot_run(request.dtype)):
+        if request.require_run and (reason := self.target.cannot_run(request.precision)):
             raise BackendError(
-                f"{request.target} in {request.dtype} can be built and not run here: {reason}; --require-run was given"
+                f"{request.target} in {request.precision} can be built and not run here: {reason}; --require-run was "
+                "given"
             )
         if adapter_of(model).is_vectorized:
             raise RequestError("the model is vectorized: pass the original, which the gate compares with")
@@ -211,7 +211,7 @@ class Exporter:
     def build(self, adapter: ModelAdapter, folder: Path) -> Manifest:
         """Write the target's files and return the manifest of an artifact that is yet to be judged."""
         with self.observer.stage("trace"):
-            program = trace(adapter, self.request.buckets, self.request.dtype, self.request.outputs)
+            program = trace(adapter, self.request.buckets, self.request.precision, self.request.outputs)
         with self.observer.stage("build"):
             settings = dataclasses.replace(self.request.settings, announce=self.observer.announce)
             build = self.target.build(program, folder, settings)
@@ -228,7 +228,7 @@ class Exporter:
         own_size = {} if adapter.patch_size is None else {"patch_size": adapter.patch_size}
         return Manifest(
             target=self.request.target,
-            dtype=program.dtype,
+            dtype=program.precision.dtype,
             inputs=program.inputs,
             outputs=program.outputs,
             buckets=program.buckets,
@@ -283,7 +283,7 @@ def _manifest_of(entry_points: dict[int, Artifact], report: GateReport) -> Manif
     patches, *others = first.inputs
     return dataclasses.replace(
         first,
-        inputs=(dataclasses.replace(patches, shape=(*patches.shape[:2], "values")), *others),
+        inputs=(dataclasses.replace(patches, shape=(*patches.shape[:-1], "values")), *others),
         model={key: value for key, value in first.model.items() if key != "patch_size"},
         preprocessing={**first.preprocessing, "patch_size": [[size, size] for size in entry_points]},
         build={"entry_points": {str(size): artifact.path.name for size, artifact in entry_points.items()}},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -33,6 +33,14 @@ class Grid(NamedTuple):
         return f"{self.height}x{self.width}"
 
 
+class Range(NamedTuple):
+    """The sizes that a named dimension of a graph's inputs may have. Builders tune for the usual one."""
+
+    smallest: int
+    usual: int
+    largest: int
+
+
 @dataclass(frozen=True)
 class Bucket:
     """A token budget and the batch sizes it serves.
@@ -55,6 +63,15 @@ class Bucket:
         if not smallest <= usual <= largest:
             raise RequestError(f"bucket batch={self.batch!r}: expected min <= opt <= max")
         object.__setattr__(self, "batch", tuple(self.batch))
+
+    @property
+    def dims(self) -> dict[str, Range]:
+        """The range of each open dimension of the inputs, by its name."""
+        return {"batch": Range(*self.batch), "tokens": Range(1, self.tokens, self.tokens)}
+
+    def takes(self, sizes: Mapping[str, int]) -> bool:
+        """Whether inputs of these sizes, by the dimensions' names, fit; other names say nothing of a bucket."""
+        return all(low <= sizes.get(name, low) <= high for name, (low, _, high) in self.dims.items())
 
     @classmethod
     def parse(cls, text: str) -> Bucket:

@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from naflex_export.graph.program import Program
 from naflex_export.graph.trace import EXAMPLE, EXAMPLE_TOKENS
+from naflex_export.precision import Precision
 
 FLOAT16 = ir.DataType.FLOAT16
 
@@ -53,7 +54,9 @@ def in_float16(program: Program) -> Program:
     def narrow(specs: tuple[object, ...]) -> tuple[object, ...]:
         return tuple(replace(spec, dtype="float16") if spec.dtype == "float32" else spec for spec in specs)  # type: ignore[attr-defined]
 
-    return replace(program, dtype="float16", inputs=narrow(program.inputs), outputs=narrow(program.outputs))
+    return replace(
+        program, precision=Precision("float16"), inputs=narrow(program.inputs), outputs=narrow(program.outputs)
+    )
 
 
 def value(model: ir.Model, name: str) -> ir.Value:

@@ -47,3 +47,11 @@ def test_buckets_are_ordered_and_distinct() -> None:
         check_buckets([])
     with pytest.raises(RequestError, match="have the same tokens"):
         check_buckets([Bucket(64), Bucket(64, (1, 1, 1))])
+
+
+def test_a_bucket_has_a_range_for_each_named_dimension() -> None:
+    bucket = Bucket(24, (2, 4, 8))
+    assert bucket.dims == {"batch": (2, 4, 8), "tokens": (1, 24, 24)}
+    assert bucket.takes({"batch": 2, "tokens": 1}) and bucket.takes({"batch": 8, "tokens": 24})
+    assert not bucket.takes({"batch": 1, "tokens": 24}) and not bucket.takes({"batch": 9, "tokens": 24})
+    assert not bucket.takes({"batch": 2, "tokens": 25})

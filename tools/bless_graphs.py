@@ -31,6 +31,7 @@ from naflex_export.graph.trace import capture, example_inputs, trace
 from naflex_export.grid import Bucket
 from naflex_export.models import adapter_of
 from naflex_export.models.model_sources import randomize
+from naflex_export.precision import FLOAT32
 from naflex_export.targets.onnx import OPSET
 
 ROOT = Path(__file__).parent.parent
@@ -96,9 +97,9 @@ def embedding(**options: Any) -> Program:
     return capture(
         Embedding(adapter.vectorized().model.embeds).eval(),
         example,
-        open_dims=adapter.input_format.open_dims("batch", "tokens")[:2],
+        open_dims=adapter.input_format.open_dims[:2],
         buckets=[BUCKET],
-        dtype="float32",
+        precision=FLOAT32,
         outputs=["tokens"],
     )
 

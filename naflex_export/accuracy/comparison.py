@@ -15,7 +15,7 @@ from naflex_export.accuracy.results import BASELINE_FACTOR
 from naflex_export.batch import Batch
 from naflex_export.errors import RequestError
 from naflex_export.models.adapter import ModelAdapter
-from naflex_export.precision import check_dtype
+from naflex_export.precision import Precision
 from naflex_export.serving.runner import Runner
 
 Candidate = Callable[..., Any]
@@ -26,22 +26,24 @@ class Comparison:
     """Runs reference, candidate and baseline on the same batches.
 
     Attributes:
-        candidate: what is judged; it takes its patches in `dtype`.
+        candidate: what is judged; it takes its patches in `precision`.
         outputs: names of the outputs, in order.
-        dtype: the candidate's.
+        precision: the candidate's.
         limits: the worst measures that pass in it, but where eager itself is near to them.
         reference: the eager model, in float32 and eval mode on a CPU.
-        baseline: the same in the candidate's dtype; none in float32.
+        baseline: the same in the candidate's precision; none in float32.
     """
 
-    def __init__(self, candidate: Candidate, reference: ModelAdapter, outputs: tuple[str, ...], dtype: str) -> None:
+    def __init__(
+        self, candidate: Candidate, reference: ModelAdapter, outputs: tuple[str, ...], precision: Precision
+    ) -> None:
         self.candidate, self.outputs = candidate, outputs
-        self.dtype, self.limits = check_dtype(dtype), LIMITS[dtype]
+        self.precision, self.limits = precision, LIMITS[precision.limits]
         self.reference = float32_reference(reference)
         self._reference = self.reference.encoder(outputs)
         self.baseline: ModelAdapter | None = None
-        if self.dtype != torch.float32:
-            self.baseline = self.reference.of(copy.deepcopy(self.reference.model).to(self.dtype))
+        if precision.is_low:
+            self.baseline = self.reference.of(copy.deepcopy(self.reference.model).to(precision.torch_dtype))
         self._baseline = None if self.baseline is None else self.baseline.encoder(outputs)
 
     def reference_of(self, batch: Batch) -> Outputs:
@@ -50,7 +52,7 @@ class Comparison:
             return dict(zip(self.outputs, self._reference(*self.inputs(batch, torch.float32)), strict=True))
 
     def baseline_of(self, batch: Batch) -> Outputs:
-        """Return the outputs of eager in `dtype`, by name; nothing in float32, whose floor the limits know."""
+        """Return the outputs of eager in `precision`, by name; nothing in float32, whose floor the limits know."""
         if self._baseline is None:
             return {}
         with torch.no_grad(), SoundInterpolate():
@@ -77,7 +79,7 @@ class Comparison:
 
     def inputs(self, batch: Batch, dtype: torch.dtype | None = None) -> tuple[Tensor, ...]:
         """Return a batch as the model takes it, floating tensors in a dtype, by default the candidate's."""
-        dtype = dtype or self.dtype
+        dtype = dtype or self.precision.torch_dtype
         arranged = self.reference.input_format.arrange(batch)
         return tuple(tensor.to(dtype) if tensor.is_floating_point() else tensor for tensor in arranged)
 

@@ -38,6 +38,7 @@ from naflex_export.errors import RequestError
 from naflex_export.grid import Bucket, check_buckets
 from naflex_export.models import adapter_of
 from naflex_export.models.adapter import ModelAdapter
+from naflex_export.precision import FLOAT32, Precision
 from naflex_export.serving.manifest import Manifest
 from naflex_export.serving.patch_sizes import EntryPoints
 from naflex_export.serving.runner import Runner
@@ -49,7 +50,7 @@ class GateSettings:
 
     Attributes:
         buckets: that it serves.
-        dtype: of its weights and floating inputs; it chooses the limits.
+        precision: of its weights and floating inputs; it chooses the limits.
         outputs: names of its outputs, in order.
         cases: which batches to judge on.
         patch_size: the reference resamples its patch projection to this size by itself; None for patches of its own.
@@ -57,7 +58,7 @@ class GateSettings:
     """
 
     buckets: tuple[Bucket, ...]
-    dtype: str
+    precision: Precision
     outputs: tuple[str, ...]
     cases: CaseSelection
     patch_size: int | None = None
@@ -73,7 +74,7 @@ class GateSettings:
             locate: as the attribute.
         """
         outputs = tuple(spec.name for spec in manifest.outputs)
-        return cls(manifest.buckets, manifest.dtype, outputs, cases, manifest.model.get("patch_size"), locate)
+        return cls(manifest.buckets, manifest.precision, outputs, cases, manifest.model.get("patch_size"), locate)
 
 
 def gate(
@@ -112,11 +113,12 @@ def gate(
     """
     selection = CaseSelection(seed, effort, tuple(cases))
     photos = load_photos(Path(images) if images is not None else None)
+    asked = None if dtype is None else Precision(dtype)
 
     def settings_of(runner: Runner, part: CaseSelection) -> GateSettings:
         """Return what the runner's manifest says, but for what the caller says."""
         own = GateSettings.of(runner.manifest, part, locate)
-        return replace(own, buckets=check_buckets(buckets or own.buckets), dtype=dtype or own.dtype)
+        return replace(own, buckets=check_buckets(buckets or own.buckets), precision=asked or own.precision)
 
     if isinstance(candidate, EntryPoints):
         parts = selections_by_size(selection, list(candidate.runners))
@@ -133,7 +135,7 @@ def gate(
         report = judge(candidate, reference, photos, replace(settings, patch_size=size))
         return replace(report, artifact=summary_of(candidate.manifest))
     chosen = check_buckets(buckets or [Bucket()])
-    settings = GateSettings(chosen, dtype or "float32", tuple(outputs), selection, patch_size, locate)
+    settings = GateSettings(chosen, asked or FLOAT32, tuple(outputs), selection, patch_size, locate)
     return judge(candidate, reference, photos, settings)
 
 
@@ -151,8 +153,8 @@ def judge(candidate: Candidate, reference: nn.Module, photos: Photos, settings: 
     """
     cases = settings.cases
     check_only(cases.only, settings.buckets, photos)
-    comparison = Comparison(candidate, adapter_of(reference, settings.patch_size), settings.outputs, settings.dtype)
-    tally = Tally(settings.dtype, comparison)
+    comparison = Comparison(candidate, adapter_of(reference, settings.patch_size), settings.outputs, settings.precision)
+    tally = Tally(comparison)
     for bucket in settings.buckets:
         for batch in batches(comparison.reference, bucket, photos, cases):
             tally.add(bucket, batch)
@@ -183,8 +185,8 @@ def judge(candidate: Candidate, reference: nn.Module, photos: Photos, settings: 
 class Tally:
     """Compares reference and candidate batch by batch, and adds up what is wanted over all of them."""
 
-    def __init__(self, dtype: str, comparison: Comparison) -> None:
-        self.dtype, self.limits, self._comparison = dtype, comparison.limits, comparison
+    def __init__(self, comparison: Comparison) -> None:
+        self.dtype, self.limits, self._comparison = str(comparison.precision), comparison.limits, comparison
         self.problems: list[str] = []
         self._results: list[CaseResult] = []
         self._spreads: dict[tuple[str, str], list[Tensor]] = defaultdict(list)

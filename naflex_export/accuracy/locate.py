@@ -111,7 +111,7 @@ def _located(comparison: Comparison, report: GateReport, batch: Batch) -> Locati
     values = {**found.values, **{output_tap(name): value for name, value in found.outputs.items()}}
     baseline = _baseline(comparison, batch, reference)
     floors = {name: _floor(comparison, reference, name, baseline.get(name)) for name in reference.values}
-    highest = torch.finfo(comparison.dtype).max
+    highest = torch.finfo(comparison.precision.torch_dtype).max
     taps = []
     for name, wanted in reference.values.items():
         given = _lined_up(values.get(name), wanted)
@@ -126,7 +126,7 @@ def _located(comparison: Comparison, report: GateReport, batch: Batch) -> Locati
         return replace(location, untapped="no module of the candidate has the shape of the reference's")
     located = replace(location, taps=tuple(taps), instead=found.instead)
     if located.first is not None:
-        return replace(located, advice=advice_on(located.first, _name(comparison.dtype)))
+        return replace(located, advice=advice_on(located.first, comparison.precision.dtype))
     if report.passed:
         return located
     overflows = next((tap for tap in located.taps if not math.isfinite(baseline.get(tap.module, 0.0))), None)
@@ -134,7 +134,7 @@ def _located(comparison: Comparison, report: GateReport, batch: Batch) -> Locati
         _breaks(comparison, batch, comparison.candidate_of(batch, checked=False)),
         _breaks(comparison, batch, found.outputs),
     )
-    return replace(located, advice=advice_without(_name(comparison.dtype), overflows, *breaks))
+    return replace(located, advice=advice_without(comparison.precision.dtype, overflows, *breaks))
 
 
 def _lined_up(given: Tensor | None, wanted: Tensor) -> Tensor | None:
@@ -203,7 +203,7 @@ def _floor(comparison: Comparison, reference: _Reference, name: str, baseline: f
         return FLOAT32_FLOOR
     if not math.isfinite(baseline):  # eager overflows there: no yardstick, and just what is looked for
         return comparison.limits.relative_l2
-    one_rounding = float(torch.finfo(comparison.dtype).eps) / 2  # which eager may be spared
+    one_rounding = float(torch.finfo(comparison.precision.torch_dtype).eps) / 2  # which eager may be spared
     allowed = BASELINE_FACTOR * baseline * _chance(reference.values[name], reference.valid[name])
     return max(allowed, one_rounding)
 
@@ -271,7 +271,3 @@ def _valid(comparison: Comparison, batch: Batch, value: Tensor) -> Tensor | None
         if value.ndim > 2 and value.shape[0] == len(rows) and value.shape[-2] == rows.shape[1]:
             return rows.reshape(len(rows), *[1] * (value.ndim - 3), -1, 1)
     return None
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -14,7 +14,6 @@ from naflex_export.bench.techniques import COLUMNS, WARMUP, Bench, Figures
 from naflex_export.bench.timing import device_name
 from naflex_export.errors import BackendError, RequestError
 from naflex_export.grid import Bucket
-from naflex_export.precision import check_dtype
 from naflex_export.serving.load import open_verified
 from naflex_export.serving.manifest import Manifest
 from naflex_export.serving.runner import Runner
@@ -117,7 +116,7 @@ def sizes_of(manifest: Manifest, batches: Sequence[int] = (), tokens: Sequence[i
         taking = [bucket for bucket in manifest.buckets if count <= bucket.tokens]
         _check(taking, manifest, f"{count} tokens are more than any bucket takes")
         for images in sorted(set(batches or taking[0].batch)):
-            fitting = [bucket for bucket in taking if bucket.batch[0] <= images <= bucket.batch[2]]
+            fitting = [bucket for bucket in taking if bucket.takes({"batch": images, "tokens": count})]
             _check(fitting, manifest, f"no bucket takes {images} images of {count} tokens")
             sizes.append((images, count))
     return sizes
@@ -141,7 +140,9 @@ class Match:
     def __init__(self, subject: Subject, model: nn.Module, course: Course) -> None:
         manifest = subject.runner.manifest
         self._subject, self._course = subject, course
-        self._bench = Bench(model, check_dtype(manifest.dtype), subject.runner.device, manifest.model.get("patch_size"))
+        self._bench = Bench(
+            model, manifest.precision.torch_dtype, subject.runner.device, manifest.model.get("patch_size")
+        )
         self._techniques = [self._bench.eager(), *([self._bench.eager_compiled()] if course.compiled else [])]
         self._techniques.append(self._bench.runner(subject.runner, subject.label))
 

@@ -19,7 +19,7 @@ from naflex_export.cli.options import (
 )
 from naflex_export.grid import Bucket, check_buckets, parse_patch_sizes
 from naflex_export.models import DEFAULT_MODEL, TRANSFORMERS_PREFIX
-from naflex_export.precision import DTYPES
+from naflex_export.precision import DTYPES, Precision
 from naflex_export.targets import NAMES
 from naflex_export.version import __version__
 
@@ -105,7 +105,7 @@ def export_command(
         target,
         folder,
         chosen,
-        dtype,
+        Precision(dtype),
         outputs=("features", "tokens") if with_tokens else ("features",),
         patch_sizes=sizes,
         images=images,

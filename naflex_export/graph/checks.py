@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
 
 import onnx
 import onnx_ir as ir
@@ -17,6 +16,7 @@ from torch import fx
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from naflex_export.errors import BuildError
+from naflex_export.graph.program import OUTPUT_DIMS, Program
 from naflex_export.graph.shape_check import check_onnx_sizes, check_program_sizes
 from naflex_export.graph.view import (
     GraphView,
@@ -26,10 +26,8 @@ from naflex_export.graph.view import (
     view_of_onnx,
     view_of_program,
 )
-
-if TYPE_CHECKING:
-    from naflex_export.graph.program import Program
-    from naflex_export.serving.signature import TensorSpec
+from naflex_export.precision import Precision
+from naflex_export.serving.signature import TensorSpec
 
 _BRANCHES = (
     "it loops, branches or holds a graph of its own, which backends run slowly or not at all; write one expression for "
@@ -88,7 +86,7 @@ def check_program(program: Program, open_dims: Sequence[dict[int, str]]) -> list
     return [
         *fixed,
         *check_inputs_reach(view, program.ignored),
-        *check_layers(view, program.dtype),
+        *check_layers(view, program.precision),
         *([] if fixed else check_program_sizes(program)),  # an input of a fixed size fits no other
     ]
 
@@ -114,7 +112,7 @@ def check_onnx(model: ir.Model, program: Program, opset: int, refusals: Refusals
         *check_opset(model, opset),
         *signature,
         *check_inputs_reach(view, program.ignored),
-        *check_layers(view, program.dtype),
+        *check_layers(view, program.precision),
         *([] if signature else check_onnx_sizes(model)),
     ] or refusals(model)
 
@@ -174,7 +172,7 @@ def check_open(program: Program, open_dims: Sequence[dict[int, str]]) -> list[st
             if spec.shape[axis] != name:
                 problems.append(_fixed("input", spec, axis, name))
     for spec in program.outputs:
-        for axis, name in enumerate(("batch", "tokens") if spec.name == "tokens" else ("batch",)):
+        for axis, name in enumerate(OUTPUT_DIMS.get(spec.name, ("batch",))):
             if name not in re.findall(r"\w+", str(spec.shape[axis])):
                 problems.append(_fixed("output", spec, axis, name))
     return problems
@@ -237,8 +235,8 @@ def check_inputs_reach(view: GraphView, ignored: Iterable[str] = ()) -> list[str
     return problems
 
 
-def check_layers(view: GraphView, dtype: str) -> list[str]:
-    """Return layers that compute in another dtype than the graph's: asked for in float16, and running in float32.
+def check_layers(view: GraphView, precision: Precision) -> list[str]:
+    """Return layers that compute in another dtype than they should: asked for in float16, and running in float32.
 
     What is made from integers and weights alone is position arithmetic, in float32 in every graph, as it is in eager:
     a token's weights on the learned grid, their sum, and the angles of RoPE.
@@ -251,12 +249,12 @@ def check_layers(view: GraphView, dtype: str) -> list[str]:
         if not LAYER_OPS.fullmatch(step.op) or (origins and not origins & floats):
             continue
         wrong = {value: view.dtypes.get(value) for value in step.reads}
-        wrong = {value: found for value, found in wrong.items() if found in FLOATS and found != dtype}
+        wrong = {value: found for value, found in wrong.items() if found in FLOATS and found != precision.dtype}
         if wrong:
             listed = ", ".join(f"{value!r} in {found}" for value, found in wrong.items())
             problems.append(
-                f"{step}: it computes with {listed}, and {dtype} was asked for; look for a weight that was not cast, "
-                "or a .float() ahead of it"
+                f"{step}: it computes with {listed}, and {precision} was asked for; look for a weight that was not "
+                "cast, or a .float() ahead of it"
             )
     return problems
 

@@ -9,7 +9,11 @@ from dataclasses import dataclass
 from torch.export import ExportedProgram
 
 from naflex_export.grid import Bucket
+from naflex_export.precision import Precision
 from naflex_export.serving.signature import TensorSpec
+
+OUTPUT_DIMS = {"features": ("batch",), "tokens": ("batch", "tokens")}
+"""The open dimensions of each output, by its name; further ones are the model's."""
 
 
 @dataclass(frozen=True)
@@ -17,10 +21,10 @@ class Program:
     """A traced encoder and what there is to know of it without running it.
 
     Attributes:
-        exported: the graph, its weights in the program's dtype.
+        exported: the graph, its weights in the program's precision.
         inputs, outputs: their names, dtypes and shapes.
         buckets: what the graph is to serve, ordered by tokens.
-        dtype: "float32", "float16" or "bfloat16".
+        precision: what the graph computes in.
         dim_names: what the graph's own symbols stand for, such as {"s36": "batch"}.
         ignored: inputs that the model itself makes no use of.
     """
@@ -29,7 +33,7 @@ class Program:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     buckets: tuple[Bucket, ...]
-    dtype: str
+    precision: Precision
     dim_names: dict[str, str]
     ignored: tuple[str, ...] = ()
 

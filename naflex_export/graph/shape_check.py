@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import onnx
 import onnx_ir as ir
@@ -20,13 +20,11 @@ from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from naflex_export.graph.onnx_passes import inferred_types
+from naflex_export.graph.program import Program
 from naflex_export.graph.view import Step, step_of, step_of_call
 
-if TYPE_CHECKING:
-    from naflex_export.graph.program import Program
-
 SIZES = {"batch": 5, "tokens": 13}
-"""Larger than those of `program.EXAMPLE`, so that a slice that was cut to them shows."""
+"""Larger than those of `trace.EXAMPLE`, so that a slice that was cut to them shows."""
 
 _REMEDY = (
     "a size of the example it was traced with is fixed in the graph: look in the module for a size read as a number, "

@@ -16,7 +16,7 @@ from naflex_export.graph.program import Program, name_dims
 from naflex_export.graph.size_conditions import export_settled
 from naflex_export.grid import Bucket, Grid, check_buckets
 from naflex_export.models.adapter import ModelAdapter
-from naflex_export.precision import check_dtype
+from naflex_export.precision import FLOAT32, Precision
 from naflex_export.serving.signature import TensorSpec
 
 EXAMPLE = (Grid(2, 5), Grid(4, 2), Grid(1, 11))
@@ -28,7 +28,7 @@ EXAMPLE_TOKENS = 11
 def trace(
     adapter: ModelAdapter,
     buckets: Sequence[Bucket],
-    dtype: str = "float32",
+    precision: Precision = FLOAT32,
     outputs: Sequence[str] = ("features",),
 ) -> Program:
     """Return the vectorized model as one graph with named dynamic dimensions.
@@ -39,21 +39,21 @@ def trace(
     Args:
         adapter: of a model that is not yet vectorized.
         buckets: their largest tokens and batch bound the graph's dimensions.
-        dtype: of the weights and of the floating inputs and outputs.
+        precision: of the weights and of the floating inputs and outputs.
         outputs: names of the outputs, in order.
 
     Raises:
-        RequestError: a dtype, bucket or output name is not possible.
+        RequestError: a bucket or output name is not possible.
         BuildError: torch.export refused, or the graph fails a check of `graph_checks`.
     """
-    torch_dtype, vectorized = check_dtype(dtype), adapter.vectorized()
-    own = vectorized.of(copy.deepcopy(vectorized.model).to(torch_dtype).eval())
+    dtype, vectorized = precision.torch_dtype, adapter.vectorized()
+    own = vectorized.of(copy.deepcopy(vectorized.model).to(dtype).eval())
     return capture(
         own.encoder(tuple(outputs)).eval(),
-        dict(zip(own.input_format.names, example_inputs(own, torch_dtype), strict=True)),
-        open_dims=own.input_format.open_dims("batch", "tokens"),
+        dict(zip(own.input_format.names, example_inputs(own, dtype), strict=True)),
+        open_dims=own.input_format.open_dims,
         buckets=buckets,
-        dtype=dtype,
+        precision=precision,
         outputs=outputs,
         ignored=own.ignored_inputs,
     )
@@ -65,7 +65,7 @@ def capture(
     *,
     open_dims: Sequence[dict[int, str]],
     buckets: Sequence[Bucket],
-    dtype: str,
+    precision: Precision,
     outputs: Sequence[str],
     ignored: tuple[str, ...] = (),
 ) -> Program:
@@ -74,9 +74,9 @@ def capture(
     Args:
         encoder: the module; its forward takes the inputs in order and returns a tuple of the outputs.
         example: inputs to trace with, by name, of `EXAMPLE`'s batch and tokens.
-        open_dims: the axes of each input that stay open, and which of "batch" and "tokens" each is.
+        open_dims: the axes of each input that stay open, and their names.
         buckets: their largest tokens and batch bound the graph's dimensions.
-        dtype: of the weights and of the floating inputs and outputs.
+        precision: of the weights and of the floating inputs and outputs.
         outputs: names of the outputs, in order.
         ignored: inputs that the model itself makes no use of.
 
@@ -86,9 +86,10 @@ def capture(
     """
     ordered = check_buckets(buckets)
     # the example must fit, whatever the buckets are; a Runner holds its callers to the buckets
+    example_sizes = {"batch": len(EXAMPLE), "tokens": EXAMPLE_TOKENS}
     dims = {
-        "batch": Dim("batch", min=1, max=max(len(EXAMPLE), *(bucket.batch[2] for bucket in ordered))),
-        "tokens": Dim("tokens", min=1, max=max(EXAMPLE_TOKENS, ordered[-1].tokens)),
+        name: Dim(name, min=1, max=max(size, *(bucket.dims[name].largest for bucket in ordered)))
+        for name, size in example_sizes.items()
     }
     dynamic_shapes = tuple({axis: dims[name] for axis, name in axes.items()} for axes in open_dims)
     try:
@@ -103,7 +104,7 @@ def capture(
         inputs=tuple(_spec(name, value, dim_names) for name, value in zip(example, inputs, strict=True)),
         outputs=tuple(_spec(name, value, dim_names) for name, value in zip(outputs, results, strict=True)),
         buckets=ordered,
-        dtype=dtype,
+        precision=precision,
         dim_names=dim_names,
         ignored=ignored,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from torch.export.passes import move_to_device_pass
 from naflex_export.serving.device import resolve_device
 from naflex_export.serving.manifest import Manifest
 from naflex_export.serving.runner import Runner
+from naflex_export.serving.signature import padded, sizes_of, without_last
 
 FILE = "model.pt2"
 
@@ -32,23 +34,23 @@ class CompileRunner(Runner):
         self._compiled = torch.compile(self.traced(), fullgraph=True, dynamic=True)
 
     def execute(self, inputs: tuple[Tensor, ...]) -> list[Tensor]:
-        tokens = inputs[0].shape[1]
+        return self.run(self._compiled, inputs)
+
+    def run(self, compiled: Callable[..., Sequence[Tensor]], inputs: tuple[Tensor, ...]) -> list[Tensor]:
+        """Return what a compiled graph gives: the outputs, and after them what else it may give, as it is.
+
+        torch would specialize a single token: it gets one of padding, which the outputs are given without.
+        """
+        is_single = sizes_of(self.manifest.inputs, inputs)["tokens"] == 1
         with torch.inference_mode():
-            outputs = self._compiled(*self.input_format.pad_single_token(inputs))
-        return [cut(spec.shape, output, tokens) for spec, output in zip(self.manifest.outputs, outputs, strict=True)]
+            given = compiled(*padded(self.manifest.inputs, inputs, "tokens") if is_single else inputs)
+        specs = self.manifest.outputs
+        outputs, others = given[: len(specs)], given[len(specs) :]
+        if is_single:
+            outputs = [without_last(spec, output, "tokens") for spec, output in zip(specs, outputs, strict=True)]
+        return [*outputs, *others]
 
     def traced(self) -> torch.fx.GraphModule:
         """Return the graph as it was traced, on the runner's device."""
         exported = move_to_device_pass(torch.export.load(self.path), str(self.device))  # constants too
         return exported.module()
-
-
-def cut(shape: tuple[int | str, ...], output: Tensor, tokens: int) -> Tensor:
-    """Return an output without the token that `pad_single_token` may have added.
-
-    Args:
-        shape: the output's, as the manifest has it.
-        output: what the graph gave.
-        tokens: of the inputs, before any padding.
-    """
-    return output[:, :-1] if tokens == 1 and len(shape) == 3 else output

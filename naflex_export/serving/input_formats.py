@@ -1,6 +1,6 @@
-"""How a model takes a padded batch: three tensors, of which every library has its own.
+"""How a model takes a padded batch: named tensors, of which every library has its own.
 
-An input format knows the names of the tensors, which of them have an axis of tokens, and what makes their values right.
+An input format knows the names of the tensors and of their dimensions, and what makes their values right.
 It knows no model, so that an artifact is checked and run without the library its model came from. The names of the
 inputs, which every manifest records, say which format it is.
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -19,55 +19,50 @@ from torch import Tensor
 from naflex_export.batch import Batch
 from naflex_export.errors import ArtifactError, InputError
 
-Inputs = tuple[Tensor, Tensor, Tensor]
+Inputs = tuple[Tensor, ...]
+
+OPEN_DIMS = ("batch", "tokens")
+"""Dimensions that a graph leaves open."""
 
 
 class InputFormat(ABC):
-    """Three tensors, of which the first is the patches [B, N, D].
+    """Named tensors with named dimensions, of which the first is the patches.
 
     Attributes:
-        names: of the three, in the order of the model's own forward.
-        has_tokens: which of the three have an axis of tokens; it is their second.
+        names: of the tensors, in the order of the model's own forward.
+        dims: the names of each tensor's dimensions; those of `OPEN_DIMS` may have any size, the others are the model's.
     """
 
-    names: ClassVar[tuple[str, str, str]]
-    has_tokens: ClassVar[tuple[bool, bool, bool]]
+    names: ClassVar[tuple[str, ...]]
+    dims: ClassVar[tuple[tuple[str, ...], ...]]
 
     @abstractmethod
     def arrange(self, batch: Batch) -> Inputs:
-        """Return the batch as the three tensors."""
+        """Return the batch as the tensors."""
 
     @abstractmethod
     def check(self, inputs: Sequence[Tensor], most: int) -> None:
         """Check the values of tensors whose dtypes and shapes are right.
 
         Args:
-            inputs: the three tensors.
+            inputs: the tensors.
             most: the tokens of the largest bucket.
 
         Raises:
             InputError: they describe no grid, one that no bucket takes, or valid tokens that are no prefix.
         """
 
-    def open_dims(self, batch: Any, tokens: Any) -> tuple[dict[int, Any], ...]:
-        """Return each input's dynamic dimensions by axis, given what stands for the two sizes."""
-        return tuple({0: batch, 1: tokens} if has_tokens else {0: batch} for has_tokens in self.has_tokens)
-
-    def pad_single_token(self, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Return the inputs with a token of padding where they have a single token, a size torch would specialize."""
-        if inputs[0].shape[1] != 1:
-            return inputs
-        return tuple(
-            torch.nn.functional.pad(tensor, (0, 0) * (tensor.ndim - 2) + (0, 1)) if has_tokens else tensor
-            for tensor, has_tokens in zip(inputs, self.has_tokens, strict=True)
-        )
+    @property
+    def open_dims(self) -> tuple[dict[int, str], ...]:
+        """The names of each tensor's open dimensions, by axis."""
+        return tuple({axis: dim for axis, dim in enumerate(dims) if dim in OPEN_DIMS} for dims in self.dims)
 
 
 class TimmFormat(InputFormat):
     """timm's: `patches` [B, N, D] float, `patch_coord` [B, N, 2] int64 as (y, x), `patch_valid` [B, N] bool."""
 
     names = ("patches", "patch_coord", "patch_valid")
-    has_tokens = (True, True, True)
+    dims = (("batch", "tokens", "values"), ("batch", "tokens", "axes"), ("batch", "tokens"))
 
     def arrange(self, batch: Batch) -> Inputs:
         return batch.patches, batch.patch_coord, batch.patch_valid
@@ -97,7 +92,7 @@ class TransformersFormat(InputFormat):
     """
 
     names = ("pixel_values", "pixel_attention_mask", "spatial_shapes")
-    has_tokens = (True, True, False)
+    dims = (("batch", "tokens", "values"), ("batch", "tokens"), ("batch", "axes"))
 
     def arrange(self, batch: Batch) -> Inputs:
         grid_B2 = torch.tensor(batch.grids, dtype=torch.int64, device=batch.patches.device)

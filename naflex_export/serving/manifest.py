@@ -14,6 +14,7 @@ from typing import Any
 
 from naflex_export.errors import ArtifactError
 from naflex_export.grid import Bucket
+from naflex_export.precision import Precision
 from naflex_export.serving.signature import TensorSpec
 
 MANIFEST = "manifest.json"
@@ -78,6 +79,11 @@ class Manifest:
         partial.write_text(text, encoding="utf-8")
         partial.replace(folder / MANIFEST)
         return written
+
+    @property
+    def precision(self) -> Precision:
+        """What the artifact computes in."""
+        return Precision(self.dtype)
 
     @property
     def entry_points(self) -> dict[int, str]:

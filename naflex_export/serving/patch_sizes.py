@@ -46,15 +46,15 @@ class EntryPoints(Runner):
 
     def _chosen(self, inputs: tuple[Tensor, ...]) -> Runner:
         """Return the Runner for patches of this width; widths of different sizes differ."""
-        by_width = {runner.manifest.inputs[0].shape[2]: runner for runner in self.runners.values()}
+        by_width = {runner.manifest.inputs[0].shape[-1]: runner for runner in self.runners.values()}
         patches = inputs[0] if inputs else None
-        if not isinstance(patches, Tensor) or patches.ndim != 3:
+        if not isinstance(patches, Tensor) or patches.ndim != len(self.manifest.inputs[0].shape):
             return next(iter(by_width.values()))  # its own check says what is wrong
-        chosen = by_width.get(patches.shape[2])
+        chosen = by_width.get(patches.shape[-1])
         if chosen is None:
             widths = ", ".join(map(str, by_width))
             raise InputError(
-                f"patches have {patches.shape[2]} values each: expected {widths}, for patch sizes {self._sizes()}"
+                f"patches have {patches.shape[-1]} values each: expected {widths}, for patch sizes {self._sizes()}"
             )
         return chosen
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -10,11 +11,11 @@ from torch import Tensor
 from naflex_export.errors import InputError
 from naflex_export.serving.input_formats import input_format_of
 from naflex_export.serving.manifest import Manifest
-from naflex_export.serving.signature import TensorSpec
+from naflex_export.serving.signature import check_inputs
 
 
 class Runner(ABC):
-    """Runs an artifact on the three inputs of its model.
+    """Runs an artifact on the inputs of its model.
 
     Attributes:
         manifest: what the artifact says of itself.
@@ -60,45 +61,25 @@ class Runner(ABC):
 
     def check(self, *inputs: Tensor) -> None:
         """Check inputs as a call does, without running anything."""
-        specs = self.manifest.inputs
-        if len(inputs) != len(specs):
-            names = ", ".join(spec.name for spec in specs)
-            raise InputError(f"got {len(inputs)} inputs: expected {len(specs)}, {names}")
-        sizes: dict[str, int] = {}
-        for spec, tensor in zip(specs, inputs, strict=True):
-            _check_one(spec, tensor, sizes)
-        self.check_sizes(sizes["batch"], sizes["tokens"])
+        self.check_sizes(check_inputs(self.manifest.inputs, inputs))
         if self.check_inputs:
             self.input_format.check(inputs, max(bucket.tokens for bucket in self.manifest.buckets))
 
-    def check_sizes(self, batch: int, tokens: int) -> None:
-        """Check that a bucket takes so many images of so many tokens; raises InputError where none does."""
+    def check_sizes(self, sizes: Mapping[str, int]) -> None:
+        """Check that a bucket takes inputs of these sizes, by the names of their dimensions.
+
+        Raises:
+            InputError: none does.
+        """
         buckets = self.manifest.buckets
-        served = ", ".join(map(str, buckets))
-        fitting = [bucket for bucket in buckets if tokens <= bucket.tokens]
-        if not fitting:
+        served, (batch, tokens) = ", ".join(map(str, buckets)), (sizes["batch"], sizes["tokens"])
+        if not any(tokens <= bucket.dims["tokens"].largest for bucket in buckets):
             raise InputError(
                 f"{tokens} tokens are more than any bucket takes ({served}): "
                 "export again with a larger --bucket, or resize the images to fewer patches"
             )
-        if not any(bucket.batch[0] <= batch <= bucket.batch[2] for bucket in fitting):
+        if not any(bucket.takes(sizes) for bucket in buckets):
             raise InputError(
                 f"a batch of {batch} with {tokens} tokens fits no bucket ({served}, as tokens:min,opt,max): "
                 "split the batch, or export again with another --bucket"
             )
-
-
-def _check_one(spec: TensorSpec, tensor: Tensor, sizes: dict[str, int]) -> None:
-    """Check one input against its spec, and note the sizes of its open dimensions."""
-    if not isinstance(tensor, Tensor):
-        raise InputError(f"{spec.name} is a {type(tensor).__name__}: expected a torch tensor")
-    dtype = str(tensor.dtype).removeprefix("torch.")
-    if dtype != spec.dtype:
-        raise InputError(f"{spec.name} is {dtype}: expected {spec.dtype}; cast it with .to(torch.{spec.dtype})")
-    if tensor.ndim != len(spec.shape):
-        raise InputError(f"{spec.name} has shape {list(tensor.shape)}: expected {len(spec.shape)} axes, {spec}")
-    for size, expected in zip(tensor.shape, spec.shape, strict=True):
-        known = sizes.setdefault(expected, size) if isinstance(expected, str) else expected
-        if size != known or size == 0:
-            wanted = f"{expected}={known}" if isinstance(expected, str) else str(known)
-            raise InputError(f"{spec.name} has shape {list(tensor.shape)}: expected {wanted}, {spec}")

@@ -7,7 +7,7 @@ import functools
 import importlib
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,6 +18,7 @@ from torch import Tensor
 from naflex_export.errors import BackendError
 from naflex_export.serving.manifest import Manifest
 from naflex_export.serving.runner import Runner
+from naflex_export.serving.signature import sizes_of
 
 FILE = "model.plan"
 
@@ -108,11 +109,11 @@ class TensorRTRunner(Runner):
         self._contexts = threading.local()  # they hold the memory; the next call makes its own
 
     def execute(self, inputs: tuple[Tensor, ...]) -> list[Tensor]:
-        batch, tokens = inputs[0].shape[:2]
+        sizes = sizes_of(self.manifest.inputs, inputs)
         stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]  # the default stream would make TensorRT synchronize
         stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(stream):
-            context = self._context(self._profile(batch, tokens), stream)
+            context = self._context(self._profile(sizes), stream)
             for spec, tensor in zip(self.manifest.inputs, inputs, strict=True):
                 context.set_input_shape(spec.name, tuple(tensor.shape))
             missing = context.infer_shapes()
@@ -133,10 +134,10 @@ class TensorRTRunner(Runner):
             tensor.record_stream(stream)
         return outputs
 
-    def _profile(self, batch: int, tokens: int) -> int:
+    def _profile(self, sizes: Mapping[str, int]) -> int:
         """Return the index of the smallest bucket that takes these sizes; `check` has made sure that one does."""
         for index, bucket in enumerate(self.manifest.buckets):
-            if tokens <= bucket.tokens and bucket.batch[0] <= batch <= bucket.batch[2]:
+            if bucket.takes(sizes):
                 return index
         raise AssertionError("unreachable: the inputs were checked")
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from naflex_export.graph.build_settings import BuildSettings
     from naflex_export.graph.intermediates import Shapes, Tapped
     from naflex_export.graph.program import Program
+    from naflex_export.precision import Precision
     from naflex_export.serving.manifest import Manifest
     from naflex_export.serving.runner import Runner
 
@@ -34,8 +35,8 @@ class Target(Protocol):
     def build(self, program: Program, folder: Path, settings: BuildSettings) -> dict[str, Any]:
         """Write the target's files into the folder and return what the manifest says of the build."""
 
-    def cannot_run(self, dtype: str) -> str:
-        """Return why an artifact of that dtype can be built on this machine and not run; empty where it can run."""
+    def cannot_run(self, precision: Precision) -> str:
+        """Return why an artifact of that precision can be built on this machine and not run; empty where it can run."""
 
     def stand_in(self, folder: Path, manifest: Manifest) -> StandIn | None:
         """Return what can be judged where this machine cannot run the artifact itself; None where it can."""

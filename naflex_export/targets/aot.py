@@ -13,6 +13,7 @@ from naflex_export.errors import BackendError, BuildError
 from naflex_export.graph.build_settings import BuildSettings
 from naflex_export.graph.intermediates import Shapes, Tapped
 from naflex_export.graph.program import Program
+from naflex_export.precision import Precision
 from naflex_export.serving.aot_runner import FILE
 from naflex_export.serving.manifest import Manifest
 from naflex_export.serving.runner import Runner
@@ -37,7 +38,7 @@ def build(program: Program, folder: Path, settings: BuildSettings) -> dict[str, 
     return {"device": device.type, "compute_capability": capability}
 
 
-def cannot_run(dtype: str) -> str:
+def cannot_run(precision: Precision) -> str:
     return ""
 
 

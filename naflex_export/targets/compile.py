@@ -20,8 +20,10 @@ from naflex_export.graph.intermediates import (
     module_outputs,
 )
 from naflex_export.graph.program import Program
-from naflex_export.serving.compile_runner import FILE, CompileRunner, cut
+from naflex_export.precision import Precision
+from naflex_export.serving.compile_runner import FILE, CompileRunner
 from naflex_export.serving.manifest import Manifest
+from naflex_export.serving.signature import sizes_of
 from naflex_export.targets import StandIn
 
 PACKAGES = ("torch",)
@@ -37,7 +39,7 @@ def build(program: Program, folder: Path, settings: BuildSettings) -> dict[str, 
     return {"compiled": "where it is loaded"}
 
 
-def cannot_run(dtype: str) -> str:
+def cannot_run(precision: Precision) -> str:
     return ""
 
 
@@ -50,16 +52,15 @@ def taps(runner: CompileRunner, inputs: tuple[Tensor, ...], modules: Shapes) -> 
     graph = runner.traced()
     names = tap_modules(graph, modules)
     compiled = torch.compile(graph, fullgraph=True, dynamic=True)
-    inputs, tokens = tuple(tensor.to(runner.device) for tensor in inputs), inputs[0].shape[1]
-    with torch.inference_mode():
-        given = compiled(*runner.input_format.pad_single_token(inputs))
+    inputs = tuple(tensor.to(runner.device) for tensor in inputs)
+    given = runner.run(compiled, inputs)
     specs = runner.manifest.outputs
     outputs, values = given[: len(specs)], given[len(specs) :]
-    if tokens == 1:  # tokens are on the last axis but one; values of a single row have none
+    if sizes_of(runner.manifest.inputs, inputs)["tokens"] == 1:  # and one of padding, on the last axis but one
         values = [value[..., :-1, :] if value.ndim > 2 and value.shape[-2] > 1 else value for value in values]
     return Tapped(
         fitting(zip(names, values, strict=True), modules),
-        {spec.name: cut(spec.shape, output, tokens) for spec, output in zip(specs, outputs, strict=True)},
+        {spec.name: output for spec, output in zip(specs, outputs, strict=True)},
     )
 
 

@@ -24,6 +24,7 @@ from naflex_export.graph.intermediates import Shapes, Tapped, fitting
 from naflex_export.graph.onnx_translate import WEIGHTS, write_onnx
 from naflex_export.graph.program import Program
 from naflex_export.graph.view import step_of
+from naflex_export.precision import Precision
 from naflex_export.serving.manifest import Manifest
 from naflex_export.serving.onnx_runner import FILE, OnnxRunner, open_session
 from naflex_export.serving.runner import Runner
@@ -43,13 +44,13 @@ def build(program: Program, folder: Path, settings: BuildSettings) -> dict[str, 
     return write_onnx(program, folder, settings, OPSET, refusals)
 
 
-def cannot_run(dtype: str) -> str:
-    return "ONNX Runtime's CPU provider has no bfloat16" if dtype == "bfloat16" else ""
+def cannot_run(precision: Precision) -> str:
+    return "ONNX Runtime's CPU provider has no bfloat16" if precision.dtype == "bfloat16" else ""
 
 
 def stand_in(folder: Path, manifest: Manifest) -> StandIn | None:
     """Return the bfloat16 graph widened to float32, which a CPU can run."""
-    reason = cannot_run(manifest.dtype)
+    reason = cannot_run(manifest.precision)
     if not reason:
         return None
     runner = WidenedRunner(folder / FILE, manifest)

@@ -27,6 +27,7 @@ from naflex_export.graph.onnx_translate import write_onnx
 from naflex_export.graph.program import Program
 from naflex_export.graph.view import step_of
 from naflex_export.grid import Bucket
+from naflex_export.precision import Precision
 from naflex_export.serving import onnx_runner
 from naflex_export.serving.manifest import Manifest
 from naflex_export.serving.onnx_runner import OnnxRunner
@@ -70,13 +71,13 @@ def build(program: Program, folder: Path, settings: BuildSettings) -> dict[str, 
     }
 
 
-def cannot_run(dtype: str) -> str:
+def cannot_run(precision: Precision) -> str:
     return "" if torch.cuda.is_available() else "there is no CUDA device"
 
 
 def stand_in(folder: Path, manifest: Manifest) -> StandIn | None:
     """Return the ONNX that the engine was built from, on a CPU, where there is no GPU for the engine."""
-    reason = cannot_run(manifest.dtype)
+    reason = cannot_run(manifest.precision)
     return onnx_on_cpu(folder, manifest, not_run=f"{FILE} was built and not run: {reason}") if reason else None
 
 
@@ -116,22 +117,15 @@ def refusals(model: ir.Model) -> list[str]:
 
 def profiles_of(program: Program) -> list[Profile]:
     """Return a profile for each bucket, in their order."""
+    return [Profile({spec.name: _shapes(spec, bucket) for spec in program.inputs}) for bucket in program.buckets]
 
-    def shape(spec: TensorSpec, batch: int, tokens: int) -> Shape:
-        sizes = {"batch": batch, "tokens": tokens}
-        return tuple(sizes[dim] if isinstance(dim, str) else dim for dim in spec.shape)
 
-    def profile(bucket: Bucket) -> Profile:
-        smallest, usual, largest = (
-            (bucket.batch[0], 1),
-            (bucket.batch[1], bucket.tokens),
-            (bucket.batch[2], bucket.tokens),
-        )
-        return Profile(
-            {spec.name: (shape(spec, *smallest), shape(spec, *usual), shape(spec, *largest)) for spec in program.inputs}
-        )
-
-    return [profile(bucket) for bucket in program.buckets]
+def _shapes(spec: TensorSpec, bucket: Bucket) -> tuple[Shape, Shape, Shape]:
+    """Return the smallest, usual and largest shape of an input in a bucket."""
+    smallest, usual, largest = (
+        spec.at({name: sizes[place] for name, sizes in bucket.dims.items()}) for place in range(3)
+    )
+    return smallest, usual, largest
 
 
 def build_engine(path: Path, profiles: Sequence[Profile], verbose: bool = False) -> bytes:

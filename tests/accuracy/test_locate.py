@@ -27,6 +27,7 @@ from naflex_export.graph.onnx_translate import FILE, write_onnx
 from naflex_export.graph.program import Program
 from naflex_export.graph.trace import trace
 from naflex_export.models import adapter_of
+from naflex_export.precision import Precision
 from naflex_export.serving.aot_runner import AotRunner
 from naflex_export.serving.compile_runner import CompileRunner
 from naflex_export.serving.manifest import Manifest
@@ -54,7 +55,9 @@ DTYPES = ("float32", "float16", "bfloat16")
 
 def manifest_of(program: Program, target: str) -> Manifest:
     model = {"source": {}, "architecture": "tiny", "weights_sha256": ""}
-    return Manifest(target, program.dtype, program.inputs, program.outputs, program.buckets, model, {}, {}, {})
+    return Manifest(
+        target, program.precision.dtype, program.inputs, program.outputs, program.buckets, model, {}, {}, {}
+    )
 
 
 def live(model: nn.Module, dtype: str) -> nn.Module:
@@ -68,7 +71,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def program() -> Callable[[str], Program]:
-    return functools.cache(lambda dtype: trace(adapter_of(tiny.classifier()), BUCKET, dtype))
+    return functools.cache(lambda dtype: trace(adapter_of(tiny.classifier()), BUCKET, Precision(dtype)))
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from naflex_export.graph.checks import FORBIDDEN_OPS, check_onnx, check_opset, r
 from naflex_export.graph.onnx_passes import module_of
 from naflex_export.graph.program import Program
 from naflex_export.graph.trace import EXAMPLE, EXAMPLE_TOKENS
+from naflex_export.precision import Precision
 from naflex_export.serving.signature import TensorSpec
 from naflex_export.targets import onnx as onnx_target
 from naflex_export.targets import tensorrt as tensorrt_target
@@ -97,7 +98,7 @@ def described(dtype: str = "float32", **changes: tuple[TensorSpec, ...]) -> Prog
         "outputs": (TensorSpec("features", dtype, ("batch", 4)),),
         **changes,
     }
-    return Program(exported=None, buckets=(), dtype=dtype, dim_names={}, **specs)  # type: ignore[arg-type]
+    return Program(exported=None, buckets=(), precision=Precision(dtype), dim_names={}, **specs)  # type: ignore[arg-type]
 
 
 def test_a_true_graph_passes() -> None:

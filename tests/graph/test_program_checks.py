@@ -14,6 +14,7 @@ from naflex_export.graph import checks as graph_checks
 from naflex_export.graph.checks import check_program
 from naflex_export.graph.program import Program
 from naflex_export.graph.trace import EXAMPLE, EXAMPLE_TOKENS, capture
+from naflex_export.precision import Precision
 from naflex_export.resample import patch_kernel as patch_resample
 
 OPEN = ({0: "batch", 1: "tokens"},) * 3
@@ -51,7 +52,9 @@ def captured(encoder: nn.Module, dtype: str = "float32") -> Program:
         "valid": torch.ones(*size, dtype=torch.bool),
     }
     outputs, buckets = ("features", "tokens"), [nx.Bucket(16)]
-    return capture(encoder.eval(), example, open_dims=OPEN, buckets=buckets, dtype=dtype, outputs=outputs)
+    return capture(
+        encoder.eval(), example, open_dims=OPEN, buckets=buckets, precision=Precision(dtype), outputs=outputs
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
@@ -66,7 +69,7 @@ def mask_in_place(encoder: Encoder, x: Tensor, coord: Tensor, valid: Tensor) -> 
 
 
 def test_a_mask_that_changes_a_view_in_place_has_an_effect() -> None:
-    assert captured(Encoder(mask_in_place)).dtype == "float32"
+    assert captured(Encoder(mask_in_place)).precision.dtype == "float32"
 
 
 def upsample(encoder: Encoder, x: Tensor, coord: Tensor, valid: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import naflex_export as nx
 from naflex_export.batch import Batch
 from naflex_export.graph.trace import trace
 from naflex_export.models import adapter_of
+from naflex_export.precision import Precision
 
 
 def test_dimensions_are_named_and_open(siglip: nn.Module) -> None:
@@ -33,7 +34,7 @@ def test_prefix_tokens_show_in_the_output_shape(classifier: nn.Module) -> None:
 
 def test_tracing_copies_the_weights(mixed: Batch) -> None:
     model = tiny.siglip().train()
-    program = trace(adapter_of(model), [nx.Bucket(64)], dtype="bfloat16")
+    program = trace(adapter_of(model), [nx.Bucket(64)], precision=Precision("bfloat16"))
     assert model.training and all(p.dtype == torch.float32 for p in model.parameters())
     state = program.exported.state_dict
     assert {tensor.dtype for tensor in state.values()} == {torch.bfloat16}
@@ -54,7 +55,6 @@ def test_nothing_in_the_graph_waits_for_the_host(siglip: nn.Module) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"dtype": "int8"}, "dtype 'int8' is not supported: expected one of float32, float16, bfloat16"),
         ({"buckets": []}, "no bucket was given"),
         ({"outputs": ("logits",)}, "expected 'features', 'tokens' or both"),
         ({"outputs": ()}, "expected 'features', 'tokens' or both"),

@@ -18,6 +18,7 @@ from naflex_export.graph.trace import trace
 from naflex_export.grid import Grid, check_patch_sizes, parse_patch_sizes
 from naflex_export.models import adapter_of
 from naflex_export.models.model_sources import ModelSource
+from naflex_export.precision import Precision
 from naflex_export.serving.manifest import Manifest
 
 BUCKETS = [nx.Bucket(16, (1, 2, 4))]
@@ -145,7 +146,8 @@ def test_a_folded_graph_is_an_ordinary_one(outputs: tuple[str, ...], options: di
 
 def test_weights_are_resampled_in_float32_before_they_are_cast() -> None:
     model = tiny.flexible()
-    half, single = (trace(adapter_of(model, 6), BUCKETS, dtype).exported.state_dict for dtype in ("float16", "float32"))
+    precisions = Precision("float16"), Precision("float32")
+    half, single = (trace(adapter_of(model, 6), BUCKETS, asked).exported.state_dict for asked in precisions)
     name = "model.embeds.proj.weight"
     assert torch.equal(half[name], single[name].half())
 
