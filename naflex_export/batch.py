@@ -47,7 +47,15 @@ def picked(batch: Batch, images: Sequence[int]) -> Batch:
 
 
 def noise_batch(name: str, grids: Sequence[Grid], tokens: int, token_width: int, scale: float = 1.0) -> Batch:
-    """Return a batch of normal noise of a standard deviation, drawn from its name, for the given grids."""
+    """Return a batch of normal noise of a standard deviation, drawn from its name, for the given grids.
+
+    Args:
+        name: of the batch, which the noise is drawn from.
+        grids: of the images.
+        tokens: that they are padded to.
+        token_width: values in a flattened patch.
+        scale: the noise's standard deviation.
+    """
     draw = torch.Generator().manual_seed(random.Random(name).getrandbits(63))
     patched = [
         {

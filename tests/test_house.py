@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -103,3 +104,38 @@ def test_help_imports_click_alone_and_takes_no_second(command: str) -> None:
     code = f"from {module} import {command}_command as run; run(['--help'], standalone_mode=False)"
     libraries, seconds = measured(code)
     assert libraries == ["click"] and seconds < 1
+
+
+OTHERS_SAY = {
+    "forward": "what a module takes is its model's input format",
+    "add_by_operator": "the operator's schema",
+    "batches": "those of `workload`",
+    "count_flops": "a model and a batch's size",
+    "resampling_matrix": "two lengths, a resize and a dtype",
+}
+"""Functions without Args, and why."""
+
+NO_ARGS = re.compile(r"\.cli\.|\.triton_kernels$")
+"""Files whose functions have none: commands have options; kernels take pointers and sizes, as the first lines say."""
+
+
+def functions(tree: ast.AST) -> Iterator[ast.FunctionDef]:
+    """Yield a file's public functions and the public methods of its public classes."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            yield from functions(node)
+        elif isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+            yield node
+
+
+def test_functions_of_three_parameters_say_what_each_is() -> None:
+    """Those without a docstring do what a protocol or a base class says."""
+    silent = []
+    for name, path in MODULES.items():
+        for function in functions(ast.parse(path.read_text(encoding="utf-8"))):
+            given, said = function.args, ast.get_docstring(function) or "Args:"
+            names = [one.arg for one in [*given.posonlyargs, *given.args, *given.kwonlyargs, given.vararg] if one]
+            count = len({*names, *([given.kwarg.arg] if given.kwarg else [])} - {"self", "cls"})
+            told = "Args:" in said or "rguments as of" in said or function.name in OTHERS_SAY or NO_ARGS.search(name)
+            silent += [] if count < 3 or told else [f"{name}.{function.name}"]
+    assert silent == []

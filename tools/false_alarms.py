@@ -82,7 +82,7 @@ def used_of(report: GateReport) -> dict[str, float]:
         used[name] = _larger(used[name], share)
 
     for result in report.results:
-        found, limits = result.measures, report.limits.beside(result.baseline, BASELINE_FACTOR)
+        found, limits = result.measures, report.limits.widened_by(result.baseline, BASELINE_FACTOR)
         add("max_share", found.max_share / limits.max_share)
         add("relative_l2", found.relative_l2 / limits.relative_l2)
         add("worst_cosine", (1 - found.worst_cosine) / (1 - limits.worst_cosine))

@@ -98,7 +98,7 @@ def checks_of(report: GateReport, slack: float = 1.0) -> frozenset[str]:
     """Return the checks that a candidate does not pass, each with its limit so many times as far away."""
     found = set()
     for result in report.results:
-        limits = _loosened(report.limits.beside(result.baseline, BASELINE_FACTOR), slack)
+        limits = _loosened(report.limits.widened_by(result.baseline, BASELINE_FACTOR), slack)
         found |= {MEASURES[text.split()[0]] for text in limits.broken_by(result.measures)}
     if any(not result.candidate <= slack * BASELINE_FACTOR * result.baseline for result in report.baselines):
         found.add(BASELINE)

@@ -47,7 +47,7 @@ from timm.models import NaFlexVit
 from torch import Tensor, nn
 
 import naflex_export as nx
-from naflex_export.accuracy.metrics import LIMITS, measure, says_nothing
+from naflex_export.accuracy.metrics import LIMITS, measure, why_uninformative
 from naflex_export.batch import Batch, noise_batch
 from naflex_export.errors import BuildError
 from naflex_export.graph.build_settings import BuildSettings
@@ -229,7 +229,7 @@ def eager(model: nn.Module, batch: Batch) -> tuple[Tensor, ...]:
     with torch.no_grad():
         outputs = adapter.encoder(OUTPUTS)(*adapter.input_format.arrange(batch))
     for name, output in zip(OUTPUTS, outputs, strict=True):
-        fault = says_nothing(output, _valid(output, batch))
+        fault = why_uninformative(output, _valid(output, batch))
         if fault:
             raise ValueError(f"{name} of the eager model prove nothing: {fault}")
     return outputs

@@ -118,7 +118,7 @@ EFFORTS = {
 }
 
 
-def beside_standard(name: str) -> str:
+def difference_from_standard(name: str) -> str:
     """Return what an effort leaves out of the standard one and adds to it, in words; empty for the standard."""
     effort, standard = EFFORTS[name], EFFORTS[STANDARD]
     kinds = effort.kinds + effort.once
@@ -157,7 +157,13 @@ class CaseSelection:
 
 
 def cases_of(bucket: Bucket, selection: CaseSelection, num_photos: int) -> list[str]:
-    """Return the names of the cases that a bucket is judged on."""
+    """Return the names of the cases that a bucket is judged on.
+
+    Args:
+        bucket: what the candidate serves.
+        selection: which cases are asked for.
+        num_photos: how many photos there are.
+    """
     effort = EFFORTS["thorough" if selection.only else selection.effort]
     if selection.only:
         kinds_of = dict.fromkeys(_seeds_in(selection.only), effort.kinds + effort.once)

@@ -89,10 +89,17 @@ class Comparison:
         """Return how far what was given for an output is from what is wanted, how far the baseline is, and the limits.
 
         Logits that nearly tie may swap. In float32 there is no `floor`, and no measures of it.
+
+        Args:
+            batch: what both were run on.
+            output: its name.
+            given: by the candidate.
+            wanted: the reference's.
+            floor: the baseline's; None in float32.
         """
         logits, valid = output == "features" and self.reference.num_classes > 1, self.valid_in(batch, wanted)
         baseline = None if floor is None else measure(floor, wanted, valid, self.limits.tie if logits else None)
-        limits = self.limits.beside(baseline, BASELINE_FACTOR)
+        limits = self.limits.widened_by(baseline, BASELINE_FACTOR)
         return measure(given, wanted, valid, limits.tie if logits else None), baseline, limits
 
     def valid_in(self, batch: Batch, output: Tensor) -> Tensor | None:

@@ -22,7 +22,7 @@ from naflex_export.accuracy.cases import EFFORTS, CaseSelection, cases_of, gener
 from naflex_export.accuracy.comparison import Candidate, Comparison
 from naflex_export.accuracy.invariances import Run, check_invariances
 from naflex_export.accuracy.locate import first_deviation
-from naflex_export.accuracy.metrics import DECADES, measure_images, says_nothing, spread_of
+from naflex_export.accuracy.metrics import DECADES, measure_images, spread_of, why_uninformative
 from naflex_export.accuracy.photos import Photos, load_photos, photo_batches
 from naflex_export.accuracy.results import (
     ArtifactSummary,
@@ -293,6 +293,11 @@ def summary_of(manifest: Manifest) -> ArtifactSummary:
 def check_only(only: Sequence[str], buckets: Sequence[Bucket], photos: Photos) -> None:
     """Check that each of the cases asked for exists.
 
+    Args:
+        only: names of the cases asked for.
+        buckets: that the candidate serves.
+        photos: to judge on.
+
     Raises:
         RequestError: one does not; the message says which do.
     """
@@ -320,5 +325,5 @@ def _fault(batch: Batch, given: Tensor | None, expected: Tensor, valid: Tensor |
     if given.shape != expected.shape:
         return f"the candidate's shape is {list(given.shape)}, the reference's {list(expected.shape)}"
     images_differ = bool((batch.patches != batch.patches[:1]).any())
-    nothing = says_nothing(expected, valid, images_differ)
+    nothing = why_uninformative(expected, valid, images_differ)
     return f"the reference's output proves nothing: {nothing}" if nothing else ""

@@ -244,7 +244,13 @@ def _candidate(comparison: Comparison, batch: Batch, modules: Shapes) -> Tapped:
 
 
 def relative_l2(given: Tensor, wanted: Tensor, valid: Tensor | None) -> float:
-    """Return the norm of the difference over the norm of the reference, over valid rows; not a number if one is not."""
+    """Return the norm of the difference over the norm of the reference, over valid rows; not a number if one is not.
+
+    Args:
+        given: the candidate's values.
+        wanted: the reference's, in the same shape.
+        valid: which rows to compare, to be broadcast to them; None for all.
+    """
     given, wanted = _kept(given, valid).double(), _kept(wanted, valid).double()
     difference, whole = float((given - wanted).norm()), float(wanted.norm())
     if difference == 0:

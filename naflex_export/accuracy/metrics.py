@@ -70,6 +70,11 @@ class Limits:
         """Return limits where a single image may be `WORST_IMAGE` times as far off as all together.
 
         For small errors 1 - cosine is half the square of the relative error across the image's own direction.
+
+        Args:
+            max_share: as the attribute.
+            relative_l2: as the attribute.
+            agreement: as the attribute.
         """
         return cls(max_share, relative_l2, agreement, worst_cosine=1 - (WORST_IMAGE * relative_l2) ** 2 / 2)
 
@@ -78,7 +83,7 @@ class Limits:
         """Difference between two classes that counts as none, as a share of the logits' root mean square."""
         return TIE * self.relative_l2
 
-    def beside(self, baseline: Measures | None, factor: float) -> Limits:
+    def widened_by(self, baseline: Measures | None, factor: float) -> Limits:
         """Return the limits for a case on which eager, in the candidate's dtype, has these measures itself.
 
         No candidate is blamed for what eager does as well: where a limit is within `factor` times eager's own error, it
@@ -146,7 +151,14 @@ def measure(candidate: Tensor, reference: Tensor, valid: Tensor | None = None, t
 def measure_images(
     candidate: Tensor, reference: Tensor, grids: Sequence[Grid], valid: Tensor | None = None
 ) -> tuple[ImageMeasures, ...]:
-    """Return how far a candidate is from the reference for each image by itself; arguments as of `measure`."""
+    """Return how far a candidate is from the reference for each image by itself; arguments as of `measure`.
+
+    Args:
+        candidate: as of `measure`.
+        reference: as of `measure`.
+        grids: of the images.
+        valid: as of `measure`.
+    """
     difference, expected, given = _compared(candidate, reference, valid)
     columns = difference.abs().amax(dim=1), difference.norm(dim=1) / expected.norm(dim=1), _cosines(given, expected)
     rows = zip(grids, *(column.tolist() for column in columns), strict=True)
@@ -160,6 +172,11 @@ DECADES = range(-10, 2)
 def spread_of(candidate: Tensor, reference: Tensor, valid: Tensor | None = None) -> Tensor:
     """Return how many values have an error of each size, as a share of the reference's root mean square.
 
+    Args:
+        candidate: as of `measure`.
+        reference: as of `measure`.
+        valid: as of `measure`.
+
     Returns:
         [len(DECADES) + 1] int64: errors below the lowest of `DECADES`, up to each of the next, and above the highest;
         an error that is not a number is above.
@@ -171,11 +188,16 @@ def spread_of(candidate: Tensor, reference: Tensor, valid: Tensor | None = None)
     return torch.bincount(torch.bucketize(shares.nan_to_num(nan=math.inf), edges), minlength=len(edges) + 1)
 
 
-def says_nothing(reference: Tensor, valid: Tensor | None = None, images_differ: bool = True) -> str:
+def why_uninformative(reference: Tensor, valid: Tensor | None = None, images_differ: bool = True) -> str:
     """Return why an output of the reference proves nothing about a candidate, empty where it does.
 
     Values that are not finite, zero, or the same for every image would pass whatever the candidate computes. Images
     that are the same themselves may well have the same output.
+
+    Args:
+        reference: its output for a batch.
+        valid: [B, T] bool, the tokens that are compared; all of them by default.
+        images_differ: whether the batch's images do.
     """
     rows = _rows(reference.detach().cpu().double(), valid)
     if not bool(rows.isfinite().all()):

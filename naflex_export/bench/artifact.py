@@ -28,7 +28,7 @@ FIELDS = (
 
 
 @dataclass(frozen=True)
-class Subject:
+class TimedArtifact:
     """What is timed.
 
     Attributes:
@@ -48,8 +48,8 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Course:
-    """What a subject is timed on.
+class BenchSettings:
+    """What an artifact is timed on.
 
     Attributes:
         rule: of the grids, as `workloads.drawn_grids` has it.
@@ -64,7 +64,7 @@ class Course:
     compiled: bool = True
 
 
-def open_subjects(path: Path, device: torch.device | None = None, stand_in: bool = False) -> list[Subject]:
+def open_timed(path: Path, device: torch.device | None = None, stand_in: bool = False) -> list[TimedArtifact]:
     """Return what there is to time of an artifact, after verifying it: several where it has several patch sizes.
 
     Args:
@@ -80,12 +80,12 @@ def open_subjects(path: Path, device: torch.device | None = None, stand_in: bool
     manifest.verify(path)
     backend = target_named(manifest.target)
 
-    def open_one(folder: Path, own: Manifest, name: str) -> Subject:
+    def open_one(folder: Path, own: Manifest, name: str) -> TimedArtifact:
         replacement = backend.stand_in(folder, own) if stand_in else None
         if replacement is not None:
-            return Subject(replacement.runner, replacement.judged, replacement.not_run)
+            return TimedArtifact(replacement.runner, replacement.judged, replacement.not_run)
         try:
-            return Subject(open_verified(folder, own, device), name)
+            return TimedArtifact(open_verified(folder, own, device), name)
         except BackendError as error:
             if stand_in or backend.stand_in(folder, own) is None:
                 raise
@@ -128,63 +128,63 @@ def _check(buckets: Sequence[Bucket], manifest: Manifest, problem: str) -> None:
         raise RequestError(f"{problem}: expected one of {served}, as tokens:min,opt,max")
 
 
-class Match:
-    """A subject beside eager, and beside eager under `torch.compile` if asked for; compiled once for all sizes.
+class ArtifactBench:
+    """An artifact beside eager, and beside eager under `torch.compile` if asked for; compiled once for all sizes.
 
     Args:
-        subject: to be timed.
+        timed: the artifact.
         model: the eager model that it was exported from.
-        course: what to time on.
+        settings: what to time on.
     """
 
-    def __init__(self, subject: Subject, model: nn.Module, course: Course) -> None:
-        manifest = subject.runner.manifest
-        self._subject, self._course = subject, course
+    def __init__(self, timed: TimedArtifact, model: nn.Module, settings: BenchSettings) -> None:
+        manifest = timed.runner.manifest
+        self._timed, self._settings = timed, settings
         self._bench = Bench(
-            model, manifest.precision.torch_dtype, subject.runner.device, manifest.model.get("patch_size")
+            model, manifest.precision.torch_dtype, timed.runner.device, manifest.model.get("patch_size")
         )
-        self._techniques = [self._bench.eager(), *([self._bench.eager_compiled()] if course.compiled else [])]
-        self._techniques.append(self._bench.runner(subject.runner, subject.label))
+        self._techniques = [self._bench.eager(), *([self._bench.eager_compiled()] if settings.compiled else [])]
+        self._techniques.append(self._bench.runner(timed.runner, timed.label))
 
     def measure(self, size: tuple[int, int], announce: Callable[[str], None] = lambda step: None) -> list[Figures]:
-        """Return the figures of eager, of eager compiled and of the subject, in this order.
+        """Return the figures of eager, of eager compiled and of the artifact, in this order.
 
         Args:
             size: images and tokens of the batches.
             announce: called with a line for each step that takes time.
 
         Raises:
-            BackendError: the subject could not be run on such a batch.
+            BackendError: the artifact could not be run on such a batch.
         """
-        course = self._course
-        batches = self._bench.batches(course.rule, *size, course.seed, course.rounds + WARMUP)
-        found = self._bench.measure(self._techniques, batches, course.rounds, announce)
+        settings = self._settings
+        batches = self._bench.batches(settings.rule, *size, settings.seed, settings.rounds + WARMUP)
+        found = self._bench.measure(self._techniques, batches, settings.rounds, announce)
         if found[-1].failure:
-            name, (images, tokens) = self._subject.name, size
+            name, (images, tokens) = self._timed.name, size
             raise BackendError(f"{name} cannot run {images} images of {tokens} tokens: {found[-1].failure}")
         return found
 
 
-def about(artifact: Path, manifest: Manifest, subject: Subject, course: Course) -> dict[str, object]:
+def about(artifact: Path, manifest: Manifest, timed: TimedArtifact, settings: BenchSettings) -> dict[str, object]:
     """Return the columns of `FIELDS` that say what was measured; `Figures.row` has the others.
 
     Args:
         artifact: its folder.
         manifest: its own.
-        subject: what was timed.
-        course: what it was timed on.
+        timed: what was timed.
+        settings: what it was timed on.
     """
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "device": device_name(subject.runner.device),
+        "device": device_name(timed.runner.device),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "naflex_export": __version__,
         "artifact": artifact.resolve().name,
         "target": manifest.target,
         "dtype": manifest.dtype,
-        "ran": subject.name,
-        "grids": course.rule,
-        "seed": course.seed,
-        "rounds": course.rounds,
+        "ran": timed.name,
+        "grids": settings.rule,
+        "seed": settings.seed,
+        "rounds": settings.rounds,
     }

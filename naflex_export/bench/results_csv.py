@@ -12,6 +12,11 @@ from naflex_export.errors import RequestError
 def append(path: Path, fields: Sequence[str], rows: Sequence[Mapping[str, object]]) -> None:
     """Add rows to a CSV file, which is begun with its header where there is none.
 
+    Args:
+        path: of the file.
+        fields: its columns, in order.
+        rows: to add, each by column.
+
     Raises:
         RequestError: the file has other columns, or cannot be written.
         ValueError: a row has a column too many.
@@ -66,7 +71,13 @@ def newest(rows: Sequence[Mapping[str, str]], key: Sequence[str]) -> list[dict[s
 
 
 def text(value: float | None, digits: int, factor: float = 1.0) -> str:
-    """Return a figure with so many digits after the point, and nothing for one that could not be measured."""
+    """Return a figure with so many digits after the point, and nothing for one that could not be measured.
+
+    Args:
+        value: the figure, or None.
+        digits: after the point.
+        factor: to multiply the figure by, such as 1000 for ms.
+    """
     return "" if value is None else f"{value * factor:.{digits}f}"
 
 

@@ -123,6 +123,11 @@ def peak_memory(call: Call, device: torch.device | str = "cpu", *, foreign: bool
     On a GPU it is the most that torch's allocator held. A `foreign` call allocates by itself: its memory is how much
     less of the device is free after it, which is its peak only if it keeps what it took, as ONNX Runtime and TensorRT
     do.
+
+    Args:
+        call: to be measured.
+        device: where it runs.
+        foreign: whether it allocates by itself, without torch.
     """
     device = torch.device(device)
     gc.collect()

@@ -64,11 +64,11 @@ def bench_command(
     Exit codes: 0 measured, 2 the request was wrong, 3 a backend or device is missing.
     """
     from naflex_export.accuracy.judge_artifact import check_same_weights
-    from naflex_export.bench.artifact import FIELDS, Course, Match, about, open_subjects, sizes_of
+    from naflex_export.bench.artifact import FIELDS, ArtifactBench, BenchSettings, about, open_timed, sizes_of
     from naflex_export.bench.results_csv import append, check_columns
     from naflex_export.bench.workloads import drawn_grids
     from naflex_export.cli.console import err, out
-    from naflex_export.cli.figures import LEGEND, named, print_figures, print_subject
+    from naflex_export.cli.figures import LEGEND, named, print_figures, print_timed
     from naflex_export.cli.progress import Stages
     from naflex_export.models.model_sources import ModelSource
     from naflex_export.serving.manifest import Manifest
@@ -84,19 +84,19 @@ def bench_command(
         check_columns(path, FIELDS)
     stages = Stages(err)
     with stages.stage("load"):
-        subjects = open_subjects(artifact, _device(device), stand_in)
+        timed = open_timed(artifact, _device(device), stand_in)
         loaded = source.load()
         check_same_weights(loaded, manifest)
-    course = Course(grids, seed, rounds, compiled=not no_compile)
-    for subject in subjects:
-        print_subject(subject, manifest)
-        match = Match(subject, loaded, course)
+    settings = BenchSettings(grids, seed, rounds, compiled=not no_compile)
+    for one in timed:
+        print_timed(one, manifest)
+        bench = ArtifactBench(one, loaded, settings)
         for size in sizes:
             with stages.stage(named(size)):
-                found = match.measure(size, stages.announce)
+                found = bench.measure(size, stages.announce)
             print_figures(found, size)
             if path is not None:
-                head = about(artifact, manifest, subject, course)
+                head = about(artifact, manifest, one, settings)
                 append(path, FIELDS, [{**head, **figures.row()} for figures in found])
     out.print(LEGEND, highlight=False)
 

@@ -7,7 +7,7 @@ from rich.box import SIMPLE
 from rich.markup import escape
 from rich.table import Table
 
-from naflex_export.bench.artifact import Subject
+from naflex_export.bench.artifact import TimedArtifact
 from naflex_export.bench.results_csv import mib, text
 from naflex_export.bench.techniques import Figures
 from naflex_export.bench.timing import device_name
@@ -21,14 +21,14 @@ LEGEND = (
 )
 
 
-def print_subject(subject: Subject, manifest: Manifest) -> None:
+def print_timed(timed: TimedArtifact, manifest: Manifest) -> None:
     """Print what is timed, and where."""
-    where = device_name(subject.runner.device)
+    where = device_name(timed.runner.device)
     threads = torch.get_num_threads()
-    used = f", {threads} thread{'s' if threads > 1 else ''}" if subject.runner.device.type == "cpu" else ""
-    if subject.not_run:
-        out.print(f"[bold yellow]not run:[/] {escape(subject.not_run)}; timed instead: {subject.name}", soft_wrap=True)
-    out.print(f"[bold]{escape(subject.name)}[/], {manifest.dtype}, on {escape(where)}{used}", soft_wrap=True)
+    used = f", {threads} thread{'s' if threads > 1 else ''}" if timed.runner.device.type == "cpu" else ""
+    if timed.not_run:
+        out.print(f"[bold yellow]not run:[/] {escape(timed.not_run)}; timed instead: {timed.name}", soft_wrap=True)
+    out.print(f"[bold]{escape(timed.name)}[/], {manifest.dtype}, on {escape(where)}{used}", soft_wrap=True)
 
 
 def print_figures(found: list[Figures], size: tuple[int, int]) -> None:

@@ -189,6 +189,11 @@ def check_signature(values: Iterable[ir.Value], specs: Iterable[TensorSpec], kin
     """Return the inputs or outputs whose name, dtype or dimensions differ from their specs.
 
     A dimension that is a number where a name was promised has been baked in, batch or tokens.
+
+    Args:
+        values: the graph's inputs, or its outputs.
+        specs: what they should be.
+        kind: "input" or "output", for messages.
     """
     found = {value.name or "": value for value in values}
     problems = []

@@ -60,6 +60,11 @@ def listening(tower: nn.Module, modules: Collection[str], take: Callable[[str, T
 
     A module that hands on what it was given, such as an identity or a dropout in eval mode, is left out. `take` must
     copy what it keeps: timm adds the position embedding in place to what `embeds.proj` gave.
+
+    Args:
+        tower: the part of a model that sees images.
+        modules: names of the modules in it.
+        take: called with a module's name and its output.
     """
 
     def hook_of(name: str) -> Callable[..., None]:

@@ -56,6 +56,12 @@ def translate(
 ) -> ir.Model:
     """Return the program as an ONNX graph with named dimensions, checked; the arguments are those of `write_onnx`.
 
+    Args:
+        program: what to translate.
+        settings: of the build.
+        opset: the version of ONNX's operators.
+        refusals: returns what the target will not take of the graph.
+
     Raises:
         BuildError: the exporter refused, or the graph fails a check.
     """

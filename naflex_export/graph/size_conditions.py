@@ -15,12 +15,17 @@ from torch.export import ExportedProgram
 ASSERTION = torch.ops.aten._assert_scalar.default
 
 
-def export_settled(model: nn.Module, example: tuple[Tensor, ...], dynamic_shapes: Any) -> ExportedProgram:
+def export_for_all_sizes(model: nn.Module, example: tuple[Tensor, ...], dynamic_shapes: Any) -> ExportedProgram:
     """Return torch.export's graph of a module; arguments as of torch.export.
 
     Where torch refuses sizes for a condition on one of them, the condition is put into the graph, and taken out again
     if it holds for every size in the graph's ranges: backends drop assertions, so none may stay. (A condition that ties
     several sizes together, torch refuses neither before nor after; the gate judges the corners of a bucket.)
+
+    Args:
+        model: the module to trace.
+        example: inputs to trace it with.
+        dynamic_shapes: the open dimensions of each input, as of torch.export.
 
     Raises:
         torch._dynamo.exc.UserError: torch refused the sizes, and a condition does not hold for one of them, or is not

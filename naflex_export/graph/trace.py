@@ -13,7 +13,7 @@ from naflex_export.batch import noise_batch
 from naflex_export.errors import BuildError
 from naflex_export.graph.checks import check_program, require
 from naflex_export.graph.program import Program, name_dims
-from naflex_export.graph.size_conditions import export_settled
+from naflex_export.graph.size_conditions import export_for_all_sizes
 from naflex_export.grid import Bucket, Grid, check_buckets
 from naflex_export.models.adapter import ModelAdapter
 from naflex_export.precision import FLOAT32, Precision
@@ -94,7 +94,7 @@ def capture(
     dynamic_shapes = tuple({axis: dims[name] for axis, name in axes.items()} for axes in open_dims)
     try:
         with torch.no_grad():
-            exported = export_settled(encoder, tuple(example.values()), dynamic_shapes)
+            exported = export_for_all_sizes(encoder, tuple(example.values()), dynamic_shapes)
     except Exception as error:  # whatever torch.export raises, it is about this model's graph
         raise BuildError(f"torch.export refused the model: {error}") from error
     dim_names = _dim_names(exported, open_dims)

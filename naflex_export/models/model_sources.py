@@ -56,6 +56,11 @@ class ModelSource:
     def noted(cls, manifest: Manifest, model: str | None = None, weights: str | None = None) -> ModelSource:
         """Return where an artifact's model came from, as its manifest has it, but for what the caller says.
 
+        Args:
+            manifest: the artifact's.
+            model: in place of the one that the manifest names.
+            weights: in place of those that the manifest names.
+
         Raises:
             RequestError: neither says it.
         """

@@ -92,6 +92,12 @@ def resample_weight(
 def axis_pinv(source: int, target: int, how: Resampling, device: torch.device) -> Tensor:
     """Return the [source, target] float32 pseudo-inverse of an axis' resize from source to target, from those kept.
 
+    Args:
+        source: length of the kernel's axis.
+        target: length that it is resampled to.
+        how: the resize whose pseudo-inverse it is.
+        device: where the matrix is to be.
+
     Raises:
         RequestError: a length is below 1.
     """

@@ -61,7 +61,14 @@ class OnnxRunner(Runner):
         return self.run(self._session, self.output_names, inputs)
 
     def run(self, session: Any, names: Sequence[str], inputs: tuple[Tensor, ...], options: Any = None) -> list[Tensor]:
-        """Return outputs of a session, by name, for inputs on its device."""
+        """Return outputs of a session, by name, for inputs on its device.
+
+        Args:
+            session: of the runner's graph, or of a copy of it with further outputs.
+            names: of the outputs.
+            inputs: on the session's device.
+            options: ONNX Runtime's, for this run.
+        """
         given = {spec.name: tensor.contiguous() for spec, tensor in zip(self.manifest.inputs, inputs, strict=True)}
         if self.device.type == "cuda":
             return self._run_on_device(session, names, given, options)

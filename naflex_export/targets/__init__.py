@@ -33,7 +33,13 @@ class Target(Protocol):
         """Raise BackendError if something that building needs is missing; running needs less, and asks by itself."""
 
     def build(self, program: Program, folder: Path, settings: BuildSettings) -> dict[str, Any]:
-        """Write the target's files into the folder and return what the manifest says of the build."""
+        """Write the target's files into the folder and return what the manifest says of the build.
+
+        Args:
+            program: the traced model.
+            folder: to write to.
+            settings: what the build takes besides the program.
+        """
 
     def cannot_run(self, precision: Precision) -> str:
         """Return why an artifact of that precision can be built on this machine and not run; empty where it can run."""

@@ -48,7 +48,13 @@ def stand_in(folder: Path, manifest: Manifest) -> StandIn | None:
 
 
 def taps(runner: CompileRunner, inputs: tuple[Tensor, ...], modules: Shapes) -> Tapped:
-    """Return modules' outputs from a copy of the graph that gives them too, compiled like it."""
+    """Return modules' outputs from a copy of the graph that gives them too, compiled like it.
+
+    Args:
+        runner: of the artifact.
+        inputs: as for a call of it; they are not checked.
+        modules: to look at, by name, with the shapes of their outputs.
+    """
     graph = runner.traced()
     names = tap_modules(graph, modules)
     compiled = torch.compile(graph, fullgraph=True, dynamic=True)

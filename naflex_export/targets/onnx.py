@@ -106,7 +106,13 @@ class WidenedRunner(Runner):
         return model
 
     def run(self, session: Any, names: Sequence[str], inputs: tuple[Tensor, ...]) -> list[Tensor]:
-        """Return outputs of a session, by name, in float32."""
+        """Return outputs of a session, by name, in float32.
+
+        Args:
+            session: of the widened graph, or of a copy of it with further outputs.
+            names: of the outputs.
+            inputs: in bfloat16.
+        """
         arrays = {
             spec.name: (tensor.float() if tensor.is_floating_point() else tensor).numpy()
             for spec, tensor in zip(self.manifest.inputs, inputs, strict=True)
@@ -115,7 +121,13 @@ class WidenedRunner(Runner):
 
 
 def taps(runner: OnnxRunner | WidenedRunner, inputs: tuple[Tensor, ...], modules: Shapes) -> Tapped:
-    """Return modules' outputs from a copy of the graph that gives them too; of a widened one, in float32."""
+    """Return modules' outputs from a copy of the graph that gives them too; of a widened one, in float32.
+
+    Args:
+        runner: of the artifact, or of what stands in for it.
+        inputs: as for a call of it; they are not checked.
+        modules: to look at, by name, with the shapes of their outputs.
+    """
     model = runner.graph() if isinstance(runner, WidenedRunner) else ir.load(runner.path)
     named = passes.tap_modules(model, modules)
     session = _session_of(model, runner.device)

@@ -82,7 +82,13 @@ def stand_in(folder: Path, manifest: Manifest) -> StandIn | None:
 
 
 def onnx_on_cpu(folder: Path, manifest: Manifest, not_run: str) -> StandIn:
-    """Return the ONNX that an engine was built from, on a CPU: as it is, or in bfloat16 widened."""
+    """Return the ONNX that an engine was built from, on a CPU: as it is, or in bfloat16 widened.
+
+    Args:
+        folder: the artifact's.
+        manifest: its own.
+        not_run: why the engine itself is not run.
+    """
     widened = onnx.stand_in(folder, manifest)
     if widened is not None:
         return StandIn(widened.runner, widened.judged, not_run)
@@ -91,7 +97,13 @@ def onnx_on_cpu(folder: Path, manifest: Manifest, not_run: str) -> StandIn:
 
 
 def taps(runner: Runner, inputs: tuple[Tensor, ...], modules: Shapes) -> Tapped:
-    """Return modules' outputs from the ONNX that the engine was built from: an engine shows nothing inside."""
+    """Return modules' outputs from the ONNX that the engine was built from: an engine shows nothing inside.
+
+    Args:
+        runner: of the engine, or of the ONNX that stands in for it.
+        inputs: as for a call of it; they are not checked.
+        modules: to look at, by name, with the shapes of their outputs.
+    """
     if not isinstance(runner, TensorRTRunner):  # that ONNX itself, which stands in for the engine
         return onnx.taps(cast(OnnxRunner, runner), inputs, modules)
     replacement = onnx_on_cpu(runner.folder, runner.manifest, not_run="an engine shows nothing of its modules")
@@ -130,6 +142,11 @@ def _shapes(spec: TensorSpec, bucket: Bucket) -> tuple[Shape, Shape, Shape]:
 
 def build_engine(path: Path, profiles: Sequence[Profile], verbose: bool = False) -> bytes:
     """Return the serialized engine of an ONNX file.
+
+    Args:
+        path: of the ONNX file.
+        profiles: one for each bucket.
+        verbose: print TensorRT's own log to standard error.
 
     Raises:
         BackendError: the library cannot build on this machine.

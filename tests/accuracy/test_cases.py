@@ -12,8 +12,8 @@ from torch import nn
 import naflex_export as nx
 from naflex_export.accuracy.cases import (
     CaseSelection,
-    beside_standard,
     cases_of,
+    difference_from_standard,
     generated_batch,
     naflex_grid,
     naflex_grids,
@@ -84,10 +84,10 @@ def test_generated_batches_are_seeded_and_differ_from_the_export_example() -> No
 
 
 def test_efforts_say_what_they_skip_or_add() -> None:
-    assert beside_standard("standard") == ""
+    assert difference_from_standard("standard") == ""
     skipped = "one-row, square, smallest, padding, large-values, largest-batch"
-    assert beside_standard("quick") == f"without {skipped}; invariances in the largest bucket only"
-    assert beside_standard("thorough") == "with full-batch, every-grid too; 4 seeds"
+    assert difference_from_standard("quick") == f"without {skipped}; invariances in the largest bucket only"
+    assert difference_from_standard("thorough") == "with full-batch, every-grid too; 4 seeds"
 
 
 def test_efforts_say_which_cases() -> None:

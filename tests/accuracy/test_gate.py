@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import naflex_export as nx
-from naflex_export.accuracy.metrics import LIMITS, Limits, Measures, measure, says_nothing
+from naflex_export.accuracy.metrics import LIMITS, Limits, Measures, measure, why_uninformative
 from naflex_export.accuracy.reference import SoundInterpolate
 from naflex_export.accuracy.report.formats import table, write
 from naflex_export.accuracy.report.html import as_html
@@ -119,11 +119,11 @@ def test_a_limit_gives_way_to_what_eager_itself_does_in_the_dtype() -> None:
     """Up to twice its own error, which is four times as far from a cosine of 1; never the other way."""
     limits = LIMITS["bfloat16"]
     worse = Measures(1.0, 0.1, 0.04, 0.99, top1_agreement=0.5, top5_agreement=0.9)
-    assert limits.beside(worse, 2.0) == Limits(0.2, 0.08, 0.5, pytest.approx(0.96))
+    assert limits.widened_by(worse, 2.0) == Limits(0.2, 0.08, 0.5, pytest.approx(0.96))
     better = Measures(0.0, 0.0, 0.0, 1.0, 1.0)
-    assert limits.beside(better, 2.0) == limits == limits.beside(None, 2.0)
+    assert limits.widened_by(better, 2.0) == limits == limits.widened_by(None, 2.0)
     nothing = Measures(math.nan, math.nan, math.nan, math.nan, 0.0)
-    assert limits.beside(nothing, 2.0) == limits
+    assert limits.widened_by(nothing, 2.0) == limits
 
 
 def test_classes_within_the_limit_of_each_other_tie() -> None:
@@ -281,9 +281,9 @@ def test_a_reference_that_proves_nothing_fails() -> None:
     report = judge(constant, constant)
     assert not report.passed
     assert "proves nothing: it is the same for every image" in report.problems[0]
-    assert says_nothing(torch.zeros(2, 3)) == "it is zero everywhere: an untrained head, perhaps"
-    assert says_nothing(torch.tensor([[1.0, float("nan")]])) == "it holds values that are not finite"
-    assert says_nothing(torch.eye(3)) == ""
+    assert why_uninformative(torch.zeros(2, 3)) == "it is zero everywhere: an untrained head, perhaps"
+    assert why_uninformative(torch.tensor([[1.0, float("nan")]])) == "it holds values that are not finite"
+    assert why_uninformative(torch.eye(3)) == ""
 
 
 def tenth_more(part: Callable[..., Tensor]) -> Callable[..., Tensor]:

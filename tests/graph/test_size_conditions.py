@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from naflex_export.graph.size_conditions import export_settled
+from naflex_export.graph.size_conditions import export_for_all_sizes
 
 DIMS = ({0: Dim("batch", min=1, max=4), 1: Dim("tokens", min=1, max=9)},)
 EXAMPLE = (torch.ones(3, 7),)
@@ -31,7 +31,7 @@ class Asking(nn.Module):
     "question", [lambda batch, tokens: min(tokens, 2 * tokens) == tokens, lambda _, tokens: tokens**2 + 9 > 3 * tokens]
 )
 def test_what_holds_for_every_size_leaves_no_trace(question: Callable[[int, int], bool]) -> None:
-    exported = export_settled(Asking(question), EXAMPLE, DIMS)
+    exported = export_for_all_sizes(Asking(question), EXAMPLE, DIMS)
     called = [str(node.target) for node in exported.graph.nodes if node.op == "call_function"]
     assert called == ["aten.mul.Tensor"]
     for shape in ((1, 1), (4, 9)):
@@ -48,4 +48,4 @@ def test_what_holds_for_every_size_leaves_no_trace(question: Callable[[int, int]
 )
 def test_what_does_not_hold_for_every_size_is_refused_in_torchs_words(question: Callable[[int, int], bool]) -> None:
     with pytest.raises(torch._dynamo.exc.UserError, match=r"Constraints violated \(tokens\)"):
-        export_settled(Asking(question), EXAMPLE, DIMS)
+        export_for_all_sizes(Asking(question), EXAMPLE, DIMS)

@@ -72,6 +72,11 @@ def photo_batches(
     """Yield the photos as batches of a bucket's usual size, padded to its token budget.
 
     Where too few are left for the smallest batch that the bucket takes, they are repeated.
+
+    Args:
+        photos: to make batches of.
+        transform: from an RGB photo to `patches`, `patch_coord` and `patch_valid`.
+        bucket: whose usual size and tokens the batches have.
     """
     names = list(photos.images)
     smallest, size, _ = bucket.batch

@@ -14,6 +14,11 @@ def tag(name: str, /, *children: Element | str, **attributes: object) -> Element
     """Return an element with its children, elements or text.
 
     Attributes are named as in Python: `class_` is class, and `stroke_width` is stroke-width.
+
+    Args:
+        name: of the element.
+        children: elements, or text.
+        attributes: of the element.
     """
     named = {key.rstrip("_").replace("_", "-"): clean(str(value)) for key, value in attributes.items()}
     element = ElementTree.Element(name, named)

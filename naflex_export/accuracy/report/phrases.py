@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from naflex_export.accuracy.cases import beside_standard
+from naflex_export.accuracy.cases import difference_from_standard
 from naflex_export.accuracy.results import BASELINE_FACTOR, CaseResult, GateReport, Tap
 from naflex_export.grid import Bucket
 
@@ -94,7 +94,7 @@ def effort_line(report: GateReport) -> str:
     """Return how many cases there were, beside the standard ones."""
     if report.only:
         return f"only the cases asked for, seed {report.seed}"
-    beside = beside_standard(report.effort)
+    beside = difference_from_standard(report.effort)
     return f"{report.effort}, seed {report.seed}{f': {beside}' if beside else ''}"
 
 

@@ -29,7 +29,13 @@ class Table:
 
     @classmethod
     def of(cls, headings: Sequence[str], rows: Iterable[Sequence[Cell | str]], ends_in_limits: bool = False) -> Table:
-        """Return the table of some rows, without the columns that are empty in all of them."""
+        """Return the table of some rows, without the columns that are empty in all of them.
+
+        Args:
+            headings: of all columns.
+            rows: a cell for each column.
+            ends_in_limits: whether the last row is of the limits.
+        """
         cells = [[cell if isinstance(cell, Cell) else Cell(cell) for cell in row] for row in rows]
         kept = [index for index in range(len(headings)) if any(row[index].text for row in cells)]
         shown = tuple(tuple(row[index] for index in kept) for row in cells)
