@@ -21,12 +21,12 @@ from typing import Any
 
 import timm
 import torch
+from graph_text import onnx_text, program_text
 from torch import Tensor, nn
 
 from naflex_export.graph.build_settings import BuildSettings
 from naflex_export.graph.onnx_translate import translate
 from naflex_export.graph.program import Program
-from naflex_export.graph.text import onnx_text, program_text
 from naflex_export.graph.trace import capture, example_inputs, trace
 from naflex_export.grid import Bucket
 from naflex_export.models import adapter_of

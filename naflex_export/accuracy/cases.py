@@ -179,7 +179,7 @@ def generated_batch(name: str, bucket: Bucket, token_width: int) -> Batch:
     """Return the seeded batch of a name that `cases_of` gave, such as `mixed-256-seed0`.
 
     The name says its kind, its bucket's tokens and its seed: with the bucket's batch sizes, all it is drawn from. None
-    is of the shape that `program.EXAMPLE` has.
+    is of the shape that `trace.EXAMPLE` has.
 
     Args:
         name: the batch's.

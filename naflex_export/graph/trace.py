@@ -44,7 +44,7 @@ def trace(
 
     Raises:
         RequestError: a bucket or output name is not possible.
-        BuildError: torch.export refused, or the graph fails a check of `graph_checks`.
+        BuildError: torch.export refused, or the graph fails a check of `graph/checks.py`.
     """
     dtype, vectorized = precision.torch_dtype, adapter.vectorized()
     own = vectorized.of(copy.deepcopy(vectorized.model).to(dtype).eval())
@@ -82,7 +82,7 @@ def capture(
 
     Raises:
         RequestError: there is no bucket, or two alike.
-        BuildError: torch.export refused, or the graph fails a check of `graph_checks`.
+        BuildError: torch.export refused, or the graph fails a check of `graph/checks.py`.
     """
     ordered = check_buckets(buckets)
     # the example must fit, whatever the buckets are; a Runner holds its callers to the buckets

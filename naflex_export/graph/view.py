@@ -178,7 +178,7 @@ def operator_name(node: fx.Node) -> str:
 
 
 def fx_module_of(node: fx.Node) -> str:
-    """Return the module of the model that a node of an ExportedProgram came from, as `passes.module_of` does."""
+    """Return the module of the model that a node of an ExportedProgram came from, as `onnx_passes.module_of` does."""
     stack = [str(name) for name, _ in (node.meta.get("nn_module_stack") or {}).values()]
     made_up = not stack or stack[-1].startswith("_empty_nn_module_stack")  # a size that torch.export read by itself
     return "" if made_up else stack[-1].removeprefix("model").removeprefix(".")

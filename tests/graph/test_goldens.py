@@ -9,13 +9,13 @@ import bless_graphs
 import pytest
 import torch
 from bless_graphs import GOLDENS, GRAPHS, compare, difference, texts_of
+from graph_text import program_text
 from torch import nn
 
 import naflex_export as nx
 from naflex_export.batch import noise_batch
 from naflex_export.graph import trace as program
 from naflex_export.graph.checks import FORBIDDEN_OPS
-from naflex_export.graph.text import program_text
 from naflex_export.graph.trace import EXAMPLE, EXAMPLE_TOKENS
 from naflex_export.grid import Grid
 
