@@ -99,7 +99,7 @@ def checks_of(report: GateReport, slack: float = 1.0) -> frozenset[str]:
     found = set()
     for result in report.results:
         limits = _loosened(report.limits.widened_by(result.baseline, BASELINE_FACTOR), slack)
-        found |= {MEASURES[text.split()[0]] for text in limits.broken_by(result.measures)}
+        found |= {MEASURES[text.split()[0]] for text in limits.exceeded_by(result.measures)}
     if any(not result.candidate <= slack * BASELINE_FACTOR * result.baseline for result in report.baselines):
         found.add(BASELINE)
     for invariance in report.invariances:

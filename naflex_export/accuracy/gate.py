@@ -247,7 +247,7 @@ class Tally:
             grids=tuple(str(grid) for grid in batch.grids),
             measures=measures,
             per_image=measure_images(given, wanted, batch.grids, valid),
-            broken=tuple(limits.broken_by(measures)),
+            exceeded=tuple(limits.exceeded_by(measures)),
             baseline=baseline,
         )
 

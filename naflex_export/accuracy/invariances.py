@@ -36,7 +36,7 @@ class Invariance:
 
     name: str
     moved: float
-    broken: str
+    failure: str
     bucket: str = ""
 
 
@@ -72,10 +72,10 @@ def _found(name: str, check: Callable[[], float], floor: float, bucket: str) -> 
     except Exception as error:  # whatever it raises on a batch that it is to serve, it has failed
         return Invariance(name, math.nan, f"{name}: the candidate raised {type(error).__name__}: {error}", bucket)
     if name == MASKING:
-        broken = "" if moved > MOVED else f"{name} did not move the features: is the mask ignored?"
+        failure = "" if moved > MOVED else f"{name} did not move the features: is the mask ignored?"
     else:
-        broken = "" if moved <= floor else f"{name} moved the features by {moved:.1e}: expected none"
-    return Invariance(name, moved, broken, bucket)
+        failure = "" if moved <= floor else f"{name} moved the features by {moved:.1e}: expected none"
+    return Invariance(name, moved, failure, bucket)
 
 
 def _moved(before: Tensor, after: Tensor) -> float:

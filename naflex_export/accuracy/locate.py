@@ -50,24 +50,24 @@ def first_deviation(
     """
     worst = _worst(report)
     if worst is None:
-        return Location("", untapped="no case could be compared")
+        return Location("", unavailable="no case could be compared")
     bucket, batch = case_of(worst.case)
     part = _worst_images(worst, batch, max(FEW_IMAGES, bucket.batch[0]))
     try:
         is_small = batch.patch_valid.numel() <= MOST_TOKENS
-        if worst.broken and is_small and not _breaks(comparison, part, comparison.candidate_of(part, checked=False)):
+        if worst.exceeded and is_small and not _breaks(comparison, part, comparison.candidate_of(part, checked=False)):
             part = batch  # what fails needs the other images
         return _located(comparison, report, part)
     except Exception as error:  # whatever it is, the gate's own verdict stands and must be told
-        return Location(worst.case, untapped=f"looking for it raised {type(error).__name__}: {error}")
+        return Location(worst.case, unavailable=f"looking for it raised {type(error).__name__}: {error}")
 
 
 def _worst(report: GateReport) -> CaseResult | None:
     """Return the result that failed by most; the first where none failed by its measures."""
-    failed = [result for result in report.results if result.broken]
+    failed = [result for result in report.results if result.exceeded]
     if failed:
         return max(failed, key=lambda result: _ordered(result.measures.relative_l2))
-    if any(baseline.broken for baseline in report.baselines):
+    if any(baseline.failure for baseline in report.baselines):
         return max(report.results, key=_beyond_baseline)
     return next(iter(report.results), None)
 
@@ -97,7 +97,7 @@ def _breaks(comparison: Comparison, batch: Batch, given: Mapping[str, Tensor]) -
         if name not in given or given[name].shape != wanted.shape:
             return True
         measures, _, limits = comparison.compared(batch, name, given[name], wanted, floor.get(name))
-        if limits.broken_by(measures):
+        if limits.exceeded_by(measures):
             return True
     return False
 
@@ -106,8 +106,8 @@ def _located(comparison: Comparison, report: GateReport, batch: Batch) -> Locati
     location = Location(batch.name, images=len(batch.grids))
     reference = _reference(comparison, batch)
     found = _candidate(comparison, batch, {name: value.shape for name, value in reference.values.items()})
-    if found.untapped:
-        return replace(location, untapped=found.untapped)
+    if found.unavailable:
+        return replace(location, unavailable=found.unavailable)
     values = {**found.values, **{output_tap(name): value for name, value in found.outputs.items()}}
     baseline = _baseline(comparison, batch, reference)
     floors = {name: _floor(comparison, reference, name, baseline.get(name)) for name in reference.values}
@@ -123,7 +123,7 @@ def _located(comparison: Comparison, report: GateReport, batch: Batch) -> Locati
         error = relative_l2(given, wanted, valid)
         taps.append(Tap(name, error, floors[name], peak, wanted_peak, highest, max(inside, wanted_peak)))
     if not taps:
-        return replace(location, untapped="no module of the candidate has the shape of the reference's")
+        return replace(location, unavailable="no module of the candidate has the shape of the reference's")
     located = replace(location, taps=tuple(taps), instead=found.instead)
     if located.first is not None:
         return replace(located, advice=advice_on(located.first, comparison.precision.dtype))
@@ -229,17 +229,17 @@ def _candidate(comparison: Comparison, batch: Batch, modules: Shapes) -> Tapped:
             return target_named(candidate.manifest.target).taps(candidate, inputs, modules)
     if not isinstance(candidate, nn.Module):
         return Tapped(
-            untapped=f"a {type(candidate).__name__} shows nothing of its modules: give the gate a module, an artifact, "
-            "or an object with a method `taps`"
+            unavailable=f"a {type(candidate).__name__} shows nothing of its modules: give the gate a module, an "
+            "artifact, or an object with a method `taps`"
         )
     model = next((module for module in candidate.modules() if comparison.reference.owns(module)), None)
     if model is None:
-        return Tapped(untapped=f"the candidate, a {type(candidate).__name__}, holds no {comparison.reference.name}")
+        return Tapped(unavailable=f"the candidate, a {type(candidate).__name__}, holds no {comparison.reference.name}")
     kept = Once()
     with listening(comparison.reference.of(model).tower, modules, kept.take):
         outputs = comparison.candidate_of(batch)
     if not kept.values:
-        return Tapped(untapped="the candidate ran without its modules being heard: give the gate what was compiled")
+        return Tapped(unavailable="the candidate ran without its modules being heard: give the gate what was compiled")
     return Tapped(kept.values, outputs)
 
 

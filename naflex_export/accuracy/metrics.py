@@ -100,19 +100,19 @@ class Limits:
             worst_cosine=min(self.worst_cosine, 1 - factor**2 * (1 - baseline.worst_cosine)),
         )
 
-    def broken_by(self, measures: Measures) -> list[str]:
+    def exceeded_by(self, measures: Measures) -> list[str]:
         """Return what exceeds these limits, in words; a measure that is not a number exceeds any."""
-        broken = []
+        exceeded = []
         for name in ("max_share", "relative_l2"):
             value, limit = getattr(measures, name), getattr(self, name)
             if not value <= limit:
-                broken.append(f"{name} {value:.2g} > {limit:.2g}")
+                exceeded.append(f"{name} {value:.2g} > {limit:.2g}")
         least = {"worst_cosine": self.worst_cosine, "top1_agreement": self.agreement, "top5_agreement": self.agreement}
         for name, limit in least.items():
             value = getattr(measures, name)
             if value is not None and not value >= limit:
-                broken.append(f"{name} {value:.9g} < {limit:.9g}")
-        return broken
+                exceeded.append(f"{name} {value:.9g} < {limit:.9g}")
+        return exceeded
 
 
 LIMITS: dict[str, Limits] = {

@@ -12,7 +12,7 @@ from naflex_export.accuracy.invariances import Invariance
 from naflex_export.accuracy.metrics import ImageMeasures, Limits, Measures
 from naflex_export.errors import GateFailure, RequestError
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of the layout of `GateReport.to_json`, which docs/gate.md describes."""
 
 BASELINE_FACTOR = 2.0
@@ -35,7 +35,7 @@ class CaseResult:
     grids: tuple[str, ...]
     measures: Measures
     per_image: tuple[ImageMeasures, ...]
-    broken: tuple[str, ...]
+    exceeded: tuple[str, ...]
     baseline: Measures | None = None
 
 
@@ -54,7 +54,7 @@ class BaselineResult:
     baseline: float
 
     @property
-    def broken(self) -> str:
+    def failure(self) -> str:
         """Return what is wrong, empty where nothing is."""
         if not math.isfinite(self.baseline):
             return "eager itself is not finite in this dtype: keep the model in float32, or try bfloat16"
@@ -131,7 +131,7 @@ class Location:
         case: name of the batch.
         taps: the modules that both sides show, in the order in which the reference runs them, and last the outputs.
         advice: what to try, in words; empty where nothing deviates and nothing failed.
-        untapped: why there are no taps; empty where there are.
+        unavailable: why there are no taps; empty where there are.
         instead: what was looked into, where it is not the candidate itself.
         images: how many images of the case were looked at.
     """
@@ -139,7 +139,7 @@ class Location:
     case: str
     taps: tuple[Tap, ...] = ()
     advice: str = ""
-    untapped: str = ""
+    unavailable: str = ""
     instead: str = ""
     images: int = 0
 
@@ -151,8 +151,8 @@ class Location:
     @property
     def line(self) -> str:
         """What was found, in one line."""
-        if self.untapped:
-            return f"first deviation: not known: {self.untapped}"
+        if self.unavailable:
+            return f"first deviation: not known: {self.unavailable}"
         where = f"on {self.case}" + (f", in {self.instead}" if self.instead else "")
         if self.first is None:
             found = f"none in {len(self.taps)} modules and outputs {where}"
@@ -256,9 +256,9 @@ class GateReport:
     def failures(self) -> list[str]:
         """What failed, a line for each, in words."""
         lines = list(self.problems)
-        lines += [f"{r.case} [{r.output}]: {', '.join(r.broken)}" for r in self.results if r.broken]
-        lines += [f"all cases [{r.output}]: {r.broken}" for r in self.baselines if r.broken]
-        lines += [f"invariance: {r.broken}" for r in self.invariances if r.broken]
+        lines += [f"{r.case} [{r.output}]: {', '.join(r.exceeded)}" for r in self.results if r.exceeded]
+        lines += [f"all cases [{r.output}]: {r.failure}" for r in self.baselines if r.failure]
+        lines += [f"invariance: {r.failure}" for r in self.invariances if r.failure]
         return lines
 
     def raise_for_failure(self) -> None:

@@ -24,13 +24,13 @@ class Tapped:
         values: a module's output, by its name in the model; modules that cannot be told apart are left out.
         outputs: the outputs of that same run, by name.
         instead: what ran, where it was not the candidate itself.
-        untapped: why there are no values; empty where there are.
+        unavailable: why there are no values; empty where there are.
     """
 
     values: Mapping[str, Tensor] = field(default_factory=dict)
     outputs: Mapping[str, Tensor] = field(default_factory=dict)
     instead: str = ""
-    untapped: str = ""
+    unavailable: str = ""
 
 
 @runtime_checkable

@@ -48,6 +48,6 @@ def stand_in(folder: Path, manifest: Manifest) -> StandIn | None:
 
 def taps(runner: Runner, inputs: tuple[Tensor, ...], modules: Shapes) -> Tapped:
     return Tapped(
-        untapped="native code has no modules left to look at: export the model to 'compile', in the same dtype, "
+        unavailable="native code has no modules left to look at: export the model to 'compile', in the same dtype, "
         "and gate that with --locate"
     )

@@ -64,7 +64,7 @@ def test_a_dtype_that_eager_itself_overflows_in_is_named() -> None:
     with torch.no_grad():
         model.blocks[0].mlp.fc1.weight.mul_(3e5)
     report = judge(nx.vectorize(copy.deepcopy(model)).half(), model, dtype="float16")
-    assert "eager itself is not finite in this dtype: keep the model in float32" in report.baselines[0].broken
+    assert "eager itself is not finite in this dtype: keep the model in float32" in report.baselines[0].failure
 
 
 def test_cases_are_photos_and_hard_grids(siglip: nn.Module) -> None:
@@ -86,7 +86,7 @@ def test_each_measure_can_fail_alone() -> None:
     limits = LIMITS["float16"]
 
     def broken(candidate: Tensor, reference: Tensor = expected) -> list[str]:
-        return [text.split()[0] for text in limits.broken_by(measure(candidate, reference, tie=limits.tie))]
+        return [text.split()[0] for text in limits.exceeded_by(measure(candidate, reference, tie=limits.tie))]
 
     assert broken(expected) == []
     spike = expected.clone()
@@ -97,7 +97,8 @@ def test_each_measure_can_fail_alone() -> None:
     small = expected * torch.cat([torch.full((1, 1), 0.05), torch.ones(31, 1)])
     noise = 0.0018 * torch.randn(200, generator=torch.Generator().manual_seed(1))
     assert [
-        text.split()[0] for text in limits.broken_by(measure(small + torch.cat([noise[None], 0 * expected[1:]]), small))
+        text.split()[0]
+        for text in limits.exceeded_by(measure(small + torch.cat([noise[None], 0 * expected[1:]]), small))
     ] == ["worst_cosine"]
     # the first class is 0.06 behind the highest and overtakes it in two images; others are larger, and negative
     close = expected.clone()
@@ -172,7 +173,7 @@ def test_each_invariance_can_fail(how: str, name: str) -> None:
             lambda batch: model(batch.patches, batch.patch_coord, batch.patch_valid), BUCKET[0], 48, 1e-4, seed=0
         )
         assert len(found) == 4
-        return [result.broken for result in found if result.broken]
+        return [result.failure for result in found if result.failure]
 
     with torch.no_grad():
         assert run(tiny.classifier()) == []
@@ -184,7 +185,7 @@ def test_a_broken_invariance_fails_the_gate() -> None:
     assert not report.passed
     with pytest.raises(nx.GateFailure, match="invariance: padding's content moved the features"):
         report.raise_for_failure()
-    assert [found.broken for found in judge(tiny.classifier(), tiny.classifier()).invariances] == [""] * 4
+    assert [found.failure for found in judge(tiny.classifier(), tiny.classifier()).invariances] == [""] * 4
 
 
 def test_a_candidate_that_raises_on_an_invariance_fails(classifier: nn.Module) -> None:
@@ -194,7 +195,7 @@ def test_a_candidate_that_raises_on_an_invariance_fails(classifier: nn.Module) -
         return classifier(patches, coord, valid)
 
     report = judge(candidate, classifier)
-    assert [found.broken for found in report.invariances if found.broken] == [
+    assert [found.failure for found in report.invariances if found.failure] == [
         "padding's content: the candidate raised ValueError: too large"
     ]
     assert not report.passed and as_html(report)
@@ -272,7 +273,7 @@ def test_only_valid_tokens_are_compared(siglip: nn.Module) -> None:
         return {name: out + 0.5 * (name == "tokens") for name, out in candidate(*inputs).items()}
 
     report = judge(wrong, siglip, outputs=("features", "tokens"))
-    assert {result.output for result in report.results if result.broken} == {"tokens"}
+    assert {result.output for result in report.results if result.exceeded} == {"tokens"}
 
 
 def test_a_reference_that_proves_nothing_fails() -> None:

@@ -70,7 +70,7 @@ def table(report: GateReport) -> Table:
             f"{found.relative_l2:.1e}",
             f"{1 - found.worst_cosine:.0e}",
             *([percent(found.top1_agreement)] if logits else []),
-            "[bold red]FAIL[/]" if result.broken else "[green]ok[/]",
+            "[bold red]FAIL[/]" if result.exceeded else "[green]ok[/]",
         )
     limits = report.limits
     rows.add_section()

@@ -205,7 +205,7 @@ def _cases(report: GateReport) -> list[Element]:
     whole = _table(cases_table(report, report.results))
     if len(report.results) <= 2 * MOST_LINES:
         return [tag("h2", "Cases"), whole]
-    failed = [result for result in report.results if result.broken][:MOST_LINES]
+    failed = [result for result in report.results if result.exceeded][:MOST_LINES]
     above = [_table(cases_table(report, failed))] if failed else []
     return [tag("h2", "Cases"), *above, _folded(f"All {len(report.results)} as a table", whole)]
 
@@ -247,7 +247,7 @@ def _shown(cell: Cell) -> Element | str:
     if cell.code:
         code = tag("code", cell.text)
         return tag("div", code, tag("div", cell.note, class_="note")) if cell.note else code
-    if cell.broken:
+    if cell.wrong:
         return tag("b", cell.text, class_="broken")
     return tag("span", cell.text, title=cell.note) if cell.note else cell.text
 

@@ -18,14 +18,14 @@ def as_junit(report: GateReport) -> str:
     """
     case, where = (report.location.case, report.location.line) if report.location else ("", "")
     tests = [
-        _test(f"{result.case} [{result.output}]", ", ".join(result.broken), where if result.case == case else "")
+        _test(f"{result.case} [{result.output}]", ", ".join(result.exceeded), where if result.case == case else "")
         for result in report.results
     ]
     for problem in report.problems:
         name, _, what = problem.partition(": ")
         tests.append(_test(name, what or problem))
-    tests += [_test(_invariance(found.name, found.bucket), found.broken) for found in report.invariances]
-    tests += [_test(f"baseline [{found.output}]", found.broken, where) for found in report.baselines]
+    tests += [_test(_invariance(found.name, found.bucket), found.failure) for found in report.invariances]
+    tests += [_test(f"baseline [{found.output}]", found.failure, where) for found in report.baselines]
     if not report.passed and not report.failures:
         tests.append(_test("cases", "nothing was compared"))
     if report.not_run:
@@ -41,12 +41,12 @@ def as_junit(report: GateReport) -> str:
     return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
 
 
-def _test(name: str, broken: str = "", where: str = "") -> Element:
-    """Return a test, failed where something is broken; `where` says in which module."""
+def _test(name: str, failure: str = "", where: str = "") -> Element:
+    """Return a test, failed where something is failure; `where` says in which module."""
     test = tag("testcase", classname="naflex_export.gate", name=name)
-    if broken:
-        broken = "; ".join(filter(None, [broken, where]))
-        test.append(tag("failure", broken, message=" ".join(clean(broken).split()), type="accuracy"))
+    if failure:
+        failure = "; ".join(filter(None, [failure, where]))
+        test.append(tag("failure", failure, message=" ".join(clean(failure).split()), type="accuracy"))
     return test
 
 

@@ -60,7 +60,7 @@ def _cases(report: GateReport) -> list[str]:
     whole = _table(cases_table(report, report.results))
     if len(report.results) <= MOST_LINES:
         return whole
-    failed = [result for result in report.results if result.broken][:MOST_LINES]
+    failed = [result for result in report.results if result.exceeded][:MOST_LINES]
     above = _table(cases_table(report, failed)) if failed else []
     return [*above, *_folded(f"All {len(report.results)} cases", whole)]
 
@@ -76,7 +76,7 @@ def _shown(cell: Cell) -> str:
     if cell.code:
         code = "`" + _line(cell.text).replace("`", "'").replace("|", "\\|") + "`"
         return f"{code}: {_text(cell.note)}" if cell.note else code
-    return f"**{_text(cell.text)}**" if cell.broken else _text(cell.text)
+    return f"**{_text(cell.text)}**" if cell.wrong else _text(cell.text)
 
 
 def _folded(summary: str, lines: Sequence[str]) -> list[str]:

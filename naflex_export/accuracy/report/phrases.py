@@ -39,15 +39,15 @@ def verdict_line(report: GateReport) -> str:
     """Return how much of what was looked at is right."""
     if not report.results:
         return "Nothing was compared."
-    broken = sum(bool(result.broken) for result in report.results)
+    failed = sum(bool(result.exceeded) for result in report.results)
     several = len({result.output for result in report.results}) > 1
     what = "comparisons (an output of a case each)" if several else "cases"
-    said = [f"{len(report.results) - broken} of {len(report.results)} {what} are within the limits of {report.dtype}"]
+    said = [f"{len(report.results) - failed} of {len(report.results)} {what} are within the limits of {report.dtype}"]
     if report.baselines:
-        held = sum(not found.broken for found in report.baselines)
+        held = sum(not found.failure for found in report.baselines)
         said.append(f"{held} of {len(report.baselines)} outputs within {BASELINE_FACTOR:g} times eager's own error")
     if report.invariances:
-        held = sum(not found.broken for found in report.invariances)
+        held = sum(not found.failure for found in report.invariances)
         said.append(f"{held} of {len(report.invariances)} invariances hold")
     if report.problems:
         said.append(f"{_count(len(report.problems), 'problem')} beyond the measures")
@@ -104,9 +104,12 @@ def limit_rows(report: GateReport) -> list[LimitRow]:
     In low precision a measure above its limit holds where eager itself is half as far, and the limit then says so.
     """
     limits, worst = report.limits, report.worst
-    broken = {measure for result in report.results for measure in broken_measures(result)}
+    exceeded = {measure for result in report.results for measure in exceeded_measures(result)}
     above = {
-        text.split()[0] for result in report.results for text in limits.broken_by(result.measures) if not result.broken
+        text.split()[0]
+        for result in report.results
+        for text in limits.exceeded_by(result.measures)
+        if not result.exceeded
     }
     meanings = {
         "max_share": ("largest difference, as a share of the reference's largest value", number, limits.max_share),
@@ -116,7 +119,9 @@ def limit_rows(report: GateReport) -> list[LimitRow]:
         "top5_agreement": ("of the five highest classes, those of the reference", percent, limits.agreement),
     }
     return [
-        LimitRow(measure, meaning, written(value), written(limit) + _or_eagers(measure in above), measure not in broken)
+        LimitRow(
+            measure, meaning, written(value), written(limit) + _or_eagers(measure in above), measure not in exceeded
+        )
         for measure, (meaning, written, limit) in meanings.items()
         for value in [worst[measure]]
         if value is not None
@@ -137,7 +142,9 @@ def baseline_lines(report: GateReport) -> list[str]:
         f"(at most {BASELINE_FACTOR:g} times as much)"
         for result in report.baselines
     ]
-    above = [result.case for result in report.results if report.limits.broken_by(result.measures) and not result.broken]
+    above = [
+        result.case for result in report.results if report.limits.exceeded_by(result.measures) and not result.exceeded
+    ]
     if above:
         lines.append(
             f"{shorten(tuple(above))}: above a limit, and not {BASELINE_FACTOR:g} times as far as eager {report.dtype}"
@@ -148,7 +155,7 @@ def baseline_lines(report: GateReport) -> list[str]:
 def invariance_line(report: GateReport) -> str:
     """Return a line that says which invariances were checked on the candidate, and how many hold."""
     names = list(dict.fromkeys(found.name for found in report.invariances))
-    held = sum(not found.broken for found in report.invariances)
+    held = sum(not found.failure for found in report.invariances)
     return f"invariances: {held} of {len(report.invariances)} hold ({', '.join(names)})" if names else ""
 
 
@@ -168,7 +175,7 @@ def tap_line(tap: Tap, dtype: str) -> str:
 def rerun_command(report: GateReport, most: int = 3) -> str:
     """Return the command that judges on the first few failed cases again; empty where no case failed."""
     cases = [case_of(problem) for problem in report.problems]
-    cases += [result.case for result in report.results if result.broken]
+    cases += [result.case for result in report.results if result.exceeded]
     named = [part for case in list(dict.fromkeys(cases))[:most] for part in ("--case", case)]
     return shlex.join(["naflex-gate", "ARTIFACT", *named]) if named else ""
 
@@ -178,9 +185,9 @@ def case_of(problem: str) -> str:
     return problem.partition(": ")[0].partition(" [")[0]
 
 
-def broken_measures(result: CaseResult) -> set[str]:
-    """Return the names of the measures that exceed their limits, which each line of `broken` begins with."""
-    return {line.split()[0] for line in result.broken}
+def exceeded_measures(result: CaseResult) -> set[str]:
+    """Return the names of the measures that exceed their limits, which each line of `exceeded` begins with."""
+    return {line.split()[0] for line in result.exceeded}
 
 
 def shorten(grids: Sequence[str], most: int = 2) -> str:

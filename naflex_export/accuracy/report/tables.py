@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from naflex_export.accuracy.report.phrases import broken_measures, distance, limit_rows, number, percent, shorten
+from naflex_export.accuracy.report.phrases import distance, exceeded_measures, limit_rows, number, percent, shorten
 from naflex_export.accuracy.results import BASELINE_FACTOR, CaseResult, GateReport, Location, Summary
 
 
@@ -15,7 +15,7 @@ class Cell:
 
     text: str
     code: bool = False
-    broken: bool = False
+    wrong: bool = False
     note: str = ""
 
 
@@ -64,7 +64,7 @@ def baseline_table(report: GateReport) -> Table:
                 number(found.baseline),
                 f"{number(found.candidate / found.baseline)}x" if found.baseline else "",
                 f"{BASELINE_FACTOR:g}x",
-                _verdict(not found.broken),
+                _verdict(not found.failure),
             )
             for found in report.baselines
         ],
@@ -103,7 +103,7 @@ def cases_table(report: GateReport, results: Sequence[CaseResult]) -> Table:
 
 
 def _case(result: CaseResult, several: bool) -> tuple[Cell | str, ...]:
-    found, broken = result.measures, broken_measures(result)
+    found, exceeded = result.measures, exceeded_measures(result)
     figures = {
         "max_share": number(found.max_share),
         "relative_l2": number(found.relative_l2),
@@ -117,8 +117,8 @@ def _case(result: CaseResult, several: bool) -> tuple[Cell | str, ...]:
         str(result.images),
         str(result.tokens),
         Cell(shorten(result.grids), note=", ".join(dict.fromkeys(result.grids))),
-        *(Cell(text, broken=name in broken) for name, text in figures.items()),
-        _verdict(not result.broken),
+        *(Cell(text, wrong=name in exceeded) for name, text in figures.items()),
+        _verdict(not result.exceeded),
     )
 
 
@@ -127,7 +127,7 @@ def invariances_table(report: GateReport) -> Table:
     return Table.of(
         ("what was changed", "bucket", "moved by #", "", "what is wrong"),
         [
-            (found.name, Cell(found.bucket, code=True), number(found.moved), _verdict(not found.broken), found.broken)
+            (found.name, Cell(found.bucket, code=True), number(found.moved), _verdict(not found.failure), found.failure)
             for found in report.invariances
         ],
     )
@@ -140,7 +140,7 @@ def taps_table(location: Location) -> Table:
         [
             (
                 Cell(tap.module, code=True),
-                Cell(number(tap.relative_l2), broken=tap.deviates),
+                Cell(number(tap.relative_l2), wrong=tap.deviates),
                 number(tap.floor),
                 number(tap.max_abs),
                 number(tap.reference_max_abs),
@@ -157,4 +157,4 @@ def skipped_table(report: GateReport) -> Table:
 
 
 def _verdict(holds: bool) -> Cell:
-    return Cell("ok") if holds else Cell("FAIL", broken=True)
+    return Cell("ok") if holds else Cell("FAIL", wrong=True)

@@ -223,10 +223,10 @@ def test_places_on_the_log_axis() -> None:
     ("location", "said"),
     [
         (None, ""),
-        (Location("mixed-24-seed0", untapped="an engine shows no modules"), "Not known: an engine shows no modules"),
+        (Location("mixed-24-seed0", unavailable="an engine shows no modules"), "Not known: an engine shows no modules"),
         (Location("mixed-24-seed0", reports.taps()[:3]), "None in 3 modules and outputs on mixed-24-seed0."),
     ],
-    ids=["not-looked-for", "untapped", "no-deviation"],
+    ids=["not-looked-for", "unavailable", "no-deviation"],
 )
 def test_a_report_with_no_deviation(location: Location | None, said: str) -> None:
     page = as_html(replace(reports.failing(), location=location))

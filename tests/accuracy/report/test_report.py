@@ -177,7 +177,7 @@ def documented_fields() -> set[tuple[str, str]]:
 def test_json_holds_every_field(make: Callable[[], GateReport]) -> None:
     report = make()
     loaded = json.loads(as_json(report), parse_constant=pytest.fail)
-    assert loaded["schema"] == 1 and loaded["passed"] == report.passed and loaded["failures"] == report.failures
+    assert loaded["schema"] == 2 and loaded["passed"] == report.passed and loaded["failures"] == report.failures
     assert {field.name for field in fields(report)} <= set(loaded)
 
 
@@ -200,7 +200,7 @@ def test_the_suffix_says_the_format(tmp_path: Path) -> None:
 def test_a_measure_above_its_limit_says_why_it_holds() -> None:
     """Eager in bfloat16 is half as far there."""
     near = reports.case("largest-batch-24-seed9", {"3x7": 0.05}, "bfloat16")
-    held = replace(near, broken=(), baseline=replace(near.measures, relative_l2=0.03, max_share=0.06))
+    held = replace(near, exceeded=(), baseline=replace(near.measures, relative_l2=0.03, max_share=0.06))
     report = replace(reports.passing(), dtype="bfloat16", limits=LIMITS["bfloat16"], results=(held,))
     rows = {row.measure: row for row in limit_rows(report)}
     assert rows["relative_l2"].holds and rows["relative_l2"].limit.endswith(", or 2 x eager's")
