@@ -60,12 +60,3 @@ class Precision:
 
 
 FLOAT32 = Precision()
-
-
-def check_dtype(dtype: str) -> torch.dtype:
-    """Return torch's dtype of that name.
-
-    Raises:
-        RequestError: it is not one of `DTYPES`.
-    """
-    return Precision(dtype).torch_dtype

@@ -6,14 +6,14 @@ import pytest
 import torch
 
 import naflex_export as nx
-from naflex_export.precision import DTYPES, Precision, check_dtype
+from naflex_export.precision import DTYPES, Precision
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_precision_is_named_after_its_dtype(dtype: str) -> None:
     precision = Precision(dtype)
     assert (str(precision), precision.limits, precision.float32_modules) == (dtype, dtype, ())
-    assert precision.torch_dtype is check_dtype(dtype) is getattr(torch, dtype)
+    assert precision.torch_dtype is getattr(torch, dtype)
     assert precision.is_low == (torch.finfo(precision.torch_dtype).bits < 32)
 
 

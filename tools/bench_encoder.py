@@ -37,7 +37,7 @@ from naflex_export.bench.techniques import (
 )
 from naflex_export.grid import GRID_RULES
 from naflex_export.models.model_sources import DEFAULT_MODEL, ModelSource
-from naflex_export.precision import DTYPES, check_dtype
+from naflex_export.precision import DTYPES, Precision
 
 FIELDS = (
     *(*ABOUT, *PACKAGES, "model", "dtype", "grids", *COLUMNS),
@@ -64,7 +64,7 @@ def main(arguments: list[str] | None = None) -> None:
     warnings.simplefilter("ignore")
     logging.getLogger("torch").setLevel(logging.ERROR)
 
-    dtype = check_dtype(options.dtype)
+    dtype = Precision(options.dtype).torch_dtype
     model = ModelSource(options.model, "random").load()
     rate = matrix_rate(options.device, dtype)
     print(f"matmul of {options.dtype}: {rate / 1e12:.2f} TFLOP/s", flush=True)

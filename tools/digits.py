@@ -41,7 +41,7 @@ from naflex_export.accuracy.metrics import LIMITS
 from naflex_export.batch import Batch
 from naflex_export.cli.export import export_command
 from naflex_export.grid import Bucket, Grid
-from naflex_export.precision import DTYPES, check_dtype
+from naflex_export.precision import DTYPES, Precision
 from naflex_export.serving.load import load
 from naflex_export.serving.manifest import Manifest
 from naflex_export.targets import NAMES, target_named
@@ -149,7 +149,9 @@ def logits_of(call: Callable[..., Any], dtype: str = "float32") -> Tensor:
     found = []
     for batch in test_set()[0]:
         with torch.no_grad():
-            found.append(call(batch.patches.to(check_dtype(dtype)), batch.patch_coord, batch.patch_valid).float())
+            found.append(
+                call(batch.patches.to(Precision(dtype).torch_dtype), batch.patch_coord, batch.patch_valid).float()
+            )
     return torch.cat(found)
 
 

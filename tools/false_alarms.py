@@ -31,7 +31,7 @@ import naflex_export as nx
 from naflex_export.accuracy.invariances import MASKING, MOVED
 from naflex_export.accuracy.results import BASELINE_FACTOR, GateReport
 from naflex_export.models.model_sources import randomize
-from naflex_export.precision import DTYPES, check_dtype
+from naflex_export.precision import DTYPES, Precision
 
 RESULTS = record.RESULTS / "false_alarms.csv"
 PACKAGES = ("torch", "timm", "onnxruntime-gpu")
@@ -138,7 +138,7 @@ def judge_vectorized(model: str, dtype: str, seeds: Iterable[int]) -> Row:
     def judge(seed: int) -> GateReport:
         reference = make()
         randomize(reference, seed)
-        candidate = nx.vectorize(copy.deepcopy(reference)).to(check_dtype(dtype))
+        candidate = nx.vectorize(copy.deepcopy(reference)).to(Precision(dtype).torch_dtype)
         return nx.gate(candidate, reference, buckets=[bucket], dtype=dtype, seed=seed)
 
     return judged_under(seeds, judge, (model, VECTORIZE, dtype), "the vectorized model, its weights drawn anew")
