@@ -141,21 +141,42 @@ def test_reduce_overhead_is_as_exact(model: nn.Module, batches: list[Batch]) -> 
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("options", [{}, {"side": 128, "antialias": False}], ids=["products", "taps"])
+@pytest.mark.parametrize("order", ["loader", "shuffled"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"side": 32},
+        {"side": 40},
+        {"side": 16, "mode": "bilinear", "antialias": False},
+        {"side": 128, "antialias": False},
+    ],
+    ids=["rows", "rows-of-32", "tokens", "whole", "taps"],
+)
+@pytest.mark.parametrize("fill", [False, True], ids=["zeros", "filled"])
 def test_kernels_give_what_the_matmul_gives(
-    options: dict[str, Any], dtype: torch.dtype, batches: list[Batch], monkeypatch: pytest.MonkeyPatch
+    *,
+    options: dict[str, Any],
+    fill: bool,
+    order: str,
+    dtype: torch.dtype,
+    batches: list[Batch],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Values and gradients, and nothing waits. On a CPU: of the evaluation for it."""
-    side, how = options.get("side", 16), Resampling(antialias=options.get("antialias", True))
+    side, how = options.get("side", 16), Resampling(options.get("mode", "bicubic"), options.get("antialias", True))
     found = []
     for kernels in (False, True):
         monkeypatch.setattr(add_resampled, "FUSED_ON_GPU", kernels)
         draw = torch.Generator().manual_seed(0)
         grid = torch.randn(side, side, 96, generator=draw).to(DEVICE).requires_grad_()
-        coord = batches[0].patch_coord.to(DEVICE)
+        coord = batches[0].patch_coord
+        if order == "shuffled":
+            coord = torch.stack([image[torch.randperm(len(image), generator=draw)] for image in coord])
+        coord = coord.to(DEVICE)
         tokens, flow = (torch.randn(*coord.shape[:2], 96, generator=draw).to(DEVICE, dtype) for _ in range(2))
         with waiting_is_an_error():
-            out = add_resampled.add_resampled(tokens, grid, coord, how)
+            out = add_resampled.add_resampled(tokens, grid, coord, how, fill_padding=fill)
             out.backward(flow)
         assert grid.grad is not None
         found.append((out.detach().float(), grid.grad))
@@ -165,11 +186,20 @@ def test_kernels_give_what_the_matmul_gives(
     assert (their_gradient - gradient).abs().max() <= 2e-6 * gradient.abs().max()
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("target", ["onnx", "trt", "aot"])
-def test_artifacts_are_judged_on_the_gpu(target: str, dtype: str, model: nn.Module, tmp_path: Path) -> None:
+def backend_or_skip(target: str) -> None:
+    """Skip, by name, a test of a target that cannot run on the device."""
     if target == "trt":
         pytest.importorskip("tensorrt" if ON_GPU else "tensorrt_rtx")
+    if target == "onnx" and ON_GPU:
+        runtime = pytest.importorskip("onnxruntime")
+        if "CUDAExecutionProvider" not in runtime.get_available_providers():
+            pytest.skip("this onnxruntime has no CUDA provider: onnxruntime-gpu is not installed")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("target", ["compile", "aot", "onnx", "trt"])
+def test_artifacts_are_judged_on_the_gpu(target: str, dtype: str, model: nn.Module, tmp_path: Path) -> None:
+    backend_or_skip(target)
     artifact = nx.export(model, target, tmp_path / "a", [BUCKET], dtype, effort="quick", require_run=ON_GPU)
     assert artifact.report.passed
     if ON_GPU:

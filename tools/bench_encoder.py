@@ -1,9 +1,10 @@
 """Time a whole encoder by every technique, on padded NaFlex batches, in one process, side by side.
 
 Techniques: eager, timm's or transformers', and the same under torch.compile; ours under torch.compile, as an
-AOTInductor package, in ONNX Runtime and as a TensorRT engine; on a GPU also ours with CUDA graphs. Grids follow
-NaFlex's size rule, or all differ. Rounds are interleaved and each has a batch of its own. Artifacts are exported, and
-judged by the gate, in the same run. What cannot run here gets a row that says why, and no figures.
+AOTInductor package, in ONNX Runtime and as a TensorRT engine; on a GPU also ours with CUDA graphs; and the same blocks
+on packed tokens. Grids follow NaFlex's size rule, or all differ. Rounds are interleaved and each has a batch of its
+own. Artifacts are exported, and judged by the gate, in the same run. What cannot run here gets a row that says why, and
+no figures.
 
     python tools/bench_encoder.py                                        # base, 256 tokens, batches of 1 and 8, float32
     python tools/bench_encoder.py --device cuda --dtype bfloat16 --batches 256
@@ -19,8 +20,10 @@ import sys
 import tempfile
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
+from packed_encoder import PackedEncoder, pack
 from record import ABOUT, PACKAGES, RESULTS, about, append, text
 from torch import nn
 
@@ -43,7 +46,8 @@ FIELDS = (
     *(*ABOUT, *PACKAGES, "model", "dtype", "grids", *COLUMNS),
     *("matrix_tflops", "matrix_share"),
 )
-LIVE = ("timm eager", "timm torch.compile", "ours torch.compile", "ours CUDA graphs")
+PACKED = "ours packed, torch.compile"
+LIVE = ("timm eager", "timm torch.compile", "ours torch.compile", "ours CUDA graphs", PACKED)
 EXPORTED = {"ours AOTInductor": "aot", "ours ONNX Runtime": "onnx", "ours TensorRT": "trt"}
 TECHNIQUES = (*LIVE, *EXPORTED)
 
@@ -98,12 +102,15 @@ def techniques(
         "timm torch.compile": bench.eager_compiled,
         "ours torch.compile": bench.ours_compiled,
         "ours CUDA graphs": lambda name: bench.ours_compiled(name, mode="reduce-overhead"),
+        PACKED: lambda name: packed(bench, name),
     }
     ready, missing = [], {}
     for name in options.techniques:
         progress(name)
         if name == "ours CUDA graphs" and options.device.type != "cuda":
             missing[name] = "CUDA graphs need a GPU"
+        elif name == PACKED and bench.family.package != "timm":
+            missing[name] = "only timm's blocks have been written for packed tokens"
         elif name in live:
             ready.append(live[name](name.replace("timm", bench.adapter.package)))
         else:
@@ -112,6 +119,14 @@ def techniques(
             except Exception as error:  # whatever a backend raises, the others can be measured
                 missing[name] = first_line(error)
     return ready, missing
+
+
+def packed(bench: Bench, name: str) -> Technique:
+    """Return the model on packed tokens, under torch.compile where attention is one operator."""
+    encoder: Any = PackedEncoder(bench.model)
+    if bench.device.type == "cuda":
+        encoder = torch.compile(encoder, fullgraph=True, dynamic=True)
+    return Technique(name, encoder, arrange=pack)
 
 
 def exported(options: argparse.Namespace, model: nn.Module, target: str, folder: Path) -> nx.Runner:

@@ -1,12 +1,15 @@
 #!/usr/bin/env bash
-# Everything that a GPU is needed for, in one command and under 8 minutes: tests that nothing waits for the GPU, that a
-# CUDA graph replays and that each backend is right on it; the embedding and the whole encoder timed. Each step has its
-# limit; one that fails or runs out of time does not stop the others.
+# Everything that a GPU is needed for, in one command, the most telling part first: tests that nothing waits for the
+# GPU, that a CUDA graph replays and that each backend is right on it; the embedding and the whole encoder timed. Each
+# step has its limit; one that fails or runs out of time does not stop the others. Run again, it goes on with the steps
+# that have not passed at this commit on this device.
 #
 #   tools/gpu_suite.sh                        # on a GPU; rows go to tools/results
 #   DEVICE=cpu tools/gpu_suite.sh --smoke     # tiny, on a CPU, so that no step is broken when a GPU comes; rows go to $OUT
 #
-# PYTHON, DEVICE and OUT may be set. Exit codes: 0 all steps passed, 1 one did not, 2 a wrong argument, 3 no GPU.
+# May be set: PYTHON; DEVICE; OUT, the folder of the rows; STEPS, the names of those to run; TOTAL, the seconds for all.
+# NAFLEX_COMMIT names the commit of a tree without its history.
+# Exit codes: 0 all steps passed, 1 one did not, 2 a wrong argument, 3 no GPU.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 2
 
@@ -24,6 +27,9 @@ if [[ $device == cpu && -z $smoke ]]; then
 fi
 export PYTHONPATH=$PWD:$PWD/tests${PYTHONPATH:+:$PYTHONPATH}
 named=$("$python" - "$device" <<'EOF'
+import platform
+import shutil
+import subprocess
 import sys
 
 import torch
@@ -33,8 +39,13 @@ if sys.argv[1] != "cpu" and not torch.cuda.is_available():
 sys.path.insert(0, "tools")
 from record import about
 
-row = about(sys.argv[1], ())
-print(f"{row['date']},{row['commit']},{row['device'].replace(',', ' ')}")
+row = about(sys.argv[1], ("torch", "triton"))
+row["python"], row["driver"] = platform.python_version(), ""
+if sys.argv[1] != "cpu" and shutil.which("nvidia-smi"):
+    asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    row["driver"] = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.splitlines()[0]
+columns = ("date", "commit", "device", "driver", "python", "torch", "triton")
+print(",".join(row[name].replace(",", " ") for name in columns))
 EOF
 )
 case $? in
@@ -43,28 +54,37 @@ case $? in
     *) echo "'$python' cannot import torch and this package: set PYTHON" >&2; exit 2 ;;
 esac
 
+names=(tests "embedding float32" "embedding bfloat16" encoder "encoder artifacts" siglip2)
 if [[ -n $smoke ]]; then
     out=${OUT:-$(mktemp -d)}
-    model=tiny:siglip rounds=2 total=1500
-    embed_batches=(2) sources=(16) encoder_batches=(2) tokens=(16) dtypes=(float32 bfloat16) encoder_dtype=float32
-    limits=(600 120 120 600 600)
+    model=tiny:siglip rounds=2 total=${TOTAL:-1800} workers=2
+    embed_batches=(2) sources=(16) encoder_batches=(2) tokens=(16) encoder_dtype=float32
+    siglip2='hidden_size=32, intermediate_size=64, num_attention_heads=2, num_hidden_layers=1'
+    limits=(900 120 120 600 600 300)
 else
     out=${OUT:-tools/results}
-    model=naflexvit_base_patch16_siglip rounds=3 total=470
-    embed_batches=(256 512) sources=(16 32 128) encoder_batches=(256) tokens=(256) dtypes=(float32 bfloat16)
-    encoder_dtype=bfloat16
-    limits=(90 120 80 110 70)
+    model=naflexvit_base_patch16_siglip rounds=5 total=${TOTAL:-420} workers=8
+    embed_batches=(256 512) sources=(16 32 128) encoder_batches=(256) tokens=(256) encoder_dtype=bfloat16
+    siglip2=''
+    limits=(110 90 60 150 110 60)
 fi
 mkdir -p "$out"
+out=$(realpath "$out")
 steps=$out/gpu_suite.csv
-[[ -e $steps ]] || echo "date,commit,device,step,seconds,code" > "$steps"
+[[ -e $steps ]] || echo "date,commit,device,driver,python,torch,triton,step,seconds,code" > "$steps"
 started=$SECONDS
 failed=0
 
-# step NAME LIMIT COMMAND...: run a command for at most LIMIT seconds, and for no more than is left of the total
+# step NAME COMMAND...: run a command for at most its limit, and for no more than is left of the total
 step() {
-    local name=$1 limit=$2 begun=$SECONDS left code
-    shift 2
+    local name=$1 begun=$SECONDS left limit code index
+    shift
+    for index in "${!names[@]}"; do [[ ${names[index]} == "$name" ]] && limit=${limits[index]}; done
+    if [[ -n ${STEPS-} && " $STEPS " != *" ${name// /-} "* ]]; then return; fi
+    if cat "$steps" tools/results/gpu_suite.csv 2> /dev/null | cut -d, -f2- | grep -q "^${named#*,},$name,[0-9]*,0$"; then
+        echo "== $name: passed before"
+        return
+    fi
     left=$((total - (SECONDS - started)))
     if ((left < limit)); then limit=$left; fi
     if ((limit < 5)); then
@@ -84,19 +104,28 @@ step() {
 }
 
 echo "$named"
-NAFLEX_GPU_TESTS_ON=$device step tests "${limits[0]}" \
-    "$python" -m pytest -q -n 0 -m gpu -s -p no:cacheprovider tests/test_gpu.py
-for index in 0 1; do
-    step "embedding ${dtypes[index]}" "${limits[index + 1]}" \
-        "$python" tools/bench_embed.py --device "$device" --dtype "${dtypes[index]}" --batches "${embed_batches[@]}" \
-        --sources "${sources[@]}" --sizes 4..31 --rounds "$rounds" --out "$out/bench_embed.csv"
+NAFLEX_GPU_TESTS_ON=$device step tests \
+    "$python" -m pytest -q -n "$workers" --dist load -m gpu -rs -p no:cacheprovider tests/test_gpu.py
+for dtype in float32 bfloat16; do
+    step "embedding $dtype" "$python" tools/bench_embed.py --device "$device" --dtype "$dtype" --rounds "$rounds" \
+        --loop-rounds 1 --batches "${embed_batches[@]}" --sources "${sources[@]}" --sizes 4..31 --out "$out/bench_embed.csv"
 done
-encoder=("$python" tools/bench_encoder.py --model "$model" --device "$device" --dtype "$encoder_dtype"
-    --rounds "$rounds" --batches "${encoder_batches[@]}" --tokens "${tokens[@]}" --out "$out/bench_encoder.csv")
-step "encoder" "${limits[3]}" \
-    "${encoder[@]}" --techniques "timm eager" "timm torch.compile" "ours torch.compile" "ours CUDA graphs"
-step "encoder artifacts" "${limits[4]}" \
-    "${encoder[@]}" --techniques "timm eager" "ours AOTInductor" "ours ONNX Runtime" "ours TensorRT"
+encoder=("$python" tools/bench_encoder.py --device "$device" --dtype "$encoder_dtype" --rounds "$rounds"
+    --batches "${encoder_batches[@]}" --tokens "${tokens[@]}" --out "$out/bench_encoder.csv")
+step "encoder" "${encoder[@]}" --model "$model" --grids different naflex --techniques "timm eager" \
+    "ours torch.compile" "ours packed, torch.compile" "ours CUDA graphs" "timm torch.compile"
+step "encoder artifacts" "${encoder[@]}" --model "$model" --techniques \
+    "timm eager" "ours AOTInductor" "ours ONNX Runtime" "ours TensorRT"
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+hf_model=siglip2-base-patch16-naflex
+"$python" - "$folder/$hf_model" <<EOF
+import sys, transformers
+transformers.Siglip2VisionConfig(${siglip2:+$siglip2, }architectures=["Siglip2VisionModel"]).save_pretrained(sys.argv[1])
+EOF
+encoder[1]=$PWD/${encoder[1]}
+step "siglip2" env -C "$folder" "${encoder[@]}" --model "hf:$hf_model" --techniques \
+    "timm eager" "timm torch.compile" "ours torch.compile"
 
 echo "rows are in $out; python tools/write_tables.py writes the tables from tools/results"
 exit "$failed"

@@ -13,7 +13,7 @@ from torch import Tensor
 from naflex_export.resample import cpu as resample_cpu
 from naflex_export.resample.weights import Mode, Resampling, full_precision, grids_of, resample_at
 
-FUSED_ON_GPU = False
+FUSED_ON_GPU = True
 """Whether a GPU runs the kernels of `resample/gpu.py`, and not the matmul of `resample_at`.
 
 Off until they have been measured on one: their values are tested without a GPU, their speed is not known.
@@ -56,11 +56,16 @@ def add_resampled(
     Returns:
         The sum, in the shape and dtype of `x`.
     """
-    leaves_torch = torch.compiler.is_exporting() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-    if _has_own_evaluation(x.device) and not leaves_torch:
+    if _has_own_evaluation(x.device) and not _leaves_torch():
         return add_by_operator(x, grid_HWC, coord_BN2, how, lengths_B2, fill_padding=fill_padding)
     pos_BNC = resample_at(grid_HWC, coord_BN2, how, lengths_B2, fill_padding=fill_padding)
     return x.add_(pos_BNC.to(x.dtype).view(x.shape))
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _leaves_torch() -> bool:
+    """Whether a graph is being made that leaves torch; dynamo of torch 2.11, asked itself, says so of every graph."""
+    return torch.compiler.is_exporting() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
 
 
 def _has_own_evaluation(device: torch.device) -> bool:

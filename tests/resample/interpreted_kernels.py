@@ -1,6 +1,6 @@
 """What the kernels for a GPU compute, on a CPU: `TRITON_INTERPRET=1 pytest tests/resample/interpreted_kernels.py`.
 
-Triton reads the variable when it is imported, so that `test_resample_gpu.py` runs this file in a process of its own.
+Triton reads the variable when it is imported, so that `test_resample/gpu.py` runs this file in a process of its own.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def test_values_and_gradients_are_those_of_the_graph(
 ) -> None:
     monkeypatch.setattr(resample, "DENSE_CELLS", cells)
     coord, draw = coordinates(kind)[:4], torch.Generator().manual_seed(0)
-    grid = torch.randn(9, 35, 70, generator=draw).requires_grad_()  # neither fits a block
+    grid = torch.randn(9, 19, 70, generator=draw).requires_grad_()  # neither fits a block
     flow, x = (torch.randn(*coord.shape[:2], 70, generator=draw) for _ in range(2))
     pos = resample_at(grid, coord, how, fill_padding=fill)
     pos.backward(flow)
@@ -43,7 +43,19 @@ def test_values_and_gradients_are_those_of_the_graph(
     assert (gradient - grid.grad).abs().max() <= 2e-6 * grid.grad.abs().max()
 
 
-@pytest.mark.parametrize("cells", [1024, 1], ids=["products", "taps"])
+def test_a_source_too_large_to_hold_is_read_token_by_token() -> None:
+    coord, draw = coordinates("loader")[:2], torch.Generator().manual_seed(0)
+    grid = torch.randn(2, resample_gpu.HELD_SIDE + 1, 8, generator=draw).requires_grad_()
+    flow, x = (torch.randn(*coord.shape[:2], 8, generator=draw) for _ in range(2))
+    pos = resample_at(grid, coord, Resampling())
+    pos.backward(flow)
+    assert grid.grad is not None
+    value, gradient = read(grid.detach(), coord, Resampling(), x, flow)
+    assert (value - x - pos.detach()).abs().max() <= 1e-6 * pos.abs().max()
+    assert (gradient - grid.grad).abs().max() <= 2e-6 * grid.grad.abs().max()
+
+
+@pytest.mark.parametrize("cells", [1024, 1], ids=["rows", "taps"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64], ids=str)
 def test_sums_are_rounded_as_torch_rounds_them(dtype: torch.dtype, cells: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resample, "DENSE_CELLS", cells)

@@ -12,11 +12,24 @@ import pytest
 
 triton = pytest.importorskip("triton")
 from naflex_export.resample import triton_kernels as resample_kernels  # noqa: E402
-from naflex_export.resample.gpu import COMPILED  # noqa: E402
+from naflex_export.resample.gpu import COMPILED, PRECISION, TAP_BLOCKS, TOKEN_BLOCKS  # noqa: E402
 
-KERNELS = ("add_products", "gradient_of_products", "add_taps", "gradient_of_taps")
-WEIGHTS = ("grid_ptr", "total_ptr", "partial_ptr", "rows_ptr", "columns_ptr", "weight_ptr")
-SIZES = {"BLOCK_R": 32, "BLOCK_C": 64, "BLOCK_W": 32, "TAPS": 16}
+BLOCKS = {"BLOCK_X": 16, "BLOCK_H": 16, "BLOCK_W": 16, "BLOCK_C": 64, "BLOCK_N": 256, "SPLIT": 1}
+KINDS = {"CUBIC": True, "ANTIALIAS": True, "ALIGNED": False, "FILL": True, "PRECISION": PRECISION}
+KERNELS = {
+    "examine": {},
+    "add_rows": {},
+    "gradient_of_rows": {},
+    "add_tokens": TOKEN_BLOCKS,
+    "gradient_of_tokens": TOKEN_BLOCKS,
+    "add_taps": TAP_BLOCKS,
+    "gradient_of_taps": TAP_BLOCKS,
+}
+POINTERS = {
+    **dict.fromkeys(("grid_ptr", "total_ptr", "partial_ptr"), "*fp32"),
+    **dict.fromkeys(("plan_ptr", "lengths_ptr"), "*i32"),
+    "coord_ptr": "*i64",
+}
 
 
 @pytest.mark.skipif(
@@ -26,7 +39,7 @@ SIZES = {"BLOCK_R": 32, "BLOCK_C": 64, "BLOCK_W": 32, "TAPS": 16}
 @pytest.mark.parametrize(
     ("chosen", "number"),
     [
-        pytest.param("", 24, marks=pytest.mark.full, id="all"),
+        pytest.param("", 25, marks=pytest.mark.full, id="all"),
         pytest.param("antialias-loader-zeros or taps-shuffled-zeros or operator", 3, id="few"),
     ],
 )
@@ -43,20 +56,12 @@ def test_they_compute_what_the_graph_does(chosen: str, number: int) -> None:
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", KERNELS)
 def test_they_compile_for_gpus(name: str, dtype: str, capability: int) -> None:
-    """With float32 products: no TF32, and for TF32's sake no tensor core."""
     from triton.backends.compiler import GPUTarget
 
     kernel: Any = getattr(resample_kernels, name)
-    types = {
-        **SIZES,
-        **dict.fromkeys(WEIGHTS, "*fp32"),
-        "cell_ptr": "*i32",
-        "x_ptr": f"*{dtype}",
-        "grad_ptr": f"*{dtype}",
-    }
-    signature = {key: "constexpr" if key in SIZES else types.get(key, "i32") for key in kernel.arg_names}
-    constants = {key: SIZES[key] for key in kernel.arg_names if key in SIZES}
+    constants = {key: value for key, value in {**BLOCKS, **KINDS, **KERNELS[name]}.items() if key in kernel.arg_names}
+    types = {**POINTERS, "x_ptr": f"*{dtype}", "grad_ptr": f"*{dtype}"}
+    signature = {key: "constexpr" if key in constants else types.get(key, "i32") for key in kernel.arg_names}
     source = triton.compiler.ASTSource(fn=kernel, signature=signature, constexprs=constants)
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=COMPILED)
     assert compiled.asm["cubin"]
-    assert ".tf32" not in compiled.asm["ptx"] and "mma" not in compiled.asm["ptx"]
