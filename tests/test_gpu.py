@@ -67,9 +67,9 @@ def assert_close(found: Tensor, model: nn.Module, batch: Batch) -> None:
 @contextlib.contextmanager
 def waiting_is_an_error() -> Iterator[None]:
     """Let torch raise at anything that waits for the GPU."""
-    if ON_GPU:
-        torch.cuda.set_sync_debug_mode("error")
     try:
+        if ON_GPU:
+            torch.cuda.set_sync_debug_mode("error")
         yield
     finally:
         if ON_GPU:
@@ -181,9 +181,10 @@ def test_kernels_give_what_the_matmul_gives(
         assert grid.grad is not None
         found.append((out.detach().float(), grid.grad))
     (value, gradient), (by_kernels, their_gradient) = found
-    step = 1e-6 if dtype is torch.float32 else 2**-7
-    assert (by_kernels - value).abs().max() <= step * value.abs().max()
-    assert (their_gradient - gradient).abs().max() <= 2e-6 * gradient.abs().max()
+    # in bfloat16: one step of the sum's rounding, and three products of bfloat16 parts for one of float32
+    of_value, of_gradient = (1e-6, 2e-6) if dtype is torch.float32 else (2**-7, 1e-5)
+    assert (by_kernels - value).abs().max() <= of_value * value.abs().max()
+    assert (their_gradient - gradient).abs().max() <= of_gradient * gradient.abs().max()
 
 
 def backend_or_skip(target: str) -> None:

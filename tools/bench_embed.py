@@ -20,6 +20,7 @@ import random
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 from unittest import mock
 
 import torch
@@ -40,7 +41,7 @@ FIELDS = (
     *("ms", "spread", "ratio_to_floor", "peak_mib", "memory_ratio", "error"),
 )
 WIDTH, PATCH = 768, 16
-FLOOR, LOOP = "floor", "timm's loop"
+FLOOR, LOOP, BAG = "floor", "timm's loop", "embedding_bag"
 FEW_BAGS = 32
 """Most images that embedding_bag is timed on: it takes many times as long as all others together."""
 
@@ -58,60 +59,82 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--candidates", nargs="+", help="of those of the table, with the floor")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--loop-rounds", type=int, help="rounds of timm's loop, beside the floor alone; by default all")
+    parser.add_argument(
+        "--loop-sources", type=int, nargs="+", help="sources with which the loop is timed; all by default"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS / "bench_embed.csv")
     options = parser.parse_args(arguments)
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # torch's profiler, by which memory is read, talks on standard error
     for source in options.sources:
+        calls = compared(options, source)
         for sizes in options.sizes:
             for batch in options.batches:
-                rows = measure(options, source, sizes, batch)
+                rows = measure(options, source, sizes, batch, calls)
                 append(options.out, FIELDS, rows)
                 for row in rows:
                     print(*(row[name] for name in FIELDS[7:]), sep="\t", flush=True)
 
 
-def measure(options: argparse.Namespace, source: int, sizes: str, batch: int) -> list[dict[str, object]]:
-    """Return a row for each candidate and pass, for one source grid, kind of sizes and batch size."""
-    torch._dynamo.reset()  # what was compiled for other settings would count against the limit of recompiles
-    grids = draw_grids(sizes, batch)
-    inputs = noise_batch("bench", grids, max(grid.tokens for grid in grids), PATCH * PATCH * 3)
-    device, dtype = options.device, getattr(torch, options.dtype)
-    patches, coord = inputs.patches.to(device, dtype), inputs.patch_coord.to(device)
-    modules = {name: module.to(device, dtype) for name, module in candidates(source, batch).items()}
-    calls: dict[str, Module] = {
-        **modules,
-        "ours, compiled": torch.compile(modules["ours"], fullgraph=True, dynamic=True),
+def compared(options: argparse.Namespace, source: int) -> dict[str, Module]:
+    """Return what is asked for of all that can be timed for a source grid, by name, the floor first."""
+    torch._dynamo.reset()  # what was compiled for another source would count against the limit of recompiles
+    modules = {
+        name: module.to(options.device, getattr(torch, options.dtype)) for name, module in candidates(source).items()
     }
-    if device.type == "cuda":
+    calls: dict[str, Module] = {**modules, "ours, compiled": compiled(modules["ours"])}
+    if options.device.type == "cuda":
         calls["matmul"] = with_matmul(modules["ours"])
-        calls["matmul, compiled"] = with_matmul(torch.compile(modules["ours"], fullgraph=True, dynamic=True))
-    if options.candidates:
-        calls = {name: call for name, call in calls.items() if name in (FLOOR, *options.candidates)}
-    flow = torch.randn(*patches.shape[:2], WIDTH, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+        calls["matmul, compiled"] = with_matmul(compiled(modules["ours"]))
+    asked = (FLOOR, LOOP, *(options.candidates or calls))
+    return {name: call for name, call in calls.items() if name in asked}
 
-    with torch.no_grad():
-        expected, _ = modules[LOOP](patches, coord)
+
+def compiled(module: nn.Module) -> Module:
+    """Return a module under torch.compile, as one graph for any sizes."""
+    return cast(Module, torch.compile(module, fullgraph=True, dynamic=True))
+
+
+def measure(
+    options: argparse.Namespace, source: int, sizes: str, batch: int, calls: dict[str, Module]
+) -> list[dict[str, object]]:
+    """Return a row for each candidate and pass, for one source grid, kind of sizes and batch size."""
+    grids = draw_grids(sizes, batch)
+    device, dtype = options.device, getattr(torch, options.dtype)
+    coord = noise_batch("bench", grids, max(grid.tokens for grid in grids), 1).patch_coord.to(device)
+    draw = torch.Generator(device).manual_seed(0)  # on the device: a CPU would take seconds for it
+    patches, flow = (
+        torch.randn(*coord.shape[:2], width, generator=draw, device=device, dtype=dtype)
+        for width in (PATCH * PATCH * 3, WIDTH)
+    )
+    calls = {name: call for name, call in calls.items() if name != BAG or batch <= FEW_BAGS}
 
     def forward(call: Module) -> None:
         with torch.no_grad():
             call(patches, coord)
 
+    parameters = {
+        parameter for call in calls.values() if isinstance(call, nn.Module) for parameter in call.parameters()
+    }
+
     def forward_backward(call: Module) -> None:
         call(patches, coord)[0].backward(flow)
-        for module in modules.values():
-            module.zero_grad()
+        for parameter in parameters:
+            parameter.grad = None
 
-    errors: dict[str, float] = {}
-    for name, call in list(calls.items()):
+    with torch.no_grad():
+        expected, _ = calls[LOOP](patches, coord)
+    errors = {LOOP: 0.0}
+    for name in [name for name in calls if name != LOOP]:
         try:
             with torch.no_grad():
-                errors[name] = share(call(patches, coord)[0], expected)
-            forward_backward(call)
+                errors[name] = share(calls[name](patches, coord)[0], expected)
+            forward_backward(calls[name])
         except Exception as failure:  # a compiler or a full GPU: the others can be measured
             print(f"{name} cannot be run: {str(failure).strip().splitlines()[0]}", file=sys.stderr)
-            del calls[name]
-            for module in modules.values():
-                module.zero_grad()
+            errors.pop(name, None)
+    calls = {name: call for name, call in calls.items() if name in errors}
+    if not loop_is_timed(options, source):
+        del calls[LOOP]
 
     rows: list[dict[str, object]] = []
     common = {
@@ -131,6 +154,12 @@ def measure(options: argparse.Namespace, source: int, sizes: str, batch: int) ->
             for name in calls
         ]
     return rows
+
+
+def loop_is_timed(options: argparse.Namespace, source: int) -> bool:
+    """Whether timm's loop is among what is asked for, for a source grid."""
+    asked = not options.candidates or LOOP in options.candidates
+    return asked and (options.loop_sources is None or source in options.loop_sources)
 
 
 def timed(
@@ -177,7 +206,7 @@ def columns(time: Timing, floor: Timing, peak: int | None, floor_peak: int | Non
     }
 
 
-def candidates(source: int, batch: int) -> dict[str, nn.Module]:
+def candidates(source: int) -> dict[str, nn.Module]:
     """Return the modules to time; all but the floor have the same weights."""
 
     def embeds(**options: object) -> NaFlexEmbeds:
@@ -196,11 +225,9 @@ def candidates(source: int, batch: int) -> dict[str, nn.Module]:
     with torch.no_grad():
         loop.pos_embed.normal_()
     floor.proj.load_state_dict(loop.proj.state_dict())
-    others = {"timm's grid_sample": embeds(pos_embed_use_grid_sample=True), "ours": embeds()}
+    others = {"timm's grid_sample": embeds(pos_embed_use_grid_sample=True), "ours": embeds(), BAG: embeds()}
     others["ours"].__class__ = VectorizedNaFlexEmbeds
-    if batch <= FEW_BAGS:
-        others["embedding_bag"] = embeds()
-        others["embedding_bag"].__class__ = BagEmbeds
+    others[BAG].__class__ = BagEmbeds
     for module in others.values():
         module.load_state_dict(loop.state_dict())
     return {FLOOR: floor, LOOP: loop, **others}

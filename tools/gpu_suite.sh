@@ -54,19 +54,19 @@ case $? in
     *) echo "'$python' cannot import torch and this package: set PYTHON" >&2; exit 2 ;;
 esac
 
-names=(tests "embedding float32" "embedding bfloat16" encoder "encoder artifacts" siglip2)
+names=(tests memory "embedding float32" "embedding bfloat16" encoder siglip2 "encoder artifacts")
 if [[ -n $smoke ]]; then
     out=${OUT:-$(mktemp -d)}
     model=tiny:siglip rounds=2 total=${TOTAL:-1800} workers=2
     embed_batches=(2) sources=(16) encoder_batches=(2) tokens=(16) encoder_dtype=float32
     siglip2='hidden_size=32, intermediate_size=64, num_attention_heads=2, num_hidden_layers=1'
-    limits=(900 120 120 600 600 300)
+    limits=(900 120 120 120 600 300 600)
 else
     out=${OUT:-tools/results}
     model=naflexvit_base_patch16_siglip rounds=5 total=${TOTAL:-420} workers=8
     embed_batches=(256 512) sources=(16 32 128) encoder_batches=(256) tokens=(256) encoder_dtype=bfloat16
     siglip2=''
-    limits=(110 90 60 150 110 60)
+    limits=(110 30 90 60 150 60 110)
 fi
 mkdir -p "$out"
 out=$(realpath "$out")
@@ -105,17 +105,18 @@ step() {
 
 echo "$named"
 NAFLEX_GPU_TESTS_ON=$device step tests \
-    "$python" -m pytest -q -n "$workers" --dist load -m gpu -rs -p no:cacheprovider tests/test_gpu.py
+    "$python" -m pytest -q -n "$workers" --dist load -m gpu -k "not memory" -rs -p no:cacheprovider tests/test_gpu.py
+NAFLEX_GPU_TESTS_ON=$device step memory \
+    "$python" -m pytest -q -n 0 -m gpu -k memory -p no:cacheprovider tests/test_gpu.py  # of the device: nobody beside it
 for dtype in float32 bfloat16; do
     step "embedding $dtype" "$python" tools/bench_embed.py --device "$device" --dtype "$dtype" --rounds "$rounds" \
-        --loop-rounds 1 --batches "${embed_batches[@]}" --sources "${sources[@]}" --sizes 4..31 --out "$out/bench_embed.csv"
+        --candidates "timm's loop" "timm's grid_sample" "matmul, compiled" "ours, compiled" --loop-rounds 1 \
+        --loop-sources 16 --batches "${embed_batches[@]}" --sources "${sources[@]}" --sizes 4..31 --out "$out/bench_embed.csv"
 done
 encoder=("$python" tools/bench_encoder.py --device "$device" --dtype "$encoder_dtype" --rounds "$rounds"
     --batches "${encoder_batches[@]}" --tokens "${tokens[@]}" --out "$out/bench_encoder.csv")
 step "encoder" "${encoder[@]}" --model "$model" --grids different naflex --techniques "timm eager" \
     "ours torch.compile" "ours packed, torch.compile" "ours CUDA graphs" "timm torch.compile"
-step "encoder artifacts" "${encoder[@]}" --model "$model" --techniques \
-    "timm eager" "ours AOTInductor" "ours ONNX Runtime" "ours TensorRT"
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 hf_model=siglip2-base-patch16-naflex
@@ -126,6 +127,8 @@ EOF
 encoder[1]=$PWD/${encoder[1]}
 step "siglip2" env -C "$folder" "${encoder[@]}" --model "hf:$hf_model" --techniques \
     "timm eager" "timm torch.compile" "ours torch.compile"
+step "encoder artifacts" "${encoder[@]}" --model "$model" --techniques \
+    "timm eager" "ours AOTInductor" "ours ONNX Runtime" "ours TensorRT"
 
 echo "rows are in $out; python tools/write_tables.py writes the tables from tools/results"
 exit "$failed"

@@ -19,11 +19,8 @@ from torch import Tensor
 from naflex_export.resample import triton_kernels as kernels
 from naflex_export.resample.weights import Resampling, reads_taps
 
-HELD_SIDE = 32
-"""Longest side of a source grid of which a program holds a block of channels in registers."""
-
-PRECISION = "tf32x3"
-"""How float32 products along a row are made; see `triton_kernels.py`."""
+LONGEST_LINE = 128
+"""Longest row of a source grid of which a program holds a block of channels in registers."""
 
 COMPILED = {"enable_fp_fusion": True}
 """How Triton compiles the kernels: sums round once for a product and its addition, whatever Triton's own default is."""
@@ -31,7 +28,7 @@ COMPILED = {"enable_fp_fusion": True}
 PARTIAL_BYTES = 2**27
 """Most bytes of partial sums of a gradient; as many programs work at a cell of the grid at a time."""
 
-PARTS = 48
+PARTS = 64
 """Most partial sums of a gradient."""
 
 UNITS = 64
@@ -42,13 +39,20 @@ def reading(
     source: tuple[int, int], coord_BN2: Tensor, lengths_B2: Tensor, how: Resampling, fill_padding: bool
 ) -> _Rows | _Taps:
     """Return how a batch reads the source grid: arguments as of `add_resampled`."""
-    coord_BN2 = coord_BN2.contiguous()
-    plan_B3 = torch.empty(coord_BN2.shape[0], 3, dtype=torch.int32, device=coord_BN2.device)
-    kernels.examine[(coord_BN2.shape[0],)](
-        coord_BN2, plan_B3, coord_BN2.shape[1], FILL=fill_padding, BLOCK_N=256, num_warps=4
-    )
-    kind = _Taps if reads_taps(source, how) else _Rows
-    return kind(source, coord_BN2, plan_B3, lengths_B2.to(torch.int32).contiguous(), how, fill_padding)
+    coord_BN2, lengths_B2 = coord_BN2.contiguous(), lengths_B2.to(torch.int32).contiguous()
+    (images, tokens, _), (height, width) = coord_BN2.shape, source
+    takes_rows = not reads_taps(source, how)
+    by_rows = takes_rows and width <= LONGEST_LINE
+    plan_B3 = torch.empty(images, 3, dtype=torch.int32, device=coord_BN2.device)
+    shape = (images, tokens + 1, max(source)) if by_rows else (1, 1, 1)
+    weights_BNS = torch.empty(shape, dtype=torch.float32, device=coord_BN2.device)
+    kernels.examine[(images,)](
+        coord_BN2, lengths_B2, plan_B3, weights_BNS, tokens, height, width, max(source),
+        CUBIC=how.mode == "bicubic", ANTIALIAS=how.antialias, ALIGNED=how.align_corners, FILL=fill_padding,
+        WEIGHTS=by_rows, BLOCK_N=256, BLOCK_P=16, BLOCK_H=_power(height), BLOCK_W=_power(width), **COMPILED,
+    )  # fmt: skip
+    given = source, coord_BN2, plan_B3, lengths_B2, how, fill_padding
+    return _Rows(*given, weights_BNS if by_rows else None) if takes_rows else _Taps(*given)
 
 
 @dataclass(frozen=True)
@@ -83,20 +87,28 @@ class _Reading:
 
 @dataclass(frozen=True)
 class _Rows(_Reading):
-    """Reads the grid a target row at a time, or token by token where tokens are in another order."""
+    """Reads the grid a target row at a time, or token by token where tokens are in another order.
+
+    Attributes:
+        weights_BNS: of images that go row by row: the weights of their rows, then of their columns, float32. None for a
+            source whose rows are too long to be held: it is read token by token.
+    """
+
+    weights_BNS: Tensor | None
 
     def add_to_(self, x_BNC: Tensor, grid_HWC: Tensor) -> None:
         """Add to each token the resized grid's value there."""
         (images, tokens, channels), (height, width) = _dense(x_BNC).shape, self.source
-        if self._holds():
-            blocks, split = self._blocks(), _split(images)
+        if self.weights_BNS is not None:
+            blocks, split = {**ROW_BLOCKS, "BLOCK_W": _power(width)}, _split(images)
             kernels.add_rows[(images * split, _blocks(channels, blocks["BLOCK_C"]))](
-                x_BNC, self.plan_B3, self.lengths_B2, grid_HWC, tokens, height, width, channels,
-                SPLIT=split, PRECISION=PRECISION, num_warps=8, **blocks, **self._options(),
+                x_BNC, self.plan_B3, self.weights_BNS, self.lengths_B2, grid_HWC,
+                tokens, height, width, max(self.source), channels,
+                SPLIT=split, PRECISION=precision(x_BNC.dtype), num_warps=4, **blocks, **self._resize(),
             )  # fmt: skip
         kernels.add_tokens[(images, _blocks(channels, TOKEN_BLOCKS["BLOCK_C"]))](
             x_BNC, self.coord_BN2, self.plan_B3, self.lengths_B2, grid_HWC, tokens, height, width, channels,
-            int(not self._holds()), **TOKEN_BLOCKS, **self._options(),
+            int(self.weights_BNS is None), **TOKEN_BLOCKS, **self._resize(),
         )  # fmt: skip
 
     def gradient(self, grad_BNC: Tensor, source: tuple[int, int]) -> Tensor:
@@ -105,32 +117,27 @@ class _Rows(_Reading):
         (images, tokens, channels), (height, width) = grad_BNC.shape, source
         split = _split(images)
         parts = max(1, min(PARTIAL_BYTES // (4 * height * width * channels), images * split, PARTS))
-        make = torch.empty if self._holds() else torch.zeros
+        make = torch.zeros if self.weights_BNS is None else torch.empty
         partial = make(parts, height, width, channels, dtype=torch.float32, device=grad_BNC.device)
-        if self._holds():
-            blocks = self._blocks()
-            kernels.gradient_of_rows[(parts, _blocks(channels, blocks["BLOCK_C"]))](
-                partial, grad_BNC, self.plan_B3, self.lengths_B2, images, tokens, height, width, channels, parts,
-                SPLIT=split, PRECISION=PRECISION, num_warps=8, **blocks, **self._options(),
+        if self.weights_BNS is not None:
+            blocks = _gradient_blocks(width)
+            programs = parts, _blocks(channels, blocks["BLOCK_C"]), _blocks(height, blocks["BLOCK_H"])
+            kernels.gradient_of_rows[programs](
+                partial, grad_BNC, self.plan_B3, self.weights_BNS, self.lengths_B2,
+                images, tokens, height, width, max(source), channels, parts,
+                SPLIT=split, PRECISION=precision(grad_BNC.dtype), num_warps=4,
+                **blocks, **self._resize(),
             )  # fmt: skip
         of_source = height * _blocks(width, TOKEN_BLOCKS["BLOCK_W"])
         kernels.gradient_of_tokens[(of_source, _blocks(channels, TOKEN_BLOCKS["BLOCK_C"]), parts)](
             partial, grad_BNC, self.coord_BN2, self.plan_B3, self.lengths_B2,
-            images, tokens, height, width, channels, parts, int(not self._holds()),
-            **TOKEN_BLOCKS, **self._options(),
+            images, tokens, height, width, channels, parts, int(self.weights_BNS is None),
+            **TOKEN_BLOCKS, **self._resize(),
         )  # fmt: skip
         return partial.sum(dim=0)
 
-    def _holds(self) -> bool:
-        return max(self.source) <= HELD_SIDE
-
-    def _blocks(self) -> dict[str, int]:
-        """Return the sizes of a program's blocks: 16,384 cells of the source in all."""
-        rows, columns = (16 if side <= 16 else HELD_SIDE for side in self.source)
-        return {"BLOCK_X": 16, "BLOCK_H": rows, "BLOCK_W": columns, "BLOCK_C": 2**14 // (rows * columns)}
-
-    def _options(self) -> dict[str, Any]:
-        return {"ANTIALIAS": self.how.antialias, **super()._options()}
+    def _resize(self) -> dict[str, Any]:
+        return {"ANTIALIAS": self.how.antialias, **self._options()}
 
 
 @dataclass(frozen=True)
@@ -161,9 +168,30 @@ class _Taps(_Reading):
         )  # fmt: skip
 
 
+ROW_BLOCKS = {"BLOCK_X": 16, "BLOCK_C": 64}
 TOKEN_BLOCKS = {"BLOCK_X": 32, "BLOCK_W": 32, "BLOCK_C": 64}
 TAP_BLOCKS = {"BLOCK_X": 16, "BLOCK_C": 128}
 """Tokens, cells of a row of the source, and channels of a program."""
+
+
+def _gradient_blocks(width: int) -> dict[str, int]:
+    """Return the sizes of a program that sums a gradient: it holds 8,192 values of it in registers."""
+    columns = _power(width)
+    return {"BLOCK_X": 32, "BLOCK_H": 8, "BLOCK_W": columns, "BLOCK_C": 2**10 // columns}
+
+
+def precision(dtype: torch.dtype) -> str:
+    """Return how Triton makes products of float32 values where what they are summed to is rounded to a dtype.
+
+    "ieee": as they are. "bf16x3": as three products of bfloat16 parts, on tensor cores, which keep 16 bits of each
+    factor: an error of 3e-6, where rounding to bfloat16 makes one of 4e-3 and to float16 of 5e-4.
+    """
+    return "bf16x3" if dtype in (torch.bfloat16, torch.float16) else "ieee"
+
+
+def _power(length: int) -> int:
+    """Return the power of 2 that a length fits in, of 16 at least, as products ask for."""
+    return max(16, 1 << (length - 1).bit_length())
 
 
 def _split(images: int) -> int:

@@ -8,8 +8,7 @@ Names: B images, N tokens, H x W source grid, C channels, y and x rows and colum
 block of channels.
 
 Compile-time parameters that several kernels share: CUBIC, ANTIALIAS and ALIGNED say which resize is meant, FILL whether
-padding reads what its coordinate says, PRECISION how float32 products are made ("ieee", or "tf32x3": by three tensor
-core products, which together keep 21 bits or more of each factor).
+padding reads what its coordinate says, PRECISION how float32 products are made, in Triton's words.
 """
 
 # mypy: ignore-errors
@@ -25,10 +24,15 @@ Kernel = Any
 
 
 @triton.jit
-def examine(coord_ptr, plan_ptr, N, FILL: tl.constexpr, BLOCK_N: tl.constexpr):
+def examine(
+    coord_ptr, lengths_ptr, plan_ptr, weights_ptr, N, H, W, S,
+    CUBIC: tl.constexpr, ANTIALIAS: tl.constexpr, ALIGNED: tl.constexpr, FILL: tl.constexpr, WEIGHTS: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr,
+):  # fmt: skip
     """plan[b] = height and width of an image's grid, and 1 where its tokens go row by row through it, else 0.
 
-    With FILL padding counts too: it has to hold the coordinate (0, 0).
+    With FILL padding counts too: it has to hold the coordinate (0, 0). With WEIGHTS such an image's weights are written
+    to weights[b, N + 1, S]: those of its rows, then those of its columns.
     """
     b = tl.program_id(0).to(tl.int64)
     coord_ptr += b * N * 2
@@ -49,20 +53,36 @@ def examine(coord_ptr, plan_ptr, N, FILL: tl.constexpr, BLOCK_N: tl.constexpr):
         strays += (is_inside & (n < N) & (y * width + x != n)).to(tl.int32)
         if FILL:
             strays += (~is_inside & (n < N) & (y + x != 0)).to(tl.int32)
+    in_order = (tl.sum(strays, axis=0) == 0).to(tl.int32)
     tl.store(plan_ptr + b * 3, height)
     tl.store(plan_ptr + b * 3 + 1, width)
-    tl.store(plan_ptr + b * 3 + 2, (tl.sum(strays, axis=0) == 0).to(tl.int32))
+    tl.store(plan_ptr + b * 3 + 2, in_order)
+    if WEIGHTS and in_order != 0:
+        weights_ptr += b * (N + 1) * S
+        i, j = tl.arange(0, BLOCK_H), tl.arange(0, BLOCK_W)
+        row_length, column_length = tl.load(lengths_ptr + b * 2), tl.load(lengths_ptr + b * 2 + 1)
+        for start in range(0, height, BLOCK_P):
+            y = start + tl.arange(0, BLOCK_P)
+            rows = _weights(y, row_length, i, H, CUBIC, ANTIALIAS, ALIGNED)
+            kept = (y < height)[:, None] & (i < H)[None, :]
+            tl.store(weights_ptr + y[:, None] * S + i[None, :], rows, mask=kept)
+        for start in range(0, width, BLOCK_P):
+            x = start + tl.arange(0, BLOCK_P)
+            columns = _weights(x, column_length, j, W, CUBIC, ANTIALIAS, ALIGNED)
+            kept = (x < width)[:, None] & (j < W)[None, :]
+            tl.store(weights_ptr + (height + x)[:, None] * S + j[None, :], columns, mask=kept)
 
 
 @triton.jit
 def add_rows(
-    x_ptr, plan_ptr, lengths_ptr, grid_ptr, N, H, W, C,
+    x_ptr, plan_ptr, weights_ptr, lengths_ptr, grid_ptr, N, H, W, S, C,
     CUBIC: tl.constexpr, ANTIALIAS: tl.constexpr, ALIGNED: tl.constexpr, FILL: tl.constexpr, PRECISION: tl.constexpr,
-    SPLIT: tl.constexpr, BLOCK_X: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr,
+    SPLIT: tl.constexpr, BLOCK_X: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Add the resized grid to an image whose tokens go row by row; the source's block of channels is held in registers.
+    """Add the resized grid to an image whose tokens go row by row.
 
-    A target row is the source's rows summed, then that row's columns: one small product a row.
+    For each target row the few rows of the source that it reads are summed to a line; its tokens read that line by a
+    small product.
     """
     b = tl.program_id(0).to(tl.int64) // SPLIT
     first = tl.program_id(0) % SPLIT
@@ -70,30 +90,38 @@ def add_rows(
     if in_order == 0:
         return
     x_ptr += b * N * C
-    row_length, column_length = tl.load(lengths_ptr + b * 2), tl.load(lengths_ptr + b * 2 + 1)
-    i, j, c = tl.arange(0, BLOCK_H), tl.arange(0, BLOCK_W), tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    cell = i[:, None, None] * W + j[None, :, None]
-    held = tl.load(
-        grid_ptr + cell * C + c[None, None, :],
-        mask=(i < H)[:, None, None] & (j < W)[None, :, None] & (c < C)[None, None, :],
-        other=0.0,
-    )
-    for start in range(0, width, BLOCK_X):
-        x = start + tl.arange(0, BLOCK_X)
-        columns = _of_each(x, column_length, j, W, CUBIC, ANTIALIAS, ALIGNED)
-        at, kept = _row_of(x_ptr, first, height, width, x, N, c, C)
-        old = tl.load(at, mask=kept, other=0.0)
-        for y in range(first, height, SPLIT):
-            next_at, next_kept = _row_of(x_ptr, y + SPLIT, height, width, x, N, c, C)
-            following = tl.load(next_at, mask=next_kept, other=0.0)  # ahead of the sums, which hide the wait for it
-            row = _of_one(y, row_length, i, H, CUBIC, ANTIALIAS, ALIGNED)
-            line = tl.sum(row[:, None, None] * held, axis=0)
-            tl.store(at, _sum(old, tl.dot(columns, line, input_precision=PRECISION)), mask=kept)
-            at, kept, old = next_at, next_kept, following
+    weights_ptr += b * (N + 1) * S
+    columns_ptr = weights_ptr + height * S
+    row_length = tl.load(lengths_ptr + b * 2)
+    j, c = tl.arange(0, BLOCK_W), tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    cell = j[:, None] * C + c[None, :]
+    is_cell = (j < W)[:, None] & (c < C)[None, :]
+    x = tl.arange(0, BLOCK_X)
+    for turn in range(tl.cdiv(height - first, SPLIT)):
+        y = first + turn * SPLIT
+        row_ptr = x_ptr + y.to(tl.int64) * width * C
+        length = tl.minimum(width, N - y * width)
+        token = x[:, None] * C + c[None, :]
+        old = tl.load(row_ptr + token, mask=(x < length)[:, None] & (c < C)[None, :], other=0.0)  # used after the sums
+        begin, end = _span(y, row_length, H, CUBIC, ANTIALIAS, ALIGNED)
+        line = tl.zeros((BLOCK_W, BLOCK_C), tl.float32)
+        for i in range(begin, end):
+            line += tl.load(weights_ptr + y * S + i) * tl.load(grid_ptr + i * W * C + cell, mask=is_cell, other=0.0)
+        for start in range(0, length, BLOCK_X):
+            kept = (start + x < length)[:, None]
+            columns = tl.load(
+                columns_ptr + start * S + x[:, None] * S + j[None, :], mask=kept & (j < W)[None, :], other=0.0
+            )
+            total = tl.dot(columns, line, input_precision=PRECISION)
+            tl.store(row_ptr + start * C + token, _sum(old, total), mask=kept & (c < C)[None, :])
+            following = (start + BLOCK_X + x < length)[:, None] & (c < C)[None, :]
+            old = tl.load(row_ptr + (start + BLOCK_X) * C + token, mask=following, other=0.0)
     if FILL:
-        row = _of_one(0, row_length, i, H, CUBIC, ANTIALIAS, ALIGNED)
-        column = _of_one(0, column_length, j, W, CUBIC, ANTIALIAS, ALIGNED)
-        corner = tl.sum(column[:, None] * tl.sum(row[:, None, None] * held, axis=0), axis=0)
+        corner = tl.zeros((BLOCK_C,), tl.float32)
+        column = tl.load(columns_ptr + j, mask=j < W, other=0.0)
+        for i in range(H):
+            cells = tl.load(grid_ptr + i * W * C + cell, mask=is_cell, other=0.0)
+            corner += tl.load(weights_ptr + i) * tl.sum(column[:, None] * cells, axis=0)
         for start in range(height * width + first * BLOCK_X, N, BLOCK_X * SPLIT):
             n = start + tl.arange(0, BLOCK_X)
             kept = (n < N)[:, None] & (c < C)[None, :]
@@ -104,13 +132,21 @@ def add_rows(
 
 @triton.jit
 def gradient_of_rows(
-    partial_ptr, grad_ptr, plan_ptr, lengths_ptr, B, N, H, W, C, PARTS,
+    partial_ptr, grad_ptr, plan_ptr, weights_ptr, lengths_ptr, B, N, H, W, S, C, PARTS,
     CUBIC: tl.constexpr, ANTIALIAS: tl.constexpr, ALIGNED: tl.constexpr, FILL: tl.constexpr, PRECISION: tl.constexpr,
     SPLIT: tl.constexpr, BLOCK_X: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """partial[p] = what a part of the images gives to the source's gradient, where tokens go row by row."""
+    """partial[p] = what a part of the images gives to the source's gradient, where tokens go row by row.
+
+    A target row's gradient is summed to a line by a small product, and the line to the rows of the source that the
+    target row reads. A program has BLOCK_H rows of the source, and passes over what does not read them.
+    """
     part = tl.program_id(0)
-    i, j, c = tl.arange(0, BLOCK_H), tl.arange(0, BLOCK_W), tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    j, c = tl.arange(0, BLOCK_W), tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    top = tl.program_id(2) * BLOCK_H
+    i = top + tl.arange(0, BLOCK_H)
+    x = tl.arange(0, BLOCK_X)
+    token = x[:, None] * C + c[None, :]
     total = tl.zeros((BLOCK_H, BLOCK_W, BLOCK_C), tl.float32)
     for step in range(tl.cdiv(B * SPLIT - part, PARTS)):
         unit = part + step * PARTS
@@ -119,19 +155,28 @@ def gradient_of_rows(
         height, width, in_order = _plan(plan_ptr, b)
         if in_order != 0:
             image_ptr = grad_ptr + b * N * C
-            row_length, column_length = tl.load(lengths_ptr + b * 2), tl.load(lengths_ptr + b * 2 + 1)
+            rows_ptr = weights_ptr + b * (N + 1) * S
+            columns_ptr = rows_ptr + height * S
+            row_length = tl.load(lengths_ptr + b * 2)
             for start in range(0, width, BLOCK_X):
-                x = start + tl.arange(0, BLOCK_X)
-                columns = tl.trans(_of_each(x, column_length, j, W, CUBIC, ANTIALIAS, ALIGNED))
-                at, kept = _row_of(image_ptr, first, height, width, x, N, c, C)
-                grad = tl.load(at, mask=kept, other=0.0)
-                for y in range(first, height, SPLIT):
-                    at, kept = _row_of(image_ptr, y + SPLIT, height, width, x, N, c, C)
-                    following = tl.load(at, mask=kept, other=0.0)
-                    row = _of_one(y, row_length, i, H, CUBIC, ANTIALIAS, ALIGNED)
-                    line = tl.dot(columns, grad.to(tl.float32), input_precision=PRECISION)
-                    total += row[:, None, None] * line[None, :, :]
-                    grad = following
+                columns = tl.load(
+                    columns_ptr + (start + x)[None, :] * S + j[:, None],
+                    mask=(start + x < width)[None, :] & (j < W)[:, None],
+                    other=0.0,
+                )
+                for turn in range(tl.cdiv(height - first, SPLIT)):
+                    y = first + turn * SPLIT
+                    begin, end = _span(y, row_length, H, CUBIC, ANTIALIAS, ALIGNED)
+                    if (begin < top + BLOCK_H) & (end > top):
+                        length = tl.minimum(width, N - y * width) - start
+                        grad = tl.load(
+                            image_ptr + (y.to(tl.int64) * width + start) * C + token,
+                            mask=(x < length)[:, None] & (c < C)[None, :],
+                            other=0.0,
+                        )
+                        row = tl.load(rows_ptr + y * S + i, mask=i < H, other=0.0)
+                        line = tl.dot(columns, grad.to(tl.float32), input_precision=PRECISION)
+                        total += row[:, None, None] * line[None, :, :]
             if FILL:
                 flow = tl.zeros((BLOCK_C,), tl.float32)
                 for start in range(height * width + first * BLOCK_X, N, BLOCK_X * SPLIT):
@@ -139,8 +184,8 @@ def gradient_of_rows(
                     kept = (n < N)[:, None] & (c < C)[None, :]
                     grad = tl.load(image_ptr + n.to(tl.int64)[:, None] * C + c[None, :], mask=kept, other=0.0)
                     flow += tl.sum(grad.to(tl.float32), axis=0)
-                row = _of_one(0, row_length, i, H, CUBIC, ANTIALIAS, ALIGNED)
-                column = _of_one(0, column_length, j, W, CUBIC, ANTIALIAS, ALIGNED)
+                row = tl.load(rows_ptr + i, mask=i < H, other=0.0)
+                column = tl.load(columns_ptr + j, mask=j < W, other=0.0)
                 total += row[:, None, None] * (column[:, None] * flow[None, :])[None, :, :]
     cell = (part.to(tl.int64) * H + i)[:, None, None] * W + j[None, :, None]
     tl.store(
@@ -297,14 +342,6 @@ def _plan(plan_ptr, b):
 
 
 @triton.jit
-def _row_of(image_ptr, y, height, width, x, N, c, C):
-    """Return where an image's tokens of row y and columns x lie, and which of them there are."""
-    n = y * width + x
-    kept = ((y < height) & (x < width) & (n < N))[:, None] & (c < C)[None, :]
-    return image_ptr + n.to(tl.int64)[:, None] * C + c[None, :], kept
-
-
-@triton.jit
 def _tokens(coord_ptr, n, N, size, FILL: tl.constexpr):
     """Return rows and columns of an image's tokens n, and which of them read the grid."""
     reads = n < N
@@ -362,20 +399,26 @@ def _share(p, length, S, CUBIC: tl.constexpr, ANTIALIAS: tl.constexpr, ALIGNED: 
 
 
 @triton.jit
-def _of_one(p, length, s, S, CUBIC: tl.constexpr, ANTIALIAS: tl.constexpr, ALIGNED: tl.constexpr):
-    """Return the weights of all samples s for one target position."""
-    weight = _weight(p, length, s, S, CUBIC, ANTIALIAS, ALIGNED)
-    return weight / tl.sum(weight, axis=0) if ANTIALIAS else weight
-
-
-@triton.jit
-def _of_each(p, length, s, S, CUBIC: tl.constexpr, ANTIALIAS: tl.constexpr, ALIGNED: tl.constexpr):
+def _weights(p, length, s, S, CUBIC: tl.constexpr, ANTIALIAS: tl.constexpr, ALIGNED: tl.constexpr):
     """Return the weights [p, s] of all samples s for each target position p."""
     weight = _weight(p[:, None], length, s[None, :], S, CUBIC, ANTIALIAS, ALIGNED)
     if ANTIALIAS:
         total = tl.sum(weight, axis=1)  # 0 only for positions past the end, which nobody reads
         weight = weight / tl.where(total == 0, 1.0, total)[:, None]
     return weight
+
+
+@triton.jit
+def _span(p, length, S, CUBIC: tl.constexpr, ANTIALIAS: tl.constexpr, ALIGNED: tl.constexpr):
+    """Return the first of the samples that target position p reads, and the one after the last; or a few more."""
+    numerator, denominator = _scale(length, S, ALIGNED)
+    half: tl.constexpr = 0 if ALIGNED and not ANTIALIAS else 1
+    radius: tl.constexpr = 2 if CUBIC else 1
+    widened = tl.maximum(numerator, denominator) if ANTIALIAS else denominator
+    centre = (2 * p + half) * numerator - half * denominator
+    begin = (centre - 2 * radius * widened) // (2 * denominator)
+    end = (centre + 2 * radius * widened) // (2 * denominator) + 2
+    return tl.maximum(begin, 0), tl.minimum(end, S)
 
 
 @triton.jit

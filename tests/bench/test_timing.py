@@ -98,7 +98,7 @@ def test_allocated_memory_is_exact_and_the_same_in_every_run() -> None:
 def test_the_embedding_asks_for_little_memory_beyond_its_projection(source: int, batch: int) -> None:
     """Forward and backward: at most 15 % beyond the floor and the gradient of its own parameter."""
     inputs = noise_batch("memory", draw_grids("4..31", batch), 496, 16 * 16 * 3)
-    modules = candidates(source, batch)
+    modules = candidates(source)
     peaks = {}
     for name in ("floor", "ours", "timm's loop"):
         run = partial(forward_backward, modules[name], inputs)

@@ -12,10 +12,19 @@ import pytest
 
 triton = pytest.importorskip("triton")
 from naflex_export.resample import triton_kernels as resample_kernels  # noqa: E402
-from naflex_export.resample.gpu import COMPILED, PRECISION, TAP_BLOCKS, TOKEN_BLOCKS  # noqa: E402
+from naflex_export.resample.gpu import COMPILED, TAP_BLOCKS, TOKEN_BLOCKS  # noqa: E402
 
-BLOCKS = {"BLOCK_X": 16, "BLOCK_H": 16, "BLOCK_W": 16, "BLOCK_C": 64, "BLOCK_N": 256, "SPLIT": 1}
-KINDS = {"CUBIC": True, "ANTIALIAS": True, "ALIGNED": False, "FILL": True, "PRECISION": PRECISION}
+BLOCKS = {
+    "BLOCK_X": 16,
+    "BLOCK_H": 16,
+    "BLOCK_W": 16,
+    "BLOCK_C": 64,
+    "BLOCK_N": 256,
+    "BLOCK_P": 16,
+    "SPLIT": 1,
+    "WEIGHTS": True,
+}
+KINDS = {"CUBIC": True, "ANTIALIAS": True, "ALIGNED": False, "FILL": True, "PRECISION": "ieee"}
 KERNELS = {
     "examine": {},
     "add_rows": {},
@@ -26,7 +35,7 @@ KERNELS = {
     "gradient_of_taps": TAP_BLOCKS,
 }
 POINTERS = {
-    **dict.fromkeys(("grid_ptr", "total_ptr", "partial_ptr"), "*fp32"),
+    **dict.fromkeys(("grid_ptr", "total_ptr", "partial_ptr", "weights_ptr"), "*fp32"),
     **dict.fromkeys(("plan_ptr", "lengths_ptr"), "*i32"),
     "coord_ptr": "*i64",
 }
