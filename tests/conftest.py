@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator
 
 import onnx
@@ -64,6 +66,12 @@ def siglip_onnx(_siglip_onnx: bytes) -> ir.Model:
 def mixed() -> Batch:
     """A batch of mixed grids with padding, for 4-pixel patches."""
     return noise_batch("mixed", MIXED, tokens=26, token_width=48)
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Say at once why a test failed on a borrowed GPU, whose time may end before pytest's own summary."""
+    if report.failed and "NAFLEX_GPU_TESTS_ON" in os.environ and "PYTEST_XDIST_WORKER" not in os.environ:
+        print(f"\n{report.nodeid}, {report.when}: {report.longreprtext[-3000:]}", file=sys.__stderr__, flush=True)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -167,7 +167,7 @@ def test_kernels_give_what_the_matmul_gives(
     side, how = options.get("side", 16), Resampling(options.get("mode", "bicubic"), options.get("antialias", True))
     found = []
     for kernels in (False, True):
-        monkeypatch.setattr(add_resampled, "FUSED_ON_GPU", kernels)
+        monkeypatch.setattr(add_resampled, "KERNELS_ON_GPU", kernels)
         draw = torch.Generator().manual_seed(0)
         grid = torch.randn(side, side, 96, generator=draw).to(DEVICE).requires_grad_()
         coord = batches[0].patch_coord

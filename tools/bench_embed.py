@@ -184,7 +184,7 @@ def with_matmul(module: Module) -> Module:
     """Return a module that resamples by the matmul of exported graphs, and not by the kernels for a GPU."""
 
     def call(patches: Tensor, coord: Tensor) -> tuple[Tensor, object]:
-        with mock.patch.object(add_resampled, "FUSED_ON_GPU", False):
+        with mock.patch.object(add_resampled, "KERNELS_ON_GPU", False):
             return module(patches, coord)
 
     return call

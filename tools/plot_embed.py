@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from goals import Row, is_gpu
+from goals import Row
 from record import RESULTS, ROOT, newest, read
-from write_tables import KEYS, PLOT, machine, unique
+from write_tables import KEYS, PLOT, machine, newest_machine, unique
 
 PASS = "forward+backward"
 BATCH, SIZES = "32", "4..31"
@@ -36,10 +36,8 @@ def main() -> None:
 
 
 def chosen(rows: Sequence[Row]) -> list[Row]:
-    """Return the rows to draw: forward and backward in float32, of a GPU where there is one, measured last."""
-    kind = [row for row in rows if row["pass"] == PASS and row["dtype"] == "float32"]
-    last = max(kind, key=lambda row: (is_gpu(row["device"]), row["date"]), default=None)
-    return [row for row in kind if last and machine(row) == machine(last)]
+    """Return the rows to draw: forward and backward in float32, of the CPU measured last, where all sizes are."""
+    return newest_machine([row for row in rows if row["pass"] == PASS])
 
 
 def stamp(rows: Sequence[Row]) -> str:

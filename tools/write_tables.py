@@ -14,6 +14,8 @@ from goals import GOALS, Results, Row, is_gpu, verdict
 from markdown_text import NOTHING, figure, listed, percent, plural, ratio, section, span, table
 from record import PACKAGES, RESULTS, ROOT, newest, read
 
+from naflex_export.models import DEFAULT_MODEL
+
 KEYS = {
     "bench_embed": ("device", "threads", "dtype", "source", "sizes", "batch", "pass", "candidate"),
     "bench_encoder": ("device", "threads", "dtype", "model", "grids", "batch", "tokens", "technique"),
@@ -51,6 +53,9 @@ PATCH = """
 The kernel of the report that this project starts from, by `python tools/bench_patch_resample.py`; *error* is the
 largest difference from timm's formula in float64, as a share of the largest value.
 """
+
+
+KINDS = {"naflex": "grids of NaFlex's size rule", "different": "all grids different"}
 
 
 def main() -> None:
@@ -106,7 +111,7 @@ def page(results: Results) -> str:
 
 
 def summary(results: Results) -> str:
-    """Return the section of the README: on the CPU measured last, and what has not been measured."""
+    """Return the section of the README: on the CPU and the GPU measured last, and what has not been measured."""
     parts = []
     embed = [
         row
@@ -146,10 +151,62 @@ def summary(results: Results) -> str:
         ]
     names = {"The embedding": embed, "The whole encoder": encoder}
     parts += [f"{name} has not been measured." for name, rows in names.items() if not rows]
-    if not any(is_gpu(row["device"]) for row in [*results.embed, *results.encoder]):
-        parts.append("Nothing has been measured on a GPU; `tools/gpu_suite.sh` is the command that would.")
+    parts += on_gpu(results) or ["Nothing has been measured on a GPU; `tools/gpu_suite.sh` is the command that would."]
     parts.append("All rows, and what was aimed at, are in [docs/performance.md](docs/performance.md).")
     return "\n\n".join(parts)
+
+
+def on_gpu(results: Results) -> list[str]:
+    """Return the part of the README that is of the GPU measured last: its largest batches, forward and backward."""
+    parts = []
+    embed = last_gpu([row for row in results.embed if (row["sizes"], row["pass"]) == ("4..31", "forward+backward")])
+    if embed:
+        largest = max(embed, key=lambda row: int(row["batch"]))["batch"]
+        embed = [row for row in embed if row["batch"] == largest]
+        names = [name for name in unique(embed, "candidate") if name != "floor"]
+        parts += [
+            f"On an {embed[0]['device']}, {largest} images at once, without TF32:",
+            table(
+                ["source grid", "dtype", *names],
+                [
+                    [*setting, *(cell(rows, name, lambda row: row["ratio_to_floor"]) for name in names)]
+                    for setting, rows in grouped(embed, ("source", "dtype")).items()
+                ],
+            ),
+            "(matmul: what an exported graph computes.)",
+        ]
+    encoder = last_gpu([row for row in results.encoder if row["model"] == DEFAULT_MODEL])
+    packed_is_there = any("packed" in row["technique"] for row in encoder)
+    for (grids, batch, tokens, dtype), rows in grouped(encoder, ("grids", "batch", "tokens", "dtype")).items():
+        parts += [
+            f"The encoder `{DEFAULT_MODEL}` there, {plural(int(batch), 'image')} of {tokens} tokens, {dtype}, "
+            f"{KINDS[grids]}:",
+            table(
+                ["technique", "ms", "images/s", "speed", "matrix rate"],
+                [
+                    [
+                        row["technique"],
+                        *(figure(row[name]) for name in ("ms", "images_per_s")),
+                        ratio(row["speedup"]),
+                        percent(row["matrix_share"]),
+                    ]
+                    for row in rows
+                    if row["ms"]
+                ],
+            ),
+        ]
+    if packed_is_there:
+        parts.append(
+            "(matrix rate: of the GPU's own on a square product, counting padding as work. Packed tokens skip it.)"
+        )
+    return parts
+
+
+def last_gpu(rows: Sequence[Row]) -> list[Row]:
+    """Return the rows of the GPU that was measured last."""
+    kind = [row for row in rows if is_gpu(row["device"])]
+    last = max(kind, key=lambda row: row["date"], default=None)
+    return [row for row in kind if last and row["device"] == last["device"]]
 
 
 def embed_tables(rows: Sequence[Row]) -> list[str]:
@@ -191,11 +248,10 @@ def embed_tables(rows: Sequence[Row]) -> list[str]:
 
 def encoder_tables(rows: Sequence[Row]) -> list[str]:
     """Return a table for each model, kind of grids, batch and token count of one machine."""
-    kinds = {"naflex": "grids of NaFlex's size rule", "different": "all grids different"}
     head = ["technique", "ms", "images/s", "speed", "MiB", "embedding", "position", "matrix rate", "error"]
     parts = []
     for (model, grids, batch, tokens), found in grouped(rows, ("model", "grids", "batch", "tokens")).items():
-        parts.append(f"`{model}`, {plural(int(batch), 'image')} of {tokens} tokens, {kinds[grids]}:")
+        parts.append(f"`{model}`, {plural(int(batch), 'image')} of {tokens} tokens, {KINDS[grids]}:")
         parts.append(table(head, [encoder_cells(row) for row in found if row["ms"]]))
         failed = [row for row in found if not row["ms"]]
         parts += [f"- {row['technique']} was not run: {row['failure']}" for row in failed]

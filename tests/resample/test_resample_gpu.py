@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 triton = pytest.importorskip("triton")
+from naflex_export.resample import add as add_resampled  # noqa: E402
 from naflex_export.resample import triton_kernels as resample_kernels  # noqa: E402
 from naflex_export.resample.gpu import COMPILED, TAP_BLOCKS, TOKEN_BLOCKS  # noqa: E402
 
@@ -39,6 +41,26 @@ POINTERS = {
     **dict.fromkeys(("plan_ptr", "lengths_ptr"), "*i32"),
     "coord_ptr": "*i64",
 }
+
+
+@pytest.mark.parametrize(
+    ("capability", "installed", "hip", "on"),
+    [((9, 0), True, None, True), ((8, 0), True, None, True), ((7, 5), True, None, False), ((9, 0), False, None, False),
+     ((9, 4), True, "6.2", False)],
+    ids=["hopper", "ampere", "turing", "no-triton", "rocm"],
+)  # fmt: skip
+def test_a_gpu_runs_them_where_it_can(
+    capability: tuple[int, int], installed: bool, hip: str | None, on: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    monkeypatch.setattr(add_resampled, "HAS_TRITON", installed)
+    gpu = torch.device("cuda", 0)
+    assert add_resampled._has_own_evaluation(gpu) is on
+    monkeypatch.setattr(add_resampled, "KERNELS_ON_GPU", False)
+    assert not add_resampled._has_own_evaluation(gpu)
+    assert add_resampled._has_own_evaluation(torch.device("cpu"))
+    assert not add_resampled._has_own_evaluation(torch.device("mps"))
 
 
 @pytest.mark.skipif(
