@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from naflex_export.resample.add import add_by_operator
-from naflex_export.resample.weights import Resampling, resample_at
+from naflex_export.resample.graph_form import resample_at
+from naflex_export.resample.weights import Resampling
 
 
 def add_to_zeros(grid: Tensor, coord: Tensor, how: Resampling, lengths: Tensor | None = None, **kind: Any) -> Tensor:

@@ -34,7 +34,8 @@ from naflex_export.bench.timing import Timing, interleave, peak_allocated
 from naflex_export.grid import Grid
 from naflex_export.models.timm_naflex import VectorizedNaFlexEmbeds, resampling_of
 from naflex_export.resample import add as add_resampled
-from naflex_export.resample.weights import axis_weights, grids_of, inside
+from naflex_export.resample.coordinates import grids_of, inside
+from naflex_export.resample.weights import axis_weights
 
 FIELDS = (
     *(*ABOUT, "torch", "timm", "dtype", "source", "sizes", "batch", "tokens", "pass", "candidate"),

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from naflex_export.models.timm_naflex import resampling_of
-from naflex_export.resample.weights import grids_of, resample_at
+from naflex_export.resample.coordinates import grids_of
+from naflex_export.resample.graph_form import resample_at
 
 
 class Packed(NamedTuple):

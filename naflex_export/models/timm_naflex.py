@@ -29,7 +29,9 @@ from naflex_export.models.timm_patch_size import (
 )
 from naflex_export.models.timm_rope import VectorizedNaFlexVit
 from naflex_export.resample.add import add_resampled
-from naflex_export.resample.weights import Mode, Resampling, grids_of, resample_axes_at
+from naflex_export.resample.coordinates import grids_of
+from naflex_export.resample.graph_form import resample_axes_at
+from naflex_export.resample.weights import Mode, Resampling
 from naflex_export.serving.input_formats import TIMM
 
 

@@ -22,7 +22,7 @@ from timm.layers.pos_embed_sincos import (
 from timm.models import NaFlexVit
 from torch import Tensor
 
-from naflex_export.resample.weights import grids_of, inside
+from naflex_export.resample.coordinates import grids_of, inside
 
 
 class VectorizedNaFlexVit(NaFlexVit):

@@ -12,7 +12,10 @@ import torch
 from torch import Tensor
 
 from naflex_export.resample import cpu as resample_cpu
-from naflex_export.resample.weights import Mode, Resampling, full_precision, grids_of, resample_at
+from naflex_export.resample.autocast import full_precision
+from naflex_export.resample.coordinates import grids_of
+from naflex_export.resample.graph_form import resample_at
+from naflex_export.resample.weights import Mode, Resampling
 
 KERNELS_ON_GPU = True
 """Whether a GPU that can runs the kernels of `resample/gpu.py`; off, it runs the matmul of `resample_at`, to compare.

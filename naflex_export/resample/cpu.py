@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from naflex_export.resample.weights import Resampling, axis_weights, grid_taps, grids_of, reads_taps
+from naflex_export.resample.coordinates import grids_of
+from naflex_export.resample.weights import Resampling, axis_weights, grid_taps, reads_taps
 
 LINES = 2**18
 """Most values of what lies between the two axes of a resize, so that it stays in a cache and asks for little memory."""

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from naflex_export.errors import RequestError
-from naflex_export.resample.weights import BICUBIC, Mode, Resampling, full_precision, resampling_matrix
+from naflex_export.resample.autocast import full_precision
+from naflex_export.resample.weights import BICUBIC, Mode, Resampling, resampling_matrix
 
 _kept: dict[tuple[int, int, Resampling, torch.device], Tensor] = {}
 

@@ -13,15 +13,14 @@ Shape legend: B images, N tokens, S source samples, T taps, H x W source grid, C
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import reduce
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from naflex_export.errors import RequestError
+from naflex_export.resample.coordinates import inside, positions
 
 Mode = Literal["bilinear", "bicubic"]
 
@@ -153,7 +152,7 @@ def grid_taps(
     Raises:
         RequestError: as `axis_taps`.
     """
-    position_BN2, length_BN2 = _positions(coord_BN2, lengths_B2)
+    position_BN2, length_BN2 = positions(coord_BN2, lengths_B2)
     (y_BN, x_BN), (height_BN, width_BN) = position_BN2.unbind(-1), length_BN2.unbind(-1)
     row_BNT, row_weight_BNT = axis_taps(y_BN, height_BN, source[0], how)
     column_BNT, column_weight_BNT = axis_taps(x_BN, width_BN, source[1], how)
@@ -177,7 +176,7 @@ def grid_weights(
     Returns:
         [B, N, H], zero for padding unless `fill_padding`, and [B, N, W], both float32.
     """
-    position_BN2, length_BN2 = _positions(coord_BN2, lengths_B2)
+    position_BN2, length_BN2 = positions(coord_BN2, lengths_B2)
     (y_BN, x_BN), (height_BN, width_BN) = position_BN2.unbind(-1), length_BN2.unbind(-1)
     rows_BNH = axis_weights(y_BN, height_BN, source[0], how)
     rows_BNH = rows_BNH if fill_padding else rows_BNH * inside(coord_BN2)
@@ -226,124 +225,3 @@ def resampling_matrix(
     position = torch.arange(target, dtype=torch.float64, device="cpu")
     length = torch.full_like(position, target)
     return axis_weights(position, length, source, how).to(dtype)
-
-
-def resample_at(
-    grid_HWC: Tensor,
-    coord_BN2: Tensor,
-    how: Resampling,
-    lengths_B2: Tensor | None = None,
-    *,
-    fill_padding: bool = False,
-) -> Tensor:
-    """Return a learned grid, resized for each image and read at each of its tokens.
-
-    A source of up to `DENSE_CELLS` cells is one matmul. A larger one is read at the 4 or 16 cells that matter, or,
-    with antialias, where any cell may matter, by a matmul for each block of rows of up to `DENSE_CELLS` cells.
-
-    Args:
-        grid_HWC: [H, W, C] the source grid, any floating dtype; resampled in float32.
-        coord_BN2: [B, N, 2] integer (y, x) of each token, row by row; padding holds zeros.
-        how: the resize to reproduce.
-        lengths_B2: [B, 2] lengths to resize to, in patches, integer; by default each image's own grid, the largest
-            coordinate plus one. Larger ones read the upper left corner of a larger resize (aspect-preserving).
-        fill_padding: let padding read what its coordinate says, the first cell, as timm's `grid_sample` has it.
-
-    Returns:
-        [B, N, C] float32; zero beyond the first h * w tokens of an image, as timm and the reference loop have it,
-        unless `fill_padding`.
-    """
-    source_h, source_w, _ = grid_HWC.shape
-    grid_HWC = grid_HWC.float()
-    if reads_taps((source_h, source_w), how):
-        cell_BNT, weight_BNT = grid_taps((source_h, source_w), coord_BN2, lengths_B2, how)
-        return _sum_of_taps(grid_HWC, cell_BNT, weight_BNT if fill_padding else weight_BNT * inside(coord_BN2))
-
-    rows_BNH, columns_BNW = grid_weights((source_h, source_w), coord_BN2, lengths_B2, how, fill_padding=fill_padding)
-    block = max(1, DENSE_CELLS // source_w)
-    with full_precision(grid_HWC.device.type):
-        if block >= source_h:
-            return _dense(rows_BNH, columns_BNW, grid_HWC)
-        blocks = [slice(start, start + block) for start in range(0, source_h, block)]
-        return reduce(torch.add, (_dense(rows_BNH[..., part], columns_BNW, grid_HWC[part]) for part in blocks))
-
-
-def resample_axes_at(
-    table_HC: Tensor,
-    table_WC: Tensor,
-    coord_BN2: Tensor,
-    how: Resampling,
-    lengths_B2: Tensor | None = None,
-    *,
-    fill_padding: bool = False,
-) -> Tensor:
-    """Return a factorized embedding: a table of rows and one of columns, each resized, and their sum at each token.
-
-    Args:
-        table_HC: [H, C] the source rows, any floating dtype; resampled in float32.
-        table_WC: [W, C] the source columns.
-        coord_BN2: [B, N, 2] integer (y, x) of each token, as in `resample_at`.
-        how: the resize to reproduce.
-        lengths_B2: [B, 2] lengths to resize to, as in `resample_at`.
-        fill_padding: let padding read what its coordinate says.
-
-    Returns:
-        [B, N, C] float32; padding as in `resample_at`.
-    """
-    position_BN2, length_BN2 = _positions(coord_BN2, lengths_B2)
-    rows_BNH = axis_weights(position_BN2[..., 0], length_BN2[..., 0], table_HC.shape[0], how)
-    columns_BNW = axis_weights(position_BN2[..., 1], length_BN2[..., 1], table_WC.shape[0], how)
-    if not fill_padding:
-        kept_BN1 = inside(coord_BN2)
-        rows_BNH, columns_BNW = rows_BNH * kept_BN1, columns_BNW * kept_BN1
-    with full_precision(table_HC.device.type):
-        return rows_BNH @ table_HC.float() + columns_BNW @ table_WC.float()
-
-
-def grids_of(coord_BN2: Tensor) -> Tensor:
-    """Return each image's grid [B, 2]: its largest coordinates plus one."""
-    return coord_BN2.amax(dim=1) + 1
-
-
-def inside(coord_BN2: Tensor) -> Tensor:
-    """Return [B, N, 1] bool: True for the first h * w tokens of each image, False for its padding."""
-    token_N = torch.arange(coord_BN2.shape[1], device=coord_BN2.device)
-    return (token_N < grids_of(coord_BN2).prod(dim=1, keepdim=True)).unsqueeze(-1)
-
-
-def _positions(coord_BN2: Tensor, lengths_B2: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return the tokens' positions and the lengths of the axes they lie on, both [B, N, 2] float32."""
-    lengths_B2 = grids_of(coord_BN2) if lengths_B2 is None else lengths_B2
-    position_BN2 = coord_BN2.float()
-    return position_BN2, lengths_B2.unsqueeze(1).float().expand_as(position_BN2)
-
-
-def _dense(rows_BNH: Tensor, columns_BNW: Tensor, grid_HWC: Tensor) -> Tensor:
-    """Return the sum [B, N, C] of all cells, each weighted by its row and its column."""
-    return (rows_BNH.unsqueeze(-1) * columns_BNW.unsqueeze(-2)).flatten(-2) @ grid_HWC.flatten(0, 1)
-
-
-def _sum_of_taps(grid_HWC: Tensor, cell_BNT: Tensor, weight_BNT: Tensor) -> Tensor:
-    """Return the weighted sum [B, N, C] of the cells that each token taps.
-
-    One tap at a time: all 16 at once would hold 16 times the result.
-    """
-    cells_SC = grid_HWC.flatten(0, 1)
-    weighted = (
-        torch.nn.functional.embedding(cell_BN, cells_SC) * weight_BN.unsqueeze(-1)
-        for cell_BN, weight_BN in zip(cell_BNT.unbind(-1), weight_BNT.unbind(-1), strict=True)
-    )
-    return reduce(torch.add, weighted)
-
-
-def full_precision(device_type: str) -> AbstractContextManager[object]:
-    """Return a context in which autocast leaves float32 matmuls alone; free where autocast is off."""
-    if _has_autocast(device_type) and torch.is_autocast_enabled(device_type):
-        return torch.autocast(device_type, enabled=False)
-    return nullcontext()
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _has_autocast(device_type: str) -> bool:
-    """Whether a kind of device has autocast; dynamo of torch 2.11 cannot look into it."""
-    return bool(torch.amp.is_autocast_available(device_type))

@@ -14,7 +14,9 @@ from torch import Tensor
 from naflex_export.resample import add as rule
 from naflex_export.resample import gpu as resample_gpu
 from naflex_export.resample import weights as resample
-from naflex_export.resample.weights import Resampling, grids_of, resample_at
+from naflex_export.resample.coordinates import grids_of
+from naflex_export.resample.graph_form import resample_at
+from naflex_export.resample.weights import Resampling
 
 
 @pytest.fixture(autouse=True)

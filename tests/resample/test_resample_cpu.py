@@ -21,7 +21,8 @@ from naflex_export.resample import add as rule
 from naflex_export.resample import cpu as resample_cpu
 from naflex_export.resample import weights as resample
 from naflex_export.resample.cpu import _Axes
-from naflex_export.resample.weights import Resampling, resample_at
+from naflex_export.resample.graph_form import resample_at
+from naflex_export.resample.weights import Resampling
 
 TWICE = (*MIXED, Grid(5, 4), Grid(3, 7))
 """Some grids come twice, so that their gradients are summed."""

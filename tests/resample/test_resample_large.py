@@ -15,7 +15,8 @@ from torch import Tensor
 from naflex_export.batch import noise_batch
 from naflex_export.errors import RequestError
 from naflex_export.resample import weights as resample
-from naflex_export.resample.weights import Resampling, axis_taps, axis_weights, reads_taps, resample_axes_at
+from naflex_export.resample.graph_form import resample_axes_at
+from naflex_export.resample.weights import Resampling, axis_taps, axis_weights, reads_taps
 
 SPARSE = [
     pytest.param(Resampling(mode, antialias=False, align_corners=corners), id=f"{mode}{'-ac' * corners}")

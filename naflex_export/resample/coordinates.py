@@ -1,0 +1,27 @@
+"""What the coordinates of a batch of tokens say: grids, which tokens are no padding, where each lies on its axes.
+
+Shape legend: B images, N tokens.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def grids_of(coord_BN2: Tensor) -> Tensor:
+    """Return each image's grid [B, 2]: its largest coordinates plus one."""
+    return coord_BN2.amax(dim=1) + 1
+
+
+def inside(coord_BN2: Tensor) -> Tensor:
+    """Return [B, N, 1] bool: True for the first h * w tokens of each image, False for its padding."""
+    token_N = torch.arange(coord_BN2.shape[1], device=coord_BN2.device)
+    return (token_N < grids_of(coord_BN2).prod(dim=1, keepdim=True)).unsqueeze(-1)
+
+
+def positions(coord_BN2: Tensor, lengths_B2: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return the tokens' positions and the lengths of the axes they lie on, both [B, N, 2] float32."""
+    lengths_B2 = grids_of(coord_BN2) if lengths_B2 is None else lengths_B2
+    position_BN2 = coord_BN2.float()
+    return position_BN2, lengths_B2.unsqueeze(1).float().expand_as(position_BN2)
