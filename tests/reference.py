@@ -13,7 +13,7 @@ from torch import Tensor
 from naflex_export.resample.weights import Resampling
 
 
-def resize(grid_HWC: Tensor, height: int, width: int, how: Resampling) -> Tensor:
+def resize(grid_HWC: Tensor, height: int, width: int, resampling: Resampling) -> Tensor:
     """Return [height, width, C]: the grid resized by `F.interpolate`, in its own dtype.
 
     The strides are those of timm's parameter, [1, H, W, C] permuted. From any others, a contiguous NCHW tensor or
@@ -23,23 +23,23 @@ def resize(grid_HWC: Tensor, height: int, width: int, how: Resampling) -> Tensor
     resized = F.interpolate(
         grid_HWC.unsqueeze(0).permute(0, 3, 1, 2),
         size=(height, width),
-        mode=how.mode,
-        antialias=how.antialias,
-        align_corners=how.align_corners,
+        mode=resampling.mode,
+        antialias=resampling.antialias,
+        align_corners=resampling.align_corners,
     )
     return resized[0].permute(1, 2, 0)
 
 
-def axis_matrix(source: int, target: int, how: Resampling, dtype: torch.dtype, axis: int) -> Tensor:
+def axis_matrix(source: int, target: int, resampling: Resampling, dtype: torch.dtype, axis: int) -> Tensor:
     """Return the [target, source] matrix of one axis, read off `F.interpolate` by resizing unit vectors."""
     unit = torch.eye(source, dtype=dtype)
     if axis == 0:
-        return resize(unit.unsqueeze(1).expand(source, 2, source).contiguous(), target, 2, how)[:, 0]
-    return resize(unit.unsqueeze(0).expand(2, source, source).contiguous(), 2, target, how)[0]
+        return resize(unit.unsqueeze(1).expand(source, 2, source).contiguous(), target, 2, resampling)[:, 0]
+    return resize(unit.unsqueeze(0).expand(2, source, source).contiguous(), 2, target, resampling)[0]
 
 
 def position_embedding(
-    grid_HWC: Tensor, grids: Sequence[tuple[int, int]], tokens: int, how: Resampling, square: bool = False
+    grid_HWC: Tensor, grids: Sequence[tuple[int, int]], tokens: int, resampling: Resampling, square: bool = False
 ) -> Tensor:
     """Return [B, tokens, C]: for each image the resized grid, flattened, and zeros for padding.
 
@@ -48,7 +48,7 @@ def position_embedding(
     rows = []
     for height, width in grids:
         size = (max(height, width),) * 2 if square else (height, width)
-        flat = resize(grid_HWC, *size, how)[:height, :width].flatten(0, 1)
+        flat = resize(grid_HWC, *size, resampling)[:height, :width].flatten(0, 1)
         rows.append(F.pad(flat, (0, 0, 0, tokens - len(flat))))
     return torch.stack(rows)
 
@@ -63,8 +63,8 @@ def float64_model(model: Any, grids: Sequence[tuple[int, int]], resized_to: Sequ
     embeds = twin.embeds
     factorized = embeds.pos_embed_type == "factorized"
     antialias = embeds.pos_embed_antialias and not embeds.pos_embed_use_grid_sample
-    how = Resampling(embeds.pos_embed_interp_mode, antialias, embeds.pos_embed_align_corners)
-    how = Resampling("bilinear", antialias=False) if factorized else how
+    resampling = Resampling(embeds.pos_embed_interp_mode, antialias, embeds.pos_embed_align_corners)
+    resampling = Resampling("bilinear", antialias=False) if factorized else resampling
 
     def add(x_BNC: Tensor, patch_coord: Tensor) -> None:
         # Tables of rows and columns are resized linearly, so their sum may be.
@@ -74,7 +74,7 @@ def float64_model(model: Any, grids: Sequence[tuple[int, int]], resized_to: Sequ
         for grid, size in zip(grids, resized_to or grids, strict=True):
             square = embeds.pos_embed_ar_preserving and tuple(grid) != as_it_is
             target = (max(size),) * 2 if square else size
-            flat_NC = resize(grid_HWC, *target, how)[: grid[0], : grid[1]].flatten(0, 1)
+            flat_NC = resize(grid_HWC, *target, resampling)[: grid[0], : grid[1]].flatten(0, 1)
             rows.append(F.pad(flat_NC, (0, 0, 0, x_BNC.shape[1] - len(flat_NC))))
         x_BNC.add_(torch.stack(rows))
 

@@ -151,7 +151,7 @@ def test_reduce_overhead_is_as_exact(model: nn.Module, batches: list[Batch]) -> 
         {"side": 16, "mode": "bilinear", "antialias": False},
         {"side": 128, "antialias": False},
     ],
-    ids=["rows", "rows-of-32", "tokens", "whole", "taps"],
+    ids=["rows", "rows-of-32", "tokens", "whole", "few-cells"],
 )
 @pytest.mark.parametrize("fill", [False, True], ids=["zeros", "filled"])
 def test_kernels_give_what_the_matmul_gives(
@@ -164,7 +164,10 @@ def test_kernels_give_what_the_matmul_gives(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Values and gradients, and nothing waits. On a CPU: of the evaluation for it."""
-    side, how = options.get("side", 16), Resampling(options.get("mode", "bicubic"), options.get("antialias", True))
+    side, resampling = (
+        options.get("side", 16),
+        Resampling(options.get("mode", "bicubic"), options.get("antialias", True)),
+    )
     found = []
     for kernels in (False, True):
         monkeypatch.setattr(add_resampled, "KERNELS_ON_GPU", kernels)
@@ -176,7 +179,7 @@ def test_kernels_give_what_the_matmul_gives(
         coord = coord.to(DEVICE)
         tokens, flow = (torch.randn(*coord.shape[:2], 96, generator=draw).to(DEVICE, dtype) for _ in range(2))
         with waiting_is_an_error():
-            out = add_resampled.add_resampled(tokens, grid, coord, how, fill_padding=fill)
+            out = add_resampled.add_resampled(tokens, grid, coord, resampling, fill_padding=fill)
             out.backward(flow)
         assert grid.grad is not None
         found.append((out.detach().float(), grid.grad))

@@ -108,10 +108,6 @@ def test_help_imports_click_alone_and_takes_no_second(command: str) -> None:
 
 OTHERS_SAY = {
     "forward": "what a module takes is its model's input format",
-    "add_by_operator": "the operator's schema",
-    "batches": "those of `workload`",
-    "count_flops": "a model and a batch's size",
-    "resampling_matrix": "two lengths, a resize and a dtype",
 }
 """Functions without Args, and why."""
 

@@ -242,9 +242,9 @@ class BagEmbeds(NaFlexEmbeds):
     """
 
     def _apply_learned_naflex_pos_embed(self, x: Tensor, patch_coord: Tensor) -> None:
-        how, grid_HWC = resampling_of(self), self.pos_embed[0]
+        resampling, grid_HWC = resampling_of(self), self.pos_embed[0]
         position, length = patch_coord.float(), grids_of(patch_coord).unsqueeze(1).float().expand(patch_coord.shape)
-        axes = [axis_weights(position[..., i], length[..., i], grid_HWC.shape[i], how) for i in (0, 1)]
+        axes = [axis_weights(position[..., i], length[..., i], grid_HWC.shape[i], resampling) for i in (0, 1)]
         taps = [axis.topk(int((axis != 0).sum(-1).max()), dim=-1) for axis in (axes[0].abs(), axes[1].abs())]
         rows, columns = (axis.gather(-1, tap.indices) for axis, tap in zip(axes, taps, strict=True))
         cells = taps[0].indices.unsqueeze(-1) * grid_HWC.shape[1] + taps[1].indices.unsqueeze(-2)

@@ -167,7 +167,15 @@ class Bench:
         return Technique(name, run, foreign=foreign, trim=runner.trim)
 
     def batches(self, rule: str, images: int, tokens: int, seed: int, num_batches: int) -> list[Batch]:
-        """Return batches as `workload` draws them, each with grids of its own, for this model's patches."""
+        """Return batches as `workload` draws them, each with grids of its own, for this model's patches.
+
+        Args:
+            rule: of the grids, as for `workload`.
+            images: of each batch.
+            tokens: that each image is padded to.
+            seed: of the grids and the values.
+            num_batches: how many batches.
+        """
         width = self.adapter.token_width
         return [workload(rule, images, tokens, width, f"{seed} {number}") for number in range(num_batches)]
 
@@ -268,6 +276,11 @@ def count_flops(model: nn.Module, images: int, tokens: int) -> int:
     """Return the floating-point operations of a forward of the encoder, two for each multiply-add of its matmuls.
 
     Padding is counted, for it is computed. The position embedding is not: a dear way to it is no work done.
+
+    Args:
+        model: a model that `vectorize` takes; it is neither run nor changed.
+        images: in the batch.
+        tokens: that each image is padded to.
     """
     adapter = adapter_of(copy.deepcopy(model).to("meta").requires_grad_(False)).without_position()
     batch = workload("naflex", 1, tokens, adapter.token_width)

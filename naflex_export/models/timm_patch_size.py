@@ -26,8 +26,8 @@ class VectorizedPatchInterpolator(PatchEmbedInterpolator):
     """
 
     def resample_linear_weight(self, weight: Tensor, target_patch_size: tuple[int, int]) -> Tensor:
-        base, how, last = self.base_patch_size, interpolation_of(self), self.channels_last
-        return resample_weight(weight, base, target_patch_size, how, channels_last=last)
+        base, resampling, last = self.base_patch_size, interpolation_of(self), self.channels_last
+        return resample_weight(weight, base, target_patch_size, resampling, channels_last=last)
 
     def resample_conv_weight(self, weight: Tensor, target_patch_size: tuple[int, int]) -> Tensor:
         return resample_kernel(weight, target_patch_size, interpolation_of(self))
@@ -38,10 +38,10 @@ class VectorizedPatchInterpolator(PatchEmbedInterpolator):
         """Make the matrices of these sizes now, on the device, by default the module's own."""
         # a tensor on it, for "cuda" alone does not say which
         at = self.resampler._cache_device_anchor.device if device is None else torch.empty(0, device=device).device
-        how = interpolation_of(self)
+        resampling = interpolation_of(self)
         for size in target_patch_sizes:
             for source, length in zip(self.base_patch_size, to_2tuple(size), strict=True):
-                axis_pinv(source, length, how, at)
+                axis_pinv(source, length, resampling, at)
 
 
 def interpolation_of(interpolator: PatchEmbedInterpolator) -> Resampling:
@@ -74,9 +74,11 @@ def folded(model: NaFlexVit, patch_size: int) -> NaFlexVit:
     """Return the model for flat patches of another size: its weight resampled in float32, all else shared."""
     twin = shared_copy(model)
     embeds, size = twin.embeds, (patch_size, patch_size)
-    how = interpolation_of(embeds.patch_interpolator)
+    resampling = interpolation_of(embeds.patch_interpolator)
     with torch.no_grad():
-        weight = resample_weight(embeds.proj.weight, embeds.patch_size, size, how, channels_last=embeds.channels_last)
+        weight = resample_weight(
+            embeds.proj.weight, embeds.patch_size, size, resampling, channels_last=embeds.channels_last
+        )
     projection = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     projection.weight = nn.Parameter(weight)
     projection.bias = embeds.proj.bias

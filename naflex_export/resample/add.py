@@ -31,7 +31,7 @@ OLDEST_GPU = (8, 0)
 """The compute capability from which the kernels are used: products of bfloat16 parts on tensor cores need it."""
 
 
-class Reading(Protocol):
+class GridReader(Protocol):
     """How a batch reads a source grid, on one kind of device."""
 
     def add_to_(self, x_BNC: Tensor, grid_HWC: Tensor) -> None:
@@ -45,7 +45,7 @@ def add_resampled(
     x: Tensor,
     grid_HWC: Tensor,
     coord_BN2: Tensor,
-    how: Resampling,
+    resampling: Resampling,
     lengths_B2: Tensor | None = None,
     *,
     fill_padding: bool = False,
@@ -60,7 +60,7 @@ def add_resampled(
             it: better pass what is none.
         grid_HWC: [H, W, C] the source grid, any floating dtype; resampled in float32.
         coord_BN2: [B, N, 2] integer (y, x) of each token; padding holds zeros.
-        how: the resize to reproduce.
+        resampling: the resize to reproduce.
         lengths_B2: [B, 2] lengths to resize to, as in `resample_at`.
         fill_padding: add to padding what its coordinate says, as in `resample_at`.
 
@@ -68,8 +68,8 @@ def add_resampled(
         The sum, in the shape and dtype of `x`.
     """
     if _has_own_evaluation(x.device) and not _leaves_torch():
-        return add_by_operator(x, grid_HWC, coord_BN2, how, lengths_B2, fill_padding=fill_padding)
-    pos_BNC = resample_at(grid_HWC, coord_BN2, how, lengths_B2, fill_padding=fill_padding)
+        return add_by_operator(x, grid_HWC, coord_BN2, resampling, lengths_B2, fill_padding=fill_padding)
+    pos_BNC = resample_at(grid_HWC, coord_BN2, resampling, lengths_B2, fill_padding=fill_padding)
     return x.add_(pos_BNC.to(x.dtype).view(x.shape))
 
 
@@ -89,30 +89,50 @@ def _runs_kernels(index: int | None) -> bool:
     return HAS_TRITON and torch.version.hip is None and torch.cuda.get_device_capability(index) >= OLDEST_GPU
 
 
-def _reading(device: torch.device, *arguments: Any) -> Reading:
-    """Return how a batch reads the source grid on a device; arguments as of `resample_cpu.reading`."""
+def _grid_reader(device: torch.device, *arguments: Any) -> GridReader:
+    """Return what reads the source grid for a batch on a device; arguments as of `resample_cpu.grid_reader`."""
     if device.type == "cpu":
-        return resample_cpu.reading(*arguments)
+        return resample_cpu.grid_reader(*arguments)
     from naflex_export.resample import gpu as resample_gpu  # with Triton, which comes with torch for GPUs
 
-    return resample_gpu.reading(*arguments)
+    return resample_gpu.grid_reader(*arguments)
 
 
 def add_by_operator(
     x: Tensor,
     grid_HWC: Tensor,
     coord_BN2: Tensor,
-    how: Resampling,
+    resampling: Resampling,
     lengths_B2: Tensor | None = None,
     *,
     fill_padding: bool = False,
 ) -> Tensor:
-    """Add what `resample_at` gives, to float32 rounding, as one operator; arguments as of `add_resampled`.
+    """Add what `resample_at` gives, to float32 rounding, as one operator.
 
     It is an operator, so that no trace looks inside and keeps the grids of one batch.
+
+    Args:
+        x: [B * N, C] or [B, N, C], as for `add_resampled`; changed in place.
+        grid_HWC: [H, W, C] the source grid.
+        coord_BN2: [B, N, 2] integer (y, x) of each token.
+        resampling: the resize to reproduce.
+        lengths_B2: [B, 2] lengths to resize to; by default each image's own grid.
+        fill_padding: add to padding what its coordinate says.
+
+    Returns:
+        The sum, in the shape and dtype of `x`.
     """
     lengths_B2 = grids_of(coord_BN2) if lengths_B2 is None else lengths_B2
-    arguments = (x, grid_HWC.float(), coord_BN2, lengths_B2, how.mode, how.antialias, how.align_corners, fill_padding)
+    arguments = (
+        x,
+        grid_HWC.float(),
+        coord_BN2,
+        lengths_B2,
+        resampling.mode,
+        resampling.antialias,
+        resampling.align_corners,
+        fill_padding,
+    )
     if torch.is_grad_enabled() and (x.requires_grad or grid_HWC.requires_grad):
         return cast(Tensor, _AddResampled.apply(*arguments))
     _add_resampled_(*arguments)
@@ -151,11 +171,11 @@ def _add_resampled_(
     align_corners: bool,
     fill_padding: bool,
 ) -> None:
-    how = Resampling(cast(Mode, interpolation), antialias, align_corners)
+    resampling = Resampling(cast(Mode, interpolation), antialias, align_corners)
     with torch.no_grad(), full_precision(x.device.type):
         source = grid_HWC.shape[0], grid_HWC.shape[1]
-        reading = _reading(x.device, source, coord_BN2, lengths_B2, how, fill_padding)
-        reading.add_to_(x.view(*coord_BN2.shape[:2], -1), grid_HWC.contiguous())
+        grid_reader = _grid_reader(x.device, source, coord_BN2, lengths_B2, resampling, fill_padding)
+        grid_reader.add_to_(x.view(*coord_BN2.shape[:2], -1), grid_HWC.contiguous())
 
 
 @torch.library.custom_op("naflex_export::add_resampled_gradient", mutates_args=())
@@ -171,10 +191,10 @@ def _gradient(
     width: int,
 ) -> Tensor:
     """Return the gradient [H, W, C] float32 of the grid, for that of the sum, in the shape of `x`."""
-    how = Resampling(cast(Mode, interpolation), antialias, align_corners)
+    resampling = Resampling(cast(Mode, interpolation), antialias, align_corners)
     with torch.no_grad(), full_precision(grad.device.type):
-        reading = _reading(grad.device, (height, width), coord_BN2, lengths_B2, how, fill_padding)
-        return reading.gradient(grad.reshape(*coord_BN2.shape[:2], -1), (height, width))
+        grid_reader = _grid_reader(grad.device, (height, width), coord_BN2, lengths_B2, resampling, fill_padding)
+        return grid_reader.gradient(grad.reshape(*coord_BN2.shape[:2], -1), (height, width))
 
 
 @_gradient.register_fake

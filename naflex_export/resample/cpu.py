@@ -4,7 +4,7 @@ A graph of `resample_at` has no loop, and pays for it with a weight for every ce
 grid of a batch is resized once, one axis after the other, in a few percent of the projection's work, forward and
 backward, and without a copy of the batch. `resample/add.py` makes an operator of it.
 
-Shape legend: B images, N tokens, n tokens that read the grid, T taps of a cell, K taps of all tokens, H x W source
+Shape legend: B images, N tokens, n tokens that read the grid, T cells that a token reads, K of all tokens, H x W source
 grid, h x w target grid, S cells of a grid, C channels.
 """
 
@@ -17,26 +17,26 @@ import torch
 from torch import Tensor
 
 from naflex_export.resample.coordinates import grids_of
-from naflex_export.resample.weights import Resampling, axis_weights, grid_taps, reads_taps
+from naflex_export.resample.weights import Resampling, axis_weights, grid_cells, reads_few_cells
 
 LINES = 2**18
 """Most values of what lies between the two axes of a resize, so that it stays in a cache and asks for little memory."""
 
 
-def reading(
-    source: tuple[int, int], coord_BN2: Tensor, lengths_B2: Tensor, how: Resampling, fill_padding: bool
-) -> _Separable | _Tapped:
-    """Return how a batch reads the source grid: arguments as of `add_resampled`."""
+def grid_reader(
+    source: tuple[int, int], coord_BN2: Tensor, lengths_B2: Tensor, resampling: Resampling, fill_padding: bool
+) -> _SeparableReader | _CellReader:
+    """Return what reads the source grid for a batch: arguments as of `add_resampled`."""
     targets = _targets(coord_BN2, lengths_B2, fill_padding)
-    if reads_taps(source, how):
-        return _Tapped(targets, fill_padding, *_taps(targets, source, how))
-    rows = _matrices({target.lengths[0] for target in targets}, source[0], how)
-    columns = _matrices({target.lengths[1] for target in targets}, source[1], how)
+    if reads_few_cells(source, resampling):
+        return _CellReader(targets, fill_padding, *_cells_of_targets(targets, source, resampling))
+    rows = _matrices({target.lengths[0] for target in targets}, source[0], resampling)
+    columns = _matrices({target.lengths[1] for target in targets}, source[1], resampling)
     axes = [
         _Axes(rows[target.lengths[0]][: target.grid[0]], columns[target.lengths[1]][: target.grid[1]])
         for target in targets
     ]
-    return _Separable(targets, fill_padding, axes)
+    return _SeparableReader(targets, fill_padding, axes)
 
 
 @dataclass
@@ -83,7 +83,7 @@ def _targets(coord_BN2: Tensor, lengths_B2: Tensor, fill_padding: bool) -> list[
 
 
 @dataclass(frozen=True)
-class _Separable:
+class _SeparableReader:
     """Resizes the source once for each target, one axis after the other.
 
     Attributes:
@@ -180,16 +180,16 @@ def _parts(matrix: Tensor, values: int) -> Iterator[tuple[slice, Tensor]]:
         yield slice(start, stop), matrix[start:stop]
 
 
-def _matrices(lengths: Iterable[int], source: int, how: Resampling) -> dict[int, Tensor]:
+def _matrices(lengths: Iterable[int], source: int, resampling: Resampling) -> dict[int, Tensor]:
     """Return the resampling matrix [n, S] of each target length n, all made at once."""
     distinct = sorted(lengths)
     position = torch.cat([torch.arange(length, dtype=torch.float32) for length in distinct])
     length = torch.tensor(distinct).repeat_interleave(torch.tensor(distinct)).float()
-    return dict(zip(distinct, torch.split(axis_weights(position, length, source, how), distinct), strict=True))
+    return dict(zip(distinct, torch.split(axis_weights(position, length, source, resampling), distinct), strict=True))
 
 
 @dataclass(frozen=True)
-class _Tapped:
+class _CellReader:
     """Reads at each cell of a target the few source cells that matter to it: the source is too large to be resized.
 
     Attributes:
@@ -254,11 +254,11 @@ def _add_to_images_(x_BNC: Tensor, target: _Target, pos_SC: Tensor, fill_padding
         x_BNC[image, : len(cell_n)] += pos_SC[cell_n]
 
 
-def _taps(targets: list[_Target], source: tuple[int, int], how: Resampling) -> tuple[Tensor, Tensor]:
+def _cells_of_targets(targets: list[_Target], source: tuple[int, int], resampling: Resampling) -> tuple[Tensor, Tensor]:
     """Return what the cells of all targets read of the source, and the weights, both [S, T]."""
     cells = [torch.cartesian_prod(*map(torch.arange, target.grid)) for target in targets]
     lengths = [torch.tensor(target.lengths).expand(target.size, 2) for target in targets]
-    source_S1T, weight_S1T = grid_taps(source, torch.cat(cells).unsqueeze(1), torch.cat(lengths), how)
+    source_S1T, weight_S1T = grid_cells(source, torch.cat(cells).unsqueeze(1), torch.cat(lengths), resampling)
     return source_S1T.squeeze(1).int(), weight_S1T.squeeze(1)
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from naflex_export.resample import triton_kernels as kernels
-from naflex_export.resample.weights import Resampling, reads_taps
+from naflex_export.resample.weights import Resampling, reads_few_cells
 
 LONGEST_LINE = 128
 """Longest row of a source grid of which a program holds a block of channels in registers."""
@@ -35,28 +35,29 @@ UNITS = 64
 """Programs a block of channels, below which an image's rows are shared by several."""
 
 
-def reading(
-    source: tuple[int, int], coord_BN2: Tensor, lengths_B2: Tensor, how: Resampling, fill_padding: bool
-) -> _Rows | _Taps:
-    """Return how a batch reads the source grid: arguments as of `add_resampled`."""
+def grid_reader(
+    source: tuple[int, int], coord_BN2: Tensor, lengths_B2: Tensor, resampling: Resampling, fill_padding: bool
+) -> _RowReader | _CellReader:
+    """Return what reads the source grid for a batch: arguments as of `add_resampled`."""
     coord_BN2, lengths_B2 = coord_BN2.contiguous(), lengths_B2.to(torch.int32).contiguous()
     (images, tokens, _), (height, width) = coord_BN2.shape, source
-    takes_rows = not reads_taps(source, how)
-    by_rows = takes_rows and width <= LONGEST_LINE
+    has_rows = not reads_few_cells(source, resampling)
+    by_rows = has_rows and width <= LONGEST_LINE
     plan_B3 = torch.empty(images, 3, dtype=torch.int32, device=coord_BN2.device)
     shape = (images, tokens + 1, max(source)) if by_rows else (1, 1, 1)
     weights_BNS = torch.empty(shape, dtype=torch.float32, device=coord_BN2.device)
     kernels.examine[(images,)](
         coord_BN2, lengths_B2, plan_B3, weights_BNS, tokens, height, width, max(source),
-        CUBIC=how.mode == "bicubic", ANTIALIAS=how.antialias, ALIGNED=how.align_corners, FILL=fill_padding,
-        WEIGHTS=by_rows, BLOCK_N=256, BLOCK_P=16, BLOCK_H=_power(height), BLOCK_W=_power(width), **COMPILED,
+        CUBIC=resampling.mode == "bicubic", ANTIALIAS=resampling.antialias, ALIGNED=resampling.align_corners,
+        FILL=fill_padding, WEIGHTS=by_rows, BLOCK_N=256, BLOCK_P=16, BLOCK_H=_power(height), BLOCK_W=_power(width),
+        **COMPILED,
     )  # fmt: skip
-    given = source, coord_BN2, plan_B3, lengths_B2, how, fill_padding
-    return _Rows(*given, weights_BNS if by_rows else None) if takes_rows else _Taps(*given)
+    given = source, coord_BN2, plan_B3, lengths_B2, resampling, fill_padding
+    return _RowReader(*given, weights_BNS if by_rows else None) if has_rows else _CellReader(*given)
 
 
 @dataclass(frozen=True)
-class _Reading:
+class _KernelReader:
     """What the kernels of either kind are given.
 
     Attributes:
@@ -64,7 +65,7 @@ class _Reading:
         coord_BN2: integer (y, x) of each token.
         plan_B3: height and width of each image's grid, and whether its tokens go row by row; int32.
         lengths_B2: what the source is resized to; int32.
-        how: the resize.
+        resampling: the resize.
         fill_padding: whether padding reads what its coordinate says.
     """
 
@@ -72,21 +73,21 @@ class _Reading:
     coord_BN2: Tensor
     plan_B3: Tensor
     lengths_B2: Tensor
-    how: Resampling
+    resampling: Resampling
     fill_padding: bool
 
     def _options(self) -> dict[str, Any]:
         """Return the compile-time parameters that all kernels share."""
         return {
-            "CUBIC": self.how.mode == "bicubic",
-            "ALIGNED": self.how.align_corners,
+            "CUBIC": self.resampling.mode == "bicubic",
+            "ALIGNED": self.resampling.align_corners,
             "FILL": self.fill_padding,
             **COMPILED,
         }
 
 
 @dataclass(frozen=True)
-class _Rows(_Reading):
+class _RowReader(_KernelReader):
     """Reads the grid a target row at a time, or token by token where tokens are in another order.
 
     Attributes:
@@ -137,40 +138,40 @@ class _Rows(_Reading):
         return partial.sum(dim=0)
 
     def _resize(self) -> dict[str, Any]:
-        return {"ANTIALIAS": self.how.antialias, **self._options()}
+        return {"ANTIALIAS": self.resampling.antialias, **self._options()}
 
 
 @dataclass(frozen=True)
-class _Taps(_Reading):
+class _CellReader(_KernelReader):
     """Reads the few cells that matter to a token, of a source too large for a weight a cell."""
 
     def add_to_(self, x_BNC: Tensor, grid_HWC: Tensor) -> None:
         """Add to each token the resized grid's value there."""
-        self._run(kernels.add_taps, _dense(x_BNC), grid_HWC)
+        self._run(kernels.add_cells, _dense(x_BNC), grid_HWC)
 
     def gradient(self, grad_BNC: Tensor, source: tuple[int, int]) -> Tensor:
         """Return the source grid's gradient [H, W, C] float32; its sums are made in no fixed order."""
         total_HWC = grad_BNC.new_zeros(*source, grad_BNC.shape[-1], dtype=torch.float32)
-        self._run(kernels.gradient_of_taps, total_HWC, grad_BNC.contiguous())
+        self._run(kernels.gradient_of_cells, total_HWC, grad_BNC.contiguous())
         return total_HWC
 
     def _run(self, kernel: kernels.Kernel, changed: Tensor, read: Tensor) -> None:
         """Run a kernel that changes its first tensor and reads its second, one of which is a batch."""
         images, tokens, _ = self.coord_BN2.shape
         channels = changed.shape[-1]
-        programs = images, _blocks(tokens, TAP_BLOCKS["BLOCK_X"]), _blocks(channels, TAP_BLOCKS["BLOCK_C"])
-        batch, grid = (changed, read) if kernel is kernels.add_taps else (read, changed)
+        programs = images, _blocks(tokens, CELL_BLOCKS["BLOCK_X"]), _blocks(channels, CELL_BLOCKS["BLOCK_C"])
+        batch, grid = (changed, read) if kernel is kernels.add_cells else (read, changed)
         places = {"coord_ptr": self.coord_BN2, "plan_ptr": self.plan_B3, "lengths_ptr": self.lengths_B2}
-        names = ("x_ptr", "grid_ptr") if kernel is kernels.add_taps else ("grad_ptr", "total_ptr")
+        names = ("x_ptr", "grid_ptr") if kernel is kernels.add_cells else ("grad_ptr", "total_ptr")
         kernel[programs](
             **dict(zip(names, (batch, grid), strict=True)), **places,
-            N=tokens, H=self.source[0], W=self.source[1], C=channels, **TAP_BLOCKS, **self._options(),
+            N=tokens, H=self.source[0], W=self.source[1], C=channels, **CELL_BLOCKS, **self._options(),
         )  # fmt: skip
 
 
 ROW_BLOCKS = {"BLOCK_X": 16, "BLOCK_C": 64}
 TOKEN_BLOCKS = {"BLOCK_X": 32, "BLOCK_W": 32, "BLOCK_C": 64}
-TAP_BLOCKS = {"BLOCK_X": 16, "BLOCK_C": 128}
+CELL_BLOCKS = {"BLOCK_X": 16, "BLOCK_C": 128}
 """Tokens, cells of a row of the source, and channels of a program."""
 
 

@@ -13,13 +13,13 @@ from torch import Tensor
 from naflex_export.resample import weights
 from naflex_export.resample.autocast import full_precision
 from naflex_export.resample.coordinates import inside, positions
-from naflex_export.resample.weights import Resampling, axis_weights, grid_taps, grid_weights, reads_taps
+from naflex_export.resample.weights import Resampling, axis_weights, grid_cells, grid_weights, reads_few_cells
 
 
 def resample_at(
     grid_HWC: Tensor,
     coord_BN2: Tensor,
-    how: Resampling,
+    resampling: Resampling,
     lengths_B2: Tensor | None = None,
     *,
     fill_padding: bool = False,
@@ -32,7 +32,7 @@ def resample_at(
     Args:
         grid_HWC: [H, W, C] the source grid, any floating dtype; resampled in float32.
         coord_BN2: [B, N, 2] integer (y, x) of each token, row by row; padding holds zeros.
-        how: the resize to reproduce.
+        resampling: the resize to reproduce.
         lengths_B2: [B, 2] lengths to resize to, in patches, integer; by default each image's own grid, the largest
             coordinate plus one. Larger ones read the upper left corner of a larger resize (aspect-preserving).
         fill_padding: let padding read what its coordinate says, the first cell, as timm's `grid_sample` has it.
@@ -43,11 +43,13 @@ def resample_at(
     """
     source_h, source_w, _ = grid_HWC.shape
     grid_HWC = grid_HWC.float()
-    if reads_taps((source_h, source_w), how):
-        cell_BNT, weight_BNT = grid_taps((source_h, source_w), coord_BN2, lengths_B2, how)
-        return _sum_of_taps(grid_HWC, cell_BNT, weight_BNT if fill_padding else weight_BNT * inside(coord_BN2))
+    if reads_few_cells((source_h, source_w), resampling):
+        cell_BNT, weight_BNT = grid_cells((source_h, source_w), coord_BN2, lengths_B2, resampling)
+        return _sum_of_cells(grid_HWC, cell_BNT, weight_BNT if fill_padding else weight_BNT * inside(coord_BN2))
 
-    rows_BNH, columns_BNW = grid_weights((source_h, source_w), coord_BN2, lengths_B2, how, fill_padding=fill_padding)
+    rows_BNH, columns_BNW = grid_weights(
+        (source_h, source_w), coord_BN2, lengths_B2, resampling, fill_padding=fill_padding
+    )
     block = max(1, weights.DENSE_CELLS // source_w)
     with full_precision(grid_HWC.device.type):
         if block >= source_h:
@@ -60,7 +62,7 @@ def resample_axes_at(
     table_HC: Tensor,
     table_WC: Tensor,
     coord_BN2: Tensor,
-    how: Resampling,
+    resampling: Resampling,
     lengths_B2: Tensor | None = None,
     *,
     fill_padding: bool = False,
@@ -71,7 +73,7 @@ def resample_axes_at(
         table_HC: [H, C] the source rows, any floating dtype; resampled in float32.
         table_WC: [W, C] the source columns.
         coord_BN2: [B, N, 2] integer (y, x) of each token, as in `resample_at`.
-        how: the resize to reproduce.
+        resampling: the resize to reproduce.
         lengths_B2: [B, 2] lengths to resize to, as in `resample_at`.
         fill_padding: let padding read what its coordinate says.
 
@@ -79,8 +81,8 @@ def resample_axes_at(
         [B, N, C] float32; padding as in `resample_at`.
     """
     position_BN2, length_BN2 = positions(coord_BN2, lengths_B2)
-    rows_BNH = axis_weights(position_BN2[..., 0], length_BN2[..., 0], table_HC.shape[0], how)
-    columns_BNW = axis_weights(position_BN2[..., 1], length_BN2[..., 1], table_WC.shape[0], how)
+    rows_BNH = axis_weights(position_BN2[..., 0], length_BN2[..., 0], table_HC.shape[0], resampling)
+    columns_BNW = axis_weights(position_BN2[..., 1], length_BN2[..., 1], table_WC.shape[0], resampling)
     if not fill_padding:
         kept_BN1 = inside(coord_BN2)
         rows_BNH, columns_BNW = rows_BNH * kept_BN1, columns_BNW * kept_BN1
@@ -93,10 +95,10 @@ def _dense(rows_BNH: Tensor, columns_BNW: Tensor, grid_HWC: Tensor) -> Tensor:
     return (rows_BNH.unsqueeze(-1) * columns_BNW.unsqueeze(-2)).flatten(-2) @ grid_HWC.flatten(0, 1)
 
 
-def _sum_of_taps(grid_HWC: Tensor, cell_BNT: Tensor, weight_BNT: Tensor) -> Tensor:
-    """Return the weighted sum [B, N, C] of the cells that each token taps.
+def _sum_of_cells(grid_HWC: Tensor, cell_BNT: Tensor, weight_BNT: Tensor) -> Tensor:
+    """Return the weighted sum [B, N, C] of the cells that each token reads.
 
-    One tap at a time: all 16 at once would hold 16 times the result.
+    One cell at a time: all 16 at once would hold 16 times the result.
     """
     cells_SC = grid_HWC.flatten(0, 1)
     weighted = (

@@ -26,7 +26,7 @@ from naflex_export.resample.weights import BICUBIC, Mode, Resampling, resampling
 _kept: dict[tuple[int, int, Resampling, torch.device], Tensor] = {}
 
 
-def resample_kernel(kernel_ECHW: Tensor, target: tuple[int, int], how: Resampling = BICUBIC) -> Tensor:
+def resample_kernel(kernel_ECHW: Tensor, target: tuple[int, int], resampling: Resampling = BICUBIC) -> Tensor:
     """Return a patch projection's kernel for another patch size.
 
     Equals timm's `resample_patch_embed`, whose matrix is rounded to float32 before it is inverted; computed in float32,
@@ -35,7 +35,7 @@ def resample_kernel(kernel_ECHW: Tensor, target: tuple[int, int], how: Resamplin
     Args:
         kernel_ECHW: [E, C, H, W] as a convolution has it, any floating dtype.
         target: height and width of the new patch size.
-        how: the resize that patches are compared by, without `align_corners`.
+        resampling: the resize that patches are compared by, without `align_corners`.
 
     Returns:
         [E, C, h, w] in the kernel's dtype; the kernel itself where the size is its own.
@@ -47,7 +47,7 @@ def resample_kernel(kernel_ECHW: Tensor, target: tuple[int, int], how: Resamplin
     if target == base:
         return kernel_ECHW
     rows_Hh, columns_Ww = (
-        axis_pinv(source, length, how, kernel_ECHW.device) for source, length in zip(base, target, strict=True)
+        axis_pinv(source, length, resampling, kernel_ECHW.device) for source, length in zip(base, target, strict=True)
     )
     with full_precision(kernel_ECHW.device.type):
         resampled_EChw = rows_Hh.mT @ (kernel_ECHW.float() @ columns_Ww)
@@ -58,7 +58,7 @@ def resample_weight(
     weight_ED: Tensor,
     base: tuple[int, int],
     target: tuple[int, int],
-    how: Resampling = BICUBIC,
+    resampling: Resampling = BICUBIC,
     *,
     channels_last: bool = True,
 ) -> Tensor:
@@ -68,7 +68,7 @@ def resample_weight(
         weight_ED: [E, H*W*C], or with `channels_last=False` [E, C*H*W].
         base: height and width of the weight's own patch size.
         target: height and width of the new one.
-        how: as in `resample_kernel`.
+        resampling: as in `resample_kernel`.
         channels_last: the order of the values of a flat patch.
 
     Returns:
@@ -86,29 +86,31 @@ def resample_weight(
         )
     if channels_last:
         kernel_ECHW = weight_ED.reshape(features, *base, channels).permute(0, 3, 1, 2)
-        return resample_kernel(kernel_ECHW, target, how).permute(0, 2, 3, 1).reshape(features, -1)
-    return resample_kernel(weight_ED.reshape(features, channels, *base), target, how).reshape(features, -1)
+        return resample_kernel(kernel_ECHW, target, resampling).permute(0, 2, 3, 1).reshape(features, -1)
+    return resample_kernel(weight_ED.reshape(features, channels, *base), target, resampling).reshape(features, -1)
 
 
-def axis_pinv(source: int, target: int, how: Resampling, device: torch.device) -> Tensor:
+def axis_pinv(source: int, target: int, resampling: Resampling, device: torch.device) -> Tensor:
     """Return the [source, target] float32 pseudo-inverse of an axis' resize from source to target, from those kept.
 
     Args:
         source: length of the kernel's axis.
         target: length that it is resampled to.
-        how: the resize whose pseudo-inverse it is.
+        resampling: the resize whose pseudo-inverse it is.
         device: where the matrix is to be.
 
     Raises:
         RequestError: a length is below 1.
     """
     if torch.compiler.is_compiling():  # the graph calls for the matrix, of any target, and does not trace its making
-        return _axis_pinv_op(source, target, how.mode, how.antialias, device)
-    key = (source, target, how, device)
+        return _axis_pinv_op(source, target, resampling.mode, resampling.antialias, device)
+    key = (source, target, resampling, device)
     found = _kept.get(key)
     if found is None:
         with torch.inference_mode(False):  # a tensor made in inference mode could not serve a later backward
-            found = torch.linalg.pinv(resampling_matrix(source, target, how, torch.float64)).to(device, torch.float32)
+            found = torch.linalg.pinv(resampling_matrix(source, target, resampling, torch.float64)).to(
+                device, torch.float32
+            )
         _kept[key] = found
     return found
 

@@ -277,7 +277,7 @@ def gradient_of_tokens(
 
 
 @triton.jit
-def add_taps(
+def add_cells(
     x_ptr, coord_ptr, plan_ptr, lengths_ptr, grid_ptr, N, H, W, C,
     CUBIC: tl.constexpr, ALIGNED: tl.constexpr, FILL: tl.constexpr, BLOCK_X: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
@@ -297,10 +297,10 @@ def add_taps(
     radius: tl.constexpr = 2 if CUBIC else 1
     total = tl.zeros((BLOCK_X, BLOCK_C), tl.float32)
     for k in tl.static_range(1 - radius, 1 + radius):
-        row = _at_tap(row_offset, row_scale, k, CUBIC)
+        row = _at_sample(row_offset, row_scale, k, CUBIC)
         i = tl.minimum(tl.maximum(row_below + k, 0), H - 1)
         for m in tl.static_range(1 - radius, 1 + radius):
-            weight = row * _at_tap(column_offset, column_scale, m, CUBIC)
+            weight = row * _at_sample(column_offset, column_scale, m, CUBIC)
             j = tl.minimum(tl.maximum(column_below + m, 0), W - 1)
             cells = tl.load(grid_ptr + (i * W + j).to(tl.int64)[:, None] * C + c[None, :], mask=kept, other=0.0)
             total += weight[:, None] * cells
@@ -308,7 +308,7 @@ def add_taps(
 
 
 @triton.jit
-def gradient_of_taps(
+def gradient_of_cells(
     total_ptr, grad_ptr, coord_ptr, plan_ptr, lengths_ptr, N, H, W, C,
     CUBIC: tl.constexpr, ALIGNED: tl.constexpr, FILL: tl.constexpr, BLOCK_X: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
@@ -326,10 +326,10 @@ def gradient_of_taps(
     column_below, column_offset, column_scale = _below(x, tl.load(lengths_ptr + b * 2 + 1), W, ALIGNED)
     radius: tl.constexpr = 2 if CUBIC else 1
     for k in tl.static_range(1 - radius, 1 + radius):
-        row = _at_tap(row_offset, row_scale, k, CUBIC)
+        row = _at_sample(row_offset, row_scale, k, CUBIC)
         i = tl.minimum(tl.maximum(row_below + k, 0), H - 1)
         for m in tl.static_range(1 - radius, 1 + radius):
-            weight = row * _at_tap(column_offset, column_scale, m, CUBIC)
+            weight = row * _at_sample(column_offset, column_scale, m, CUBIC)
             j = tl.minimum(tl.maximum(column_below + m, 0), W - 1)
             at = total_ptr + (i * W + j).to(tl.int64)[:, None] * C + c[None, :]
             tl.atomic_add(at, weight[:, None] * grad, mask=kept, sem="relaxed")
@@ -433,7 +433,7 @@ def _below(p, length, S, ALIGNED: tl.constexpr):
 
 
 @triton.jit
-def _at_tap(offset, scale, k: tl.constexpr, CUBIC: tl.constexpr):
+def _at_sample(offset, scale, k: tl.constexpr, CUBIC: tl.constexpr):
     """Return the weight of the k-th sample after the one of which `_below` gave the distance."""
     return _kernel(_ratio(offset + k * scale, scale), CUBIC, False)
 

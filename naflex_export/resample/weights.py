@@ -8,7 +8,7 @@ only on the distance between their centres, and that distance is a ratio of inte
 so the weights of any position of any target length are a few elementwise operations away, with no table, no loop and
 no limit on the length. Numerators are integers below 2**24, exact in float32; the division rounds once.
 
-Shape legend: B images, N tokens, S source samples, T taps, H x W source grid, C channels.
+Shape legend: B images, N tokens, S source samples, T samples that a position reads, H x W source grid, C channels.
 """
 
 from __future__ import annotations
@@ -76,38 +76,38 @@ a tenth and hold 16,384 weights a token.
 """
 
 
-def axis_weights(position: Tensor, length: Tensor, source: int, how: Resampling) -> Tensor:
+def axis_weights(position: Tensor, length: Tensor, source: int, resampling: Resampling) -> Tensor:
     """Return the weights with which target positions read a source axis.
 
     Args:
         position: [...] target positions along the axis, 0 <= position < length; floating point, integer values.
         length: target lengths, broadcastable to `position`, same dtype.
         source: number of source samples S.
-        how: the resize to reproduce.
+        resampling: the resize to reproduce.
 
     Returns:
         [..., S] in the dtype of `position`; each row sums to 1. In float32 a weight is within 3e-7 of its exact value.
 
     Follows ATen's UpSampleKernel.cpp: `compute_indices_weights_aa` with antialias, `guard_index_and_lambda` without.
     """
-    scale = _Scale.of(length, source, how)
-    border = 0 if how.antialias else how.radius
+    scale = _Scale.of(length, source, resampling)
+    border = 0 if resampling.antialias else resampling.radius
     sample = torch.arange(-border, source + border, device=position.device, dtype=position.dtype)
     offset = scale.offset(sample, position)
-    if how.antialias:
+    if resampling.antialias:
         widened = torch.maximum(scale.numerator, scale.denominator)
-        weights = how.kernel(offset / (2 * widened).unsqueeze(-1))
+        weights = resampling.kernel(offset / (2 * widened).unsqueeze(-1))
         return weights / weights.sum(-1, keepdim=True)
 
     # Without antialias, samples beyond the border repeat the border sample: fold their weights onto it.
-    weights = how.kernel(offset / (2 * scale.denominator).unsqueeze(-1))
+    weights = resampling.kernel(offset / (2 * scale.denominator).unsqueeze(-1))
     before, inside, after = torch.split(weights, [border, source, border], dim=-1)
     first = torch.nn.functional.pad(before.sum(-1, keepdim=True), (0, source - 1))
     last = torch.nn.functional.pad(after.sum(-1, keepdim=True), (source - 1, 0))
     return inside + first + last
 
 
-def axis_taps(position: Tensor, length: Tensor, source: int, how: Resampling) -> tuple[Tensor, Tensor]:
+def axis_samples(position: Tensor, length: Tensor, source: int, resampling: Resampling) -> tuple[Tensor, Tensor]:
     """Return the few samples that target positions read without antialias, and their weights.
 
     The same sums as `axis_weights` says, for a source too long to give every sample a weight.
@@ -116,7 +116,7 @@ def axis_taps(position: Tensor, length: Tensor, source: int, how: Resampling) ->
         position: [...] target positions along the axis, 0 <= position < length; floating point, integer values.
         length: target lengths, broadcastable to `position`, same dtype.
         source: number of source samples S.
-        how: the resize to reproduce, without antialias.
+        resampling: the resize to reproduce, without antialias.
 
     Returns:
         Indices [..., T] int64, 0 <= index < S, and weights [..., T] in the dtype of `position`. T is 2 for bilinear and
@@ -125,18 +125,18 @@ def axis_taps(position: Tensor, length: Tensor, source: int, how: Resampling) ->
     Raises:
         RequestError: the resize antialiases, so that a position may read every sample.
     """
-    if how.antialias:
-        raise RequestError("an antialiased resize has no fixed number of taps: use axis_weights")
-    scale = _Scale.of(length, source, how)
+    if resampling.antialias:
+        raise RequestError("an antialiased resize reads no fixed number of samples: use axis_weights")
+    scale = _Scale.of(length, source, resampling)
     below = torch.floor(-scale.offset(position.new_zeros(1), position).squeeze(-1) / (2 * scale.denominator))
-    step = torch.arange(1 - how.radius, 1 + how.radius, device=position.device, dtype=position.dtype)
+    step = torch.arange(1 - resampling.radius, 1 + resampling.radius, device=position.device, dtype=position.dtype)
     sample = below.unsqueeze(-1) + step
-    weights = how.kernel(scale.offset(sample, position) / (2 * scale.denominator).unsqueeze(-1))
+    weights = resampling.kernel(scale.offset(sample, position) / (2 * scale.denominator).unsqueeze(-1))
     return sample.clamp(0, source - 1).long(), weights
 
 
-def grid_taps(
-    source: tuple[int, int], coord_BN2: Tensor, lengths_B2: Tensor | None, how: Resampling
+def grid_cells(
+    source: tuple[int, int], coord_BN2: Tensor, lengths_B2: Tensor | None, resampling: Resampling
 ) -> tuple[Tensor, Tensor]:
     """Return the few cells of a source grid that each token reads without antialias, and their weights.
 
@@ -144,18 +144,18 @@ def grid_taps(
         source: height and width of the grid.
         coord_BN2: [B, N, 2] integer (y, x) of each token.
         lengths_B2: [B, 2] lengths to resize to, as in `resample_at`.
-        how: the resize to reproduce, without antialias.
+        resampling: the resize to reproduce, without antialias.
 
     Returns:
         Indices [B, N, T] int64 into the cells, row by row, and weights [B, N, T] float32; T is 4 or 16.
 
     Raises:
-        RequestError: as `axis_taps`.
+        RequestError: as `axis_samples`.
     """
     position_BN2, length_BN2 = positions(coord_BN2, lengths_B2)
     (y_BN, x_BN), (height_BN, width_BN) = position_BN2.unbind(-1), length_BN2.unbind(-1)
-    row_BNT, row_weight_BNT = axis_taps(y_BN, height_BN, source[0], how)
-    column_BNT, column_weight_BNT = axis_taps(x_BN, width_BN, source[1], how)
+    row_BNT, row_weight_BNT = axis_samples(y_BN, height_BN, source[0], resampling)
+    column_BNT, column_weight_BNT = axis_samples(x_BN, width_BN, source[1], resampling)
     cell_BNTT = row_BNT.unsqueeze(-1) * source[1] + column_BNT.unsqueeze(-2)
     weight_BNTT = row_weight_BNT.unsqueeze(-1) * column_weight_BNT.unsqueeze(-2)
     return cell_BNTT.flatten(-2), weight_BNTT.flatten(-2)
@@ -165,7 +165,7 @@ def grid_weights(
     source: tuple[int, int],
     coord_BN2: Tensor,
     lengths_B2: Tensor | None,
-    how: Resampling,
+    resampling: Resampling,
     *,
     fill_padding: bool = False,
 ) -> tuple[Tensor, Tensor]:
@@ -178,14 +178,14 @@ def grid_weights(
     """
     position_BN2, length_BN2 = positions(coord_BN2, lengths_B2)
     (y_BN, x_BN), (height_BN, width_BN) = position_BN2.unbind(-1), length_BN2.unbind(-1)
-    rows_BNH = axis_weights(y_BN, height_BN, source[0], how)
+    rows_BNH = axis_weights(y_BN, height_BN, source[0], resampling)
     rows_BNH = rows_BNH if fill_padding else rows_BNH * inside(coord_BN2)
-    return rows_BNH, axis_weights(x_BN, width_BN, source[1], how)
+    return rows_BNH, axis_weights(x_BN, width_BN, source[1], resampling)
 
 
-def reads_taps(source: tuple[int, int], how: Resampling) -> bool:
-    """Whether a grid is read at its taps: it is too large for a weight a cell, and few cells matter to a token."""
-    return not how.antialias and source[0] * source[1] > DENSE_CELLS
+def reads_few_cells(source: tuple[int, int], resampling: Resampling) -> bool:
+    """Whether a grid is too large for a weight a cell, and few of its cells matter to a token."""
+    return not resampling.antialias and source[0] * source[1] > DENSE_CELLS
 
 
 @dataclass(frozen=True)
@@ -197,9 +197,11 @@ class _Scale:
     half: int
 
     @classmethod
-    def of(cls, length: Tensor, source: int, how: Resampling) -> _Scale:
-        half = 0 if how.align_corners and not how.antialias else 1  # ATen's antialias keeps half pixels either way
-        if how.align_corners:
+    def of(cls, length: Tensor, source: int, resampling: Resampling) -> _Scale:
+        half = (
+            0 if resampling.align_corners and not resampling.antialias else 1
+        )  # ATen's antialias keeps half pixels either way
+        if resampling.align_corners:
             # scale = (S - 1) / (n - 1), and 0 for a single target sample
             return cls((length > 1) * (source - 1), (length - 1).clamp(min=1), half)
         return cls(torch.full_like(length, source), length, half)
@@ -211,11 +213,17 @@ class _Scale:
 
 
 def resampling_matrix(
-    source: int, target: int, how: Resampling = BICUBIC, dtype: torch.dtype = torch.float32
+    source: int, target: int, resampling: Resampling = BICUBIC, dtype: torch.dtype = torch.float32
 ) -> Tensor:
     """Return the [target, source] matrix that resizes an axis, computed in float64 on the CPU.
 
-    `resampling_matrix(S, n, how) @ x` equals `F.interpolate` of `x` along its first axis.
+    `resampling_matrix(S, n, resampling) @ x` equals `F.interpolate` of `x` along its first axis.
+
+    Args:
+        source: number of source samples.
+        target: number of target samples.
+        resampling: the resize to reproduce.
+        dtype: of the matrix, to which it is rounded once.
 
     Raises:
         RequestError: a length is below 1.
@@ -224,4 +232,4 @@ def resampling_matrix(
         raise RequestError(f"cannot resample {source} samples to {target}: expected both lengths to be at least 1")
     position = torch.arange(target, dtype=torch.float64, device="cpu")
     length = torch.full_like(position, target)
-    return axis_weights(position, length, source, how).to(dtype)
+    return axis_weights(position, length, source, resampling).to(dtype)

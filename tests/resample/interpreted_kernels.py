@@ -26,27 +26,27 @@ def _float32_products(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def read(
-    grid: Tensor, coord: Tensor, how: Resampling, x: Tensor, flow: Tensor, *, fill: bool = False
+    grid: Tensor, coord: Tensor, resampling: Resampling, x: Tensor, flow: Tensor, *, fill: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Return the sum and the grid's gradient."""
-    reading = resample_gpu.reading((grid.shape[0], grid.shape[1]), coord, grids_of(coord), how, fill)
+    grid_reader = resample_gpu.grid_reader((grid.shape[0], grid.shape[1]), coord, grids_of(coord), resampling, fill)
     found = x.clone()
-    reading.add_to_(found, grid)
-    return found, reading.gradient(flow, (grid.shape[0], grid.shape[1]))
+    grid_reader.add_to_(found, grid)
+    return found, grid_reader.gradient(flow, (grid.shape[0], grid.shape[1]))
 
 
 @each_way_to_read
 def test_values_and_gradients_are_those_of_the_graph(
-    how: Resampling, cells: int, kind: str, fill: bool, monkeypatch: pytest.MonkeyPatch
+    resampling: Resampling, cells: int, kind: str, fill: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(resample, "DENSE_CELLS", cells)
     coord, draw = coordinates(kind)[:4], torch.Generator().manual_seed(0)
     grid = torch.randn(9, 19, 70, generator=draw).requires_grad_()  # neither fits a block
     flow, x = (torch.randn(*coord.shape[:2], 70, generator=draw) for _ in range(2))
-    pos = resample_at(grid, coord, how, fill_padding=fill)
+    pos = resample_at(grid, coord, resampling, fill_padding=fill)
     pos.backward(flow)
     assert grid.grad is not None
-    value, gradient = read(grid.detach(), coord, how, x, flow, fill=fill)
+    value, gradient = read(grid.detach(), coord, resampling, x, flow, fill=fill)
     assert (value - x - pos.detach()).abs().max() <= 1e-6 * pos.abs().max()
     assert (gradient - grid.grad).abs().max() <= 2e-6 * grid.grad.abs().max()
 
@@ -63,15 +63,15 @@ def test_a_source_too_large_to_hold_is_read_token_by_token() -> None:
     assert (gradient - grid.grad).abs().max() <= 2e-6 * grid.grad.abs().max()
 
 
-@pytest.mark.parametrize("cells", [1024, 1], ids=["rows", "taps"])
+@pytest.mark.parametrize("cells", [1024, 1], ids=["rows", "few-cells"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64], ids=str)
 def test_sums_are_rounded_as_torch_rounds_them(dtype: torch.dtype, cells: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resample, "DENSE_CELLS", cells)
-    coord, how, draw = coordinates("loader"), Resampling(antialias=False), torch.Generator().manual_seed(0)
+    coord, resampling, draw = coordinates("loader"), Resampling(antialias=False), torch.Generator().manual_seed(0)
     grid = torch.randn(9, 7, 8, generator=draw)
     x, flow = (torch.randn(*coord.shape[:2], 8, generator=draw, dtype=torch.float64).to(dtype) for _ in range(2))
-    expected = x + resample_at(grid, coord, how).to(dtype)
-    found, gradient = read(grid, coord, how, x, flow)
+    expected = x + resample_at(grid, coord, resampling).to(dtype)
+    found, gradient = read(grid, coord, resampling, x, flow)
     assert (found - expected).abs().max() <= (1e-6 if dtype is torch.float64 else 2e-3)
     assert (found != expected).float().mean() <= (1 if dtype is torch.float64 else 0.01)
     assert gradient.dtype is torch.float32
@@ -90,13 +90,13 @@ def test_sums_of_several_parts_are_those_of_one(monkeypatch: pytest.MonkeyPatch)
 
 def test_the_operator_reaches_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """Autograd, second derivatives and the operator are the CPU's; here a CPU's tensors go through the kernels."""
-    monkeypatch.setattr(rule.resample_cpu, "reading", resample_gpu.reading)
-    coord, how = coordinates("loader"), Resampling()
+    monkeypatch.setattr(rule.resample_cpu, "grid_reader", resample_gpu.grid_reader)
+    coord, resampling = coordinates("loader"), Resampling()
     grid, other = (torch.randn(9, 7, 8, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
     grid.requires_grad_()
     flow = torch.zeros(*coord.shape[:2], 8, requires_grad=True)
-    out = rule.add_resampled(torch.zeros(flow.shape), grid, coord, how)
-    assert (out - resample_at(grid, coord, how)).abs().max() <= 1e-6 * grid.abs().max()
+    out = rule.add_resampled(torch.zeros(flow.shape), grid, coord, resampling)
+    assert (out - resample_at(grid, coord, resampling)).abs().max() <= 1e-6 * grid.abs().max()
     (gradient,) = torch.autograd.grad(out, grid, flow, create_graph=True)
     (second,) = torch.autograd.grad(gradient, flow, other)
-    assert (second - resample_at(other, coord, how)).abs().max() <= 1e-6 * other.abs().max()
+    assert (second - resample_at(other, coord, resampling)).abs().max() <= 1e-6 * other.abs().max()

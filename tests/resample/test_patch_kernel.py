@@ -37,21 +37,21 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def by_timm_in_float64(kernel_ECHW: Tensor, target: tuple[int, int], how: Resampling) -> Tensor:
+def by_timm_in_float64(kernel_ECHW: Tensor, target: tuple[int, int], resampling: Resampling) -> Tensor:
     """Timm's formula, its two functions called with float64: what its float32 rounds."""
     base = (kernel_ECHW.shape[2], kernel_ECHW.shape[3])
-    resize = _compute_resize_matrix(base, target, how.mode, how.antialias, CPU, torch.float64)
+    resize = _compute_resize_matrix(base, target, resampling.mode, resampling.antialias, CPU, torch.float64)
     return (kernel_ECHW.double().flatten(2) @ torch.linalg.pinv(resize)).unflatten(2, target)
 
 
-@pytest.mark.parametrize("how", HOWS)
+@pytest.mark.parametrize("resampling", HOWS)
 @pytest.mark.parametrize(("base", "target"), SIZES, ids=[f"p{base}-to-p{target}" for base, target in SIZES])
-def test_kernel_equals_timms(base: int, target: int, how: Resampling) -> None:
+def test_kernel_equals_timms(base: int, target: int, resampling: Resampling) -> None:
     """To 1e-6 of timm's formula. timm itself rounds its matrix before inverting it, and is up to 6e-6 from it."""
     kernel = noise(24, 3, base, base)
-    exact = by_timm_in_float64(kernel, (target, target), how)
-    timms = resample_patch_embed(kernel, [target, target], how.mode, how.antialias)
-    found = resample_kernel(kernel, (target, target), how)
+    exact = by_timm_in_float64(kernel, (target, target), resampling)
+    timms = resample_patch_embed(kernel, [target, target], resampling.mode, resampling.antialias)
+    found = resample_kernel(kernel, (target, target), resampling)
     assert found.dtype == torch.float32
     assert share(found, exact) <= 1e-6
     assert share(found, timms) <= 1e-6 + share(timms, exact)

@@ -40,7 +40,7 @@ def coordinates(kind: str) -> Tensor:
 
 @each_way_to_read
 def test_values_and_gradients_are_those_of_the_graph(
-    how: Resampling, cells: int, kind: str, fill: bool, monkeypatch: pytest.MonkeyPatch
+    resampling: Resampling, cells: int, kind: str, fill: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Autograd differentiates the graph's evaluation; here the gradient is written out."""
     monkeypatch.setattr(resample, "DENSE_CELLS", cells)
@@ -50,7 +50,7 @@ def test_values_and_gradients_are_those_of_the_graph(
     found = []
     for evaluate in (resample_at, add_to_zeros):
         grid = torch.randn(9, 7, 8, generator=torch.Generator().manual_seed(1)).requires_grad_()
-        out = evaluate(grid, coord, how, fill_padding=fill)
+        out = evaluate(grid, coord, resampling, fill_padding=fill)
         out.backward(flow)
         assert grid.grad is not None
         found.append((out.detach(), grid.grad))
@@ -83,13 +83,13 @@ def test_both_orders_of_the_axes_are_taken_and_agree(values: int, monkeypatch: p
 
 def test_it_is_differentiable_twice() -> None:
     """The gradient is linear in what flows back, and its own gradient is the embedding of the other grid."""
-    coord, how = coordinates("loader"), Resampling()
+    coord, resampling = coordinates("loader"), Resampling()
     grid = torch.randn(9, 7, 8, generator=torch.Generator().manual_seed(1)).requires_grad_()
     other = torch.randn(9, 7, 8, generator=torch.Generator().manual_seed(2))
     flow = torch.zeros(*coord.shape[:2], 8, requires_grad=True)
-    (gradient,) = torch.autograd.grad(add_to_zeros(grid, coord, how), grid, flow, create_graph=True)
+    (gradient,) = torch.autograd.grad(add_to_zeros(grid, coord, resampling), grid, flow, create_graph=True)
     (second,) = torch.autograd.grad(gradient, flow, other)
-    assert (second - resample_at(other, coord, how)).abs().max() <= 1e-6 * other.abs().max()
+    assert (second - resample_at(other, coord, resampling)).abs().max() <= 1e-6 * other.abs().max()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])

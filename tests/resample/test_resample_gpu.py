@@ -14,7 +14,7 @@ import torch
 triton = pytest.importorskip("triton")
 from naflex_export.resample import add as add_resampled  # noqa: E402
 from naflex_export.resample import triton_kernels as resample_kernels  # noqa: E402
-from naflex_export.resample.gpu import COMPILED, TAP_BLOCKS, TOKEN_BLOCKS  # noqa: E402
+from naflex_export.resample.gpu import CELL_BLOCKS, COMPILED, TOKEN_BLOCKS  # noqa: E402
 
 BLOCKS = {
     "BLOCK_X": 16,
@@ -33,8 +33,8 @@ KERNELS = {
     "gradient_of_rows": {},
     "add_tokens": TOKEN_BLOCKS,
     "gradient_of_tokens": TOKEN_BLOCKS,
-    "add_taps": TAP_BLOCKS,
-    "gradient_of_taps": TAP_BLOCKS,
+    "add_cells": CELL_BLOCKS,
+    "gradient_of_cells": CELL_BLOCKS,
 }
 POINTERS = {
     **dict.fromkeys(("grid_ptr", "total_ptr", "partial_ptr", "weights_ptr"), "*fp32"),
@@ -71,7 +71,7 @@ def test_a_gpu_runs_them_where_it_can(
     ("chosen", "number"),
     [
         pytest.param("", 25, marks=pytest.mark.full, id="all"),
-        pytest.param("antialias-loader-zeros or taps-shuffled-zeros or operator", 3, id="few"),
+        pytest.param("antialias-loader-zeros or few-cells-shuffled-zeros or operator", 3, id="few"),
     ],
 )
 def test_they_compute_what_the_graph_does(chosen: str, number: int) -> None:
