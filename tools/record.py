@@ -17,7 +17,20 @@ import torch
 from naflex_export.bench.results_csv import append, mib, newest, read, text
 from naflex_export.bench.timing import device_name
 
-__all__ = ["ABOUT", "PACKAGES", "RESULTS", "ROOT", "about", "append", "commit", "mib", "newest", "read", "text"]
+__all__ = [
+    "ABOUT",
+    "PACKAGES",
+    "RESULTS",
+    "ROOT",
+    "about",
+    "append",
+    "commit",
+    "commit_of",
+    "mib",
+    "newest",
+    "read",
+    "text",
+]
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "tools" / "results"
@@ -41,15 +54,15 @@ def about(device: torch.device | str, packages: Sequence[str] = ("torch", "timm"
 
 
 def commit() -> str:
-    """Return the commit the code is at, with a plus where files have changed since; what was measured is no change.
+    """Return the commit the code is at; NAFLEX_COMMIT says it of a copy of the tree without its history."""
+    return os.environ.get("NAFLEX_COMMIT") or commit_of(ROOT)
 
-    NAFLEX_COMMIT says it of a copy of the tree without its history.
-    """
-    if named := os.environ.get("NAFLEX_COMMIT"):
-        return named
-    asked = ["git", "-C", str(ROOT), "rev-parse", "--short=10", "HEAD"]
+
+def commit_of(tree: Path) -> str:
+    """Return the commit a checkout is at, with a plus where files have changed since, but for what was measured."""
+    asked = ["git", "-C", str(tree), "rev-parse", "--short=10", "HEAD"]
     found = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
-    changes = ["git", "-C", str(ROOT), "status", "--porcelain", "--untracked-files=no", "--", ".", ":!tools/results"]
+    changes = ["git", "-C", str(tree), "status", "--porcelain", "--untracked-files=no", "--", ".", ":!tools/results"]
     changed = subprocess.run(changes, capture_output=True, text=True, check=False).stdout.strip()
     return f"{found}{'+' if changed else ''}" or "unknown"
 
