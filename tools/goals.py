@@ -20,6 +20,7 @@ class Results:
     encoder: list[Row] = field(default_factory=list)
     patch: list[Row] = field(default_factory=list)
     suite: list[Row] = field(default_factory=list)
+    load: list[Row] = field(default_factory=list)
 
     def devices(self) -> list[str]:
         """Return what was measured on, in the order of the rows."""
@@ -193,6 +194,16 @@ def suite_step(step: str) -> Callable[[Results], list[float]]:
     ]
 
 
+def share_of_older(what: str) -> Callable[[Results], list[float]]:
+    """Return what gives processor time as a share of what an older commit took, in the same run."""
+
+    def values(results: Results) -> list[float]:
+        by_checkout = {row["checkout"]: float(row["cpu_s"]) for row in results.load if row["what"] == what}
+        return [by_checkout["this"] / by_checkout["beside"]] if {"this", "beside"} <= set(by_checkout) else []
+
+    return values
+
+
 EMBEDDING, SOURCES = "embedding, forward+backward, sizes 4..31", ("16x16", "32x32", "128x128 no antialias")
 
 GOALS = (
@@ -234,6 +245,13 @@ GOALS = (
         encoder_values("speedup", False, technique="ours ONNX Runtime", dtype="float32"),
         1.0,
         most=False,
+    ),
+    Goal(
+        "loading and calling an ONNX artifact: processor time as a share of what it took with all that builds imported",
+        "at most 50 %",
+        share_of_older("load and call an ONNX artifact"),
+        0.5,
+        unit="%",
     ),
     *(
         Goal(

@@ -21,6 +21,7 @@ KEYS = {
     "bench_encoder": ("device", "threads", "dtype", "model", "grids", "batch", "tokens", "technique"),
     "patch_resample": ("device", "threads", "dtype", "case", "layout", "pass", "candidate"),
     "gpu_suite": ("device", "step"),
+    "bench_load": ("device", "threads", "what", "checkout"),
 }
 """What tells the kinds of rows of each file apart."""
 
@@ -52,6 +53,10 @@ ran 8 images at 0.88 of eager's speed. It has not been measured there since.
 PATCH = """
 The kernel of the report that this project starts from, by `python tools/bench_patch_resample.py`; *error* is the
 largest difference from timm's formula in float64, as a share of the largest value.
+"""
+LOAD = """
+In a new process, by `python tools/bench_load.py`: beside an older commit in turn, the median of processor time, the
+children's included.
 """
 
 
@@ -100,13 +105,15 @@ def page(results: Results) -> str:
         "## A patch projection at another size",
         PATCH.strip(),
         *machines(results.patch, patch_tables),
+        "## Loading",
+        LOAD.strip(),
+        load_table(results.load),
     ]
     on_gpu = [row for row in results.suite if is_gpu(row["device"])]
     if on_gpu:
-        steps = [
-            [row["device"], row["step"], row["seconds"], row["code"], row["date"], row["commit"]] for row in on_gpu
-        ]
-        parts += ["## The GPU suite", table(["device", "step", "seconds", "exit code", "date", "commit"], steps)]
+        columns = ("device", "driver", "python", "torch", "triton", "step", "seconds", "code", "date", "commit")
+        steps = [[row.get(name) or NOTHING for name in columns] for row in on_gpu]
+        parts += ["## The GPU suite", table(list(columns), steps)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -276,6 +283,13 @@ def patch_tables(rows: Sequence[Row]) -> list[str]:
     columns = ("case", "layout", "pass", "candidate", "median_ms", "ratio_to_ours", "max_error")
     head = ["kernel", "layout", "pass", "candidate", "ms", "ratio to ours", "error"]
     return [table(head, [[row[name] for name in columns] for row in rows])]
+
+
+def load_table(rows: Sequence[Row]) -> str:
+    """Return the table of what loading costs."""
+    head = ["", "commit", "CPU seconds", "spread, s", "modules", "peak, MiB", "on"]
+    columns = ("what", "commit", "cpu_s", "spread_s", "modules", "peak_mib")
+    return table(head, [[*(row[name] for name in columns), machine(row)] for row in rows]) if rows else "Not measured."
 
 
 def machines(rows: Sequence[Row], tables: Callable[[Sequence[Row]], list[str]]) -> list[str]:
