@@ -12,6 +12,7 @@ from torch.export import Dim, ExportedProgram
 from naflex_export.batch import noise_batch
 from naflex_export.errors import BuildError
 from naflex_export.graph.checks import check_program, require
+from naflex_export.graph.mask_limits import leave_room_for_scores
 from naflex_export.graph.program import Program, name_dims
 from naflex_export.graph.size_conditions import export_for_all_sizes
 from naflex_export.grid import Bucket, Grid, check_buckets
@@ -97,6 +98,8 @@ def capture(
             exported = export_for_all_sizes(encoder, tuple(example.values()), dynamic_shapes)
     except Exception as error:  # whatever torch.export raises, it is about this model's graph
         raise BuildError(f"torch.export refused the model: {error}") from error
+    if precision.is_low:
+        leave_room_for_scores(exported, precision.torch_dtype)
     dim_names = _dim_names(exported, open_dims)
     inputs, results = _values(exported)
     program = Program(
