@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 
@@ -46,35 +45,6 @@ def strip_traces(model: ir.Model) -> None:
         node.metadata_props.clear()
         if scopes is not None:
             node.metadata_props[_SCOPES] = scopes
-
-
-def widen_bfloat16(model: ir.Model) -> None:
-    """Turn every bfloat16 of a graph into float32, weights included, which loses nothing of them.
-
-    The result computes with more digits than the original, on backends that have no bfloat16: it shows that the graph
-    and its weights are right, not how they round.
-    """
-    narrow, wide = ir.DataType.BFLOAT16, ir.DataType.FLOAT
-
-    def widened(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
-        return ir.Tensor(tensor.numpy().astype(np.float32), name=tensor.name)
-
-    for value in model.graph.initializers.values():
-        if value.dtype == narrow and value.const_value is not None:
-            value.const_value = widened(value.const_value)
-            value.dtype = wide
-    for value in model.graph.inputs:
-        if value.dtype == narrow:
-            value.dtype = wide
-    for node in model.graph.all_nodes():
-        for name, attribute in node.attributes.items():
-            if attribute.type == ir.AttributeType.TENSOR and attribute.as_tensor().dtype == narrow:
-                node.attributes[name] = ir.AttrTensor(name, widened(attribute.as_tensor()))
-            elif node.op_type == "Cast" and name == "to" and attribute.as_int() == narrow:
-                node.attributes[name] = ir.AttrInt64(name, int(wide))
-        for value in node.outputs:
-            if value.dtype == narrow:
-                value.dtype = wide
 
 
 def without_weights(model: ir.Model) -> onnx.ModelProto:

@@ -21,6 +21,7 @@ from naflex_export.errors import BackendError
 from naflex_export.graph import onnx_passes as passes
 from naflex_export.graph.build_settings import BuildSettings
 from naflex_export.graph.intermediates import Shapes, Tapped, fitting
+from naflex_export.graph.onnx_rounding import round_each_result, widen
 from naflex_export.graph.onnx_translate import WEIGHTS, write_onnx
 from naflex_export.graph.program import Program
 from naflex_export.graph.view import step_of
@@ -49,16 +50,21 @@ def cannot_run(precision: Precision) -> str:
 
 
 def stand_in(folder: Path, manifest: Manifest) -> StandIn | None:
-    """Return the bfloat16 graph widened to float32, which a CPU can run."""
+    """Return the bfloat16 graph in float32, each result rounded, which a CPU can run."""
     reason = cannot_run(manifest.precision)
-    if not reason:
-        return None
-    runner = WidenedRunner(folder / FILE, manifest)
-    return StandIn(
-        runner,
-        judged=f"{FILE}, widened to float32, on ONNX Runtime's CPU provider",
-        not_run=f"{FILE} in {manifest.dtype} was built and not run: {reason}",
-    )
+    return rounded(folder, manifest, f"{FILE} in {manifest.dtype} was built and not run: {reason}") if reason else None
+
+
+def rounded(folder: Path, manifest: Manifest, not_run: str) -> StandIn:
+    """Return a 16-bit graph as a CPU can run it, with each result rounded.
+
+    Args:
+        folder: the artifact's.
+        manifest: its own.
+        not_run: why the artifact itself is not run.
+    """
+    judged = f"{FILE}, each result rounded to {manifest.dtype}, on ONNX Runtime's CPU provider"
+    return StandIn(RoundedRunner(folder / FILE, manifest), judged, not_run)
 
 
 def refusals(model: ir.Model) -> list[str]:
@@ -70,7 +76,7 @@ def refusals(model: ir.Model) -> list[str]:
     import onnxruntime
 
     asked = ir.from_proto(passes.without_weights(model))
-    passes.widen_bfloat16(asked)
+    widen(asked, ir.DataType.BFLOAT16)
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4  # fatal: what is wrong comes as an exception
@@ -88,8 +94,8 @@ def refusals(model: ir.Model) -> list[str]:
     return []
 
 
-class WidenedRunner(Runner):
-    """Runs a bfloat16 graph in float32 on a CPU, to judge the graph and its weights."""
+class RoundedRunner(Runner):
+    """Runs a 16-bit graph in float32 on a CPU, with each result rounded as the 16 bits would have it."""
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
         super().__init__(manifest, torch.device("cpu"))
@@ -97,21 +103,22 @@ class WidenedRunner(Runner):
         self._session = _session_of(self.graph(), self.device)
 
     def execute(self, inputs: tuple[Tensor, ...]) -> list[Tensor]:
-        return [output.to(torch.bfloat16) for output in self.run(self._session, self.output_names, inputs)]
+        dtype = self.manifest.precision.torch_dtype
+        return [output.to(dtype) for output in self.run(self._session, self.output_names, inputs)]
 
     def graph(self) -> ir.Model:
-        """Return the graph, widened."""
+        """Return the graph, with each result rounded."""
         model = ir.load(self.path)
-        passes.widen_bfloat16(model)
+        round_each_result(model, ir.DataType[self.manifest.dtype.upper()])
         return model
 
     def run(self, session: Any, names: Sequence[str], inputs: tuple[Tensor, ...]) -> list[Tensor]:
         """Return outputs of a session, by name, in float32.
 
         Args:
-            session: of the widened graph, or of a copy of it with further outputs.
+            session: of the rounded graph, or of a copy of it with further outputs.
             names: of the outputs.
-            inputs: in bfloat16.
+            inputs: in the graph's own dtype.
         """
         arrays = {
             spec.name: (tensor.float() if tensor.is_floating_point() else tensor).numpy()
@@ -120,15 +127,15 @@ class WidenedRunner(Runner):
         return [torch.from_numpy(array) for array in session.run(names, arrays)]
 
 
-def taps(runner: OnnxRunner | WidenedRunner, inputs: tuple[Tensor, ...], modules: Shapes) -> Tapped:
-    """Return modules' outputs from a copy of the graph that gives them too; of a widened one, in float32.
+def taps(runner: OnnxRunner | RoundedRunner, inputs: tuple[Tensor, ...], modules: Shapes) -> Tapped:
+    """Return modules' outputs from a copy of the graph that gives them too; of a rounded one, in float32.
 
     Args:
         runner: of the artifact, or of what stands in for it.
         inputs: as for a call of it; they are not checked.
         modules: to look at, by name, with the shapes of their outputs.
     """
-    model = runner.graph() if isinstance(runner, WidenedRunner) else ir.load(runner.path)
+    model = runner.graph() if isinstance(runner, RoundedRunner) else ir.load(runner.path)
     named = passes.tap_modules(model, modules)
     session = _session_of(model, runner.device)
     names = list(dict.fromkeys([*(name for _, name in named), *runner.output_names]))

@@ -82,16 +82,15 @@ def stand_in(folder: Path, manifest: Manifest) -> StandIn | None:
 
 
 def onnx_on_cpu(folder: Path, manifest: Manifest, not_run: str) -> StandIn:
-    """Return the ONNX that an engine was built from, on a CPU: as it is, or in bfloat16 widened.
+    """Return the ONNX that an engine was built from, on a CPU: as it is, or in 16 bits with each result rounded.
 
     Args:
         folder: the artifact's.
         manifest: its own.
         not_run: why the engine itself is not run.
     """
-    widened = onnx.stand_in(folder, manifest)
-    if widened is not None:
-        return StandIn(widened.runner, widened.judged, not_run)
+    if manifest.precision.is_low:
+        return onnx.rounded(folder, manifest, not_run)
     runner = onnx_runner.open(folder, manifest, torch.device("cpu"))
     return StandIn(runner, f"{onnx_runner.FILE} on ONNX Runtime's CPU provider", not_run)
 

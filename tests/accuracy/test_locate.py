@@ -76,14 +76,14 @@ def program() -> Callable[[str], Program]:
 
 @pytest.fixture(scope="module")
 def onnx_runner(folder: Path, program: Callable[[str], Program]) -> Callable[[str], Runner]:
-    """Return what makes a Runner of the tiny classifier's ONNX in a dtype; in bfloat16, of the widened graph."""
+    """Return what makes a Runner of the tiny classifier's ONNX in a dtype; in bfloat16, of the rounded graph."""
 
     @functools.cache
     def made(dtype: str) -> Runner:
         (folder / dtype).mkdir()
         write_onnx(program(dtype), folder / dtype, BuildSettings(), target.OPSET)
         path, manifest = folder / dtype / FILE, manifest_of(program(dtype), "onnx")
-        return target.WidenedRunner(path, manifest) if dtype == "bfloat16" else OnnxRunner(path, manifest, CPU)
+        return target.RoundedRunner(path, manifest) if dtype == "bfloat16" else OnnxRunner(path, manifest, CPU)
 
     return made
 
@@ -334,7 +334,10 @@ def test_native_code_says_that_it_cannot_be_looked_into(
 def test_an_engine_shows_its_onnx_and_says_so(onnx_runner: Callable[[str], Runner], folder: Path) -> None:
     """Loading an engine takes a GPU; what is shown in its place does not."""
     inputs = (torch.randn(2, 5, 48), torch.zeros(2, 5, 2, dtype=torch.int64), torch.ones(2, 5, dtype=torch.bool))
-    for dtype, judged in (("float16", "model.onnx on ONNX"), ("bfloat16", "model.onnx, widened to float32, on ONNX")):
+    for dtype, judged in (
+        ("float16", "model.onnx, each result rounded to float16, on ONNX"),
+        ("bfloat16", "model.onnx, each result rounded to bfloat16, on ONNX"),
+    ):
         engine = object.__new__(TensorRTRunner)
         engine.folder, engine.manifest = folder / dtype, onnx_runner(dtype).manifest
         found = tensorrt.taps(engine, (inputs[0].to(getattr(torch, dtype)), *inputs[1:]), {"head": torch.Size([2, 10])})
