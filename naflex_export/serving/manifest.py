@@ -145,7 +145,9 @@ class Manifest:
                 )
             if sha256_of(path) != expected["sha256"]:
                 raise ArtifactError(f"{name!r} is not the file the manifest lists: its sha256 differs")
-        found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
+        found = {
+            path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()
+        }
         strangers = sorted(found - set(self.files) - {MANIFEST})
         if strangers:
             raise ArtifactError(f"{strangers[0]!r} in {str(folder)!r} is not in the manifest: remove it")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import stat
 import subprocess
 import sys
 import textwrap
@@ -97,6 +98,28 @@ def test_an_artifact_of_an_older_release_still_loads(artifact: Path) -> None:
     assert load(artifact).manifest == written
 
 
+@pytest.mark.parametrize("to", ["inside", "outside", "nowhere"])
+@pytest.mark.parametrize("listed", [True, False], ids=["listed", "further"])
+def test_a_link_is_refused_wherever_it_leads(artifact: Path, tmp_path: Path, to: str, listed: bool) -> None:
+    """What is behind it may be another file by the time it is read; so one of the very same content is refused too."""
+    (tmp_path / "outside").write_bytes((artifact / "model.onnx").read_bytes())
+    if listed:
+        (artifact / "copy.onnx").write_bytes((artifact / "model.onnx").read_bytes())
+        Manifest.read(artifact).write(artifact)
+        load(artifact)
+        (artifact / "copy.onnx").unlink()
+    (artifact / "copy.onnx").symlink_to({"inside": "model.onnx", "outside": tmp_path / "outside", "nowhere": "-"}[to])
+    message = "'copy.onnx' leads out of" if listed else "'copy.onnx' .* is not in the manifest"
+    with pytest.raises(nx.ArtifactError, match=message):
+        load(artifact)
+
+
+def test_a_link_to_a_folder_is_refused(artifact: Path) -> None:
+    (artifact / "more").symlink_to(artifact / "gate", target_is_directory=True)
+    with pytest.raises(nx.ArtifactError, match="'more' .* is not in the manifest: remove it"):
+        load(artifact)
+
+
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
@@ -139,6 +162,51 @@ def test_an_artifact_is_replaced_whole(tmp_path: Path) -> None:
             (folder / MANIFEST).write_text("{}")
     assert names(tmp_path) == ["a"]
     assert names(tmp_path / "a") == [MANIFEST, "new"]
+
+
+@pytest.mark.parametrize("kind", ["folder", "file", "link"])
+def test_what_comes_to_lie_there_meanwhile_is_left_alone(tmp_path: Path, kind: str) -> None:
+    """An export takes minutes, and looks again before it puts its folder in place."""
+    out, thesis = tmp_path / "a", tmp_path / "thesis"
+    thesis.write_text("years")
+    with pytest.raises(nx.RequestError, match="exists and is no artifact"), staged(out) as folder:
+        (folder / MANIFEST).write_text("new")
+        if kind == "folder":
+            out.mkdir()
+            thesis.rename(out / "thesis")
+        elif kind == "file":
+            thesis.rename(out)
+        else:
+            out.symlink_to(thesis)
+    assert {"folder": out / "thesis", "file": out, "link": thesis}[kind].read_text() == "years"
+    assert out.is_symlink() == (kind == "link")
+    assert not list(tmp_path.glob(".a.*"))
+
+
+def test_an_old_artifact_is_put_back_where_the_new_one_cannot_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with staged(tmp_path / "a") as folder:
+        (folder / MANIFEST).write_text("old")
+    rename = Path.rename
+
+    def refuse(self: Path, target: Path) -> Path:
+        if self.suffix == ".partial":
+            raise OSError("no space")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(OSError, match="no space"), staged(tmp_path / "a") as folder:
+        (folder / MANIFEST).write_text("new")
+    assert (tmp_path / "a" / MANIFEST).read_text() == "old"
+    assert names(tmp_path) == ["a"]
+
+
+def test_an_artifact_is_for_whoever_may_read_the_folder_beside_it(tmp_path: Path) -> None:
+    """A temporary folder is its owner's alone, and a server that loads artifacts is often another user."""
+    with staged(tmp_path / "a") as folder:
+        (folder / MANIFEST).write_text("new")
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o755
 
 
 def test_an_error_leaves_the_old_artifact(tmp_path: Path) -> None:
