@@ -20,6 +20,7 @@ from naflex_export.accuracy.metrics import LIMITS, Limits, Measures, measure, wh
 from naflex_export.accuracy.reference import SoundInterpolate
 from naflex_export.accuracy.report.formats import table, write
 from naflex_export.accuracy.report.html import as_html
+from naflex_export.batch import Batch
 from naflex_export.exporter import export
 from naflex_export.models import adapter_of
 
@@ -211,6 +212,58 @@ def test_a_candidate_that_raises_fails() -> None:
     assert problem == "largest-batch-24-seed0: the candidate raised ValueError: at most 4 images"
 
 
+RESHAPED: dict[str, Callable[[Tensor], Tensor]] = {
+    "transposed": lambda out: out.T,
+    "one-row": lambda out: out.reshape(1, -1),
+    "one-axis": lambda out: out.flatten(),
+    "further-axis": lambda out: out.unsqueeze(1),
+}
+
+
+@pytest.mark.parametrize("shape", RESHAPED)
+def test_as_many_values_in_another_shape_are_not_compared(classifier: nn.Module, shape: str) -> None:
+    report = judge(lambda *inputs: RESHAPED[shape](classifier(*inputs)), classifier, cases=["photos-24-0"])
+    given = list(RESHAPED[shape](torch.zeros(3, 10)).shape)
+    assert not report.results and not report.passed
+    assert report.problems == (f"photos-24-0 [features]: the candidate's shape is {given}, the reference's [3, 10]",)
+
+
+def test_invariances_are_asked_of_what_could_be_compared_alone(classifier: nn.Module) -> None:
+    """Else each of them fails again, for the reason that is told already."""
+
+    def candidate(*inputs: Tensor) -> Tensor:
+        if inputs[0].shape[1] == 1:
+            raise ValueError("at least two tokens")
+        return classifier(*inputs)
+
+    report = judge(candidate, classifier)
+    assert report.problems == ("smallest-24-seed0: the candidate raised ValueError: at least two tokens",)
+    assert len(report.results) == 8 and report.invariances == ()
+
+
+def test_errors_over_all_cases_are_root_mean_squares(classifier: nn.Module) -> None:
+    """A mean would let a few cases hide among many."""
+    report = judge(nx.vectorize(copy.deepcopy(classifier)).half(), classifier, dtype="float16")
+    (found,) = report.baselines
+    given = torch.tensor([result.measures.relative_l2 for result in report.results], dtype=torch.float64)
+    floor = torch.tensor([result.baseline.relative_l2 for result in report.results if result.baseline])
+    assert found.candidate == pytest.approx(float(given.square().mean().sqrt()))
+    assert found.baseline == pytest.approx(float(floor.double().square().mean().sqrt()))
+    assert found.candidate > 1.001 * float(given.mean())
+
+
+@pytest.mark.parametrize(("share", "passes"), [(0.0, False), (3e-8, False), (5e-7, False), (2e-6, True), (1e-2, True)])
+def test_masking_a_token_must_move_more_than_rounding_does(share: float, passes: bool) -> None:
+    from naflex_export.accuracy.invariances import MASKING, check_invariances
+
+    def run(batch: Batch) -> Tensor:
+        """Every valid token of an image adds a share of the features to them."""
+        return (1 + share * batch.patch_valid.double().sum(dim=1, keepdim=True)).expand(-1, 8)
+
+    (found,) = (one for one in check_invariances(run, BUCKET[0], 48, 1e-4, seed=0) if one.name == MASKING)
+    assert (found.failure == "") == passes
+
+
 def test_figures_are_there_for_each_image_grid_and_bucket(classifier: nn.Module) -> None:
     """An error in the images of one grid shows there, and nowhere else."""
 
@@ -258,6 +311,7 @@ def test_quick_and_thorough_skip_and_add(classifier: nn.Module) -> None:
         nx.gate(classifier, classifier, buckets=buckets, effort=effort) for effort in ("quick", "standard", "thorough")
     )
     assert [len(report.invariances) for report in (quick, standard, thorough)] == [4, 8, 8]
+    assert {found.bucket for found in quick.invariances} == {"24:1,4,8"}  # the largest has most room for them
     assert len(quick.results) == 6 + 1 and len(standard.results) == 18 + 1
     assert len(thorough.by_grid) > len(standard.by_grid) and thorough.effort == "thorough"
 

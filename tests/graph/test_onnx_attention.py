@@ -109,6 +109,35 @@ def test_attention_around_which_more_happens_is_left_alone(kind: str) -> None:
     assert [node.op_type for node in model.graph if node.op_type != "Constant"] == operators
 
 
+FURTHER = {  # inputs after queries, keys and values, and the opset that has them
+    "mask": ("mask", 23, ["mask"]),
+    "lengths": (", , , lengths", 24, [None, None, None, "lengths"]),
+    "mask and lengths": ("mask, , , lengths", 24, ["mask", None, None, "lengths"]),
+    "nothing": ("", 23, []),
+}
+
+
+@pytest.mark.parametrize("kind", FURTHER)
+def test_whatever_else_attention_reads_is_kept_in_its_place(kind: str) -> None:
+    given, opset, expected = FURTHER[kind]
+    nodes = TOGETHER.replace("(qh, kh, vh, mask)", f"(qh, kh, vh, {given})" if given else "(qh, kh, vh)")
+    text = (
+        "g (float[batch, tokens, 24] qkv, bool[batch, 1, tokens, tokens] mask, int64[batch] lengths) "
+        f"=> (float[batch, tokens, 8] y) {{ {nodes} }}"
+    )
+    model = ir.from_onnx_text(f'<ir_version: 11, opset_import: ["" : {opset}]> {text}')
+    model = ShapeInferencePass()(model).model
+    for node in model.graph:  # what an exported graph says itself, whatever onnx infers at this opset
+        if node.op_type == "Attention":
+            node.outputs[0].shape = ir.Shape(["batch", 2, "tokens", 4])
+        if node.op_type == "Transpose" and node.inputs[0].name == "h":
+            node.outputs[0].shape = ir.Shape(["batch", "tokens", 2, 4])
+    model.graph.outputs[0].shape = ir.Shape(["batch", "tokens", 8])
+    assert read_heads_in_rows(model) == 1
+    (attention,) = (node for node in model.graph if node.op_type == "Attention")
+    assert [None if value is None else value.name for value in attention.inputs[3:]] == expected
+
+
 UNKNOWN = {"nothing": None, "no batch": [None, "tokens", 3, 2, 4], "no heads": ["batch", "tokens", 3, None, 4]}
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
+import onnxruntime
+import pytest
+from onnx_ir.passes.common import ShapeInferencePass
 
 from naflex_export.graph import onnx_passes as passes
 
@@ -44,3 +48,69 @@ def test_types_are_inferred_at_any_size(siglip_onnx: ir.Model) -> None:
     types = passes.inferred_types(siglip_onnx, {"batch": 2, "tokens": 7})
     assert [dim.dim_value for dim in types["features"].shape.dim] == [2, 32]
     assert [dim.dim_value for dim in types["tokens"].shape.dim] == [2, 7, 32]
+
+
+def noted(text: str, **modules: str) -> ir.Model:
+    """Return a graph whose shapes are known and whose values, by name, are noted to be made in these modules."""
+    model = ShapeInferencePass()(ir.from_onnx_text(f'<ir_version: 10, opset_import: ["" : 23]> {text}')).model
+    for node in model.graph:
+        module = modules.get(node.outputs[0].name or "")
+        if module is not None:
+            node.metadata_props["pkg.torch.onnx.name_scopes"] = f"['', 'model', 'model.{module}', 'op']"
+    return model
+
+
+def test_a_reshape_to_the_shape_that_there_was_is_its_makers() -> None:
+    """It is noted in the module that reads it."""
+    text = "g (float[4, 6] x, int64[2] same) => (float[4, 6] z) { a = Relu(x) b = Reshape(a, same) z = Abs(b) }"
+    model = noted(text, a="first", b="second", z="third")
+    (made,) = (node.outputs[0] for node in model.graph if node.op_type == "Reshape")
+    made.shape = ir.Shape([4, 6])  # as an exported graph says, whose shape is no input
+    assert passes.tap_modules(model, ["first", "second"]) == [("first", "b")]
+
+
+def test_a_reshape_to_another_shape_is_its_own_modules() -> None:
+    nodes = "s = Constant<value_ints = [8, 3]>() a = Relu(x) b = Reshape(a, s) z = Abs(b)"
+    text = f"g (float[4, 6] x) => (float[8, 3] z) {{ {nodes} }}"
+    model = noted(text, a="first", b="second", z="third")
+    assert sorted(passes.tap_modules(model, ["first", "second"])) == [("first", "a"), ("second", "b")]
+
+
+@pytest.mark.parametrize("unknown", [None, [None, 6], ["batch", None]], ids=str)
+def test_a_reshape_to_a_shape_that_nobody_knows_is_its_own_modules(unknown: list[object] | None) -> None:
+    text = "g (float[4, 6] x, int64[2] s) => (float[4, 6] z) { a = Relu(x) b = Reshape(a, s) z = Abs(b) }"
+    model = noted(text, a="first", b="second", z="third")
+    (made,) = (value for node in model.graph for value in node.outputs if value.name == "b")
+    made.shape = None if unknown is None else ir.Shape(unknown)
+    (given,) = (value for node in model.graph for value in node.outputs if value.name == "a")
+    given.shape = made.shape
+    assert sorted(passes.tap_modules(model, ["first", "second"])) == [("first", "a"), ("second", "b")]
+
+
+def test_who_asks_for_a_shape_reads_no_value() -> None:
+    """So what is made on the way inside a module is not its output."""
+    text = (
+        "g (float[4, 6] x) => (float[1, 1] z) { a = Relu(x) s = Shape(a) b = Abs(a) r = Expand(b, s) z = ReduceSum(r) }"
+    )
+    model = noted(text, a="first", b="first", s="second", r="second", z="third")
+    assert sorted(passes.tap_modules(model, ["first", "second"])) == [("first", "b"), ("second", "r")]
+
+
+def test_no_bfloat16_is_left_in_a_widened_graph() -> None:
+    """Neither in weights nor in what nodes hold: constants, the value that a shape is filled with, and casts.
+
+    The text gives values by their bits: these are 2 and 3, 4 and 5, and 6.
+    """
+    text = (
+        "g (bfloat16[b, 2] x, int64[2] size) => (bfloat16[b, 2] y) <bfloat16[2] w = {16384, 16448}> "
+        "{ c = Constant<value = bfloat16[2] {16512, 16544}>() f = ConstantOfShape<value = bfloat16[1] {16576}>(size) "
+        "i = Cast<to = 16>(size) m = Mul(x, w) n = Add(m, c) o = Add(n, f) y = Mul(o, i) }"
+    )
+    model = ir.from_onnx_text(f'<ir_version: 10, opset_import: ["" : 23]> {text}')
+    passes.widen_bfloat16(model)
+    content = ir.to_proto(model)
+    assert "data_type: 16" not in str(content) and "elem_type: 16" not in str(content)
+    session = onnxruntime.InferenceSession(content.SerializeToString(), providers=["CPUExecutionProvider"])
+    x = np.ones((1, 2), dtype=np.float32)
+    (y,) = session.run(None, {"x": x, "size": np.array([1, 2])})
+    np.testing.assert_array_equal(y, (x * [2, 3] + [4, 5] + 6) * [1, 2])

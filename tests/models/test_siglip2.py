@@ -133,6 +133,19 @@ def test_shares_every_tensor_and_leaves_the_original(model: Siglip2VisionModel) 
         nx.gate(fast, reference=fast)
 
 
+@pytest.mark.parametrize("wrong", [[2, 0], [0, 3], [0, 0]], ids=str)
+def test_a_grid_without_cells_harms_no_other_image(model: Siglip2VisionModel, wrong: list[int]) -> None:
+    """Dividing by a width of zero would end the process on some backends, and raises on others."""
+    values, mask, shapes = batch_of(MIXED, 26)
+    with torch.no_grad():
+        expected = model(values, mask, shapes).pooler_output
+        shapes = shapes.clone()
+        shapes[2] = torch.tensor(wrong)
+        found = nx.vectorize(model)(values, mask, shapes).pooler_output
+    others = [0, 1, *range(3, len(MIXED))]
+    assert_close(found[others], expected[others])
+
+
 def test_shapes_may_be_of_another_integer_dtype(model: Siglip2VisionModel) -> None:
     values, mask, shapes = batch_of(MIXED, 26)
     fast = nx.vectorize(model)

@@ -172,6 +172,17 @@ def test_positions_equal_eager_padding_included(options: Options) -> None:
     assert share(positions(naflexvit(**{**options, "pos_embed_grid_size": (4, 4)})), expected) > 1e-2
 
 
+@cases(ASPECT)
+def test_aspect_is_kept_for_every_grid(options: Options) -> None:
+    """Of which many share one side with the source, and a single one both."""
+    eager = naflexvit(**options)
+    every = [Grid(height, width) for height in range(1, 9) for width in range(1, 9)]
+    batch = noise_batch("every", every, tokens=64, token_width=48)
+    with torch.no_grad():
+        found, expected = (model.embeds(batch.patches, batch.patch_coord)[0] for model in (nx.vectorize(eager), eager))
+    assert share(found, expected) <= eager_bound(options)
+
+
 @cases({**ALL, **POOLS})
 def test_outputs_equal_eager(options: Options) -> None:
     eager = naflexvit(**options)
@@ -183,6 +194,32 @@ def test_outputs_equal_eager(options: Options) -> None:
             found, expected = found[keep], expected[keep]
         assert share(found, expected) <= model_bound(options)
         assert share(tokens(fast, BATCH), tokens(eager, BATCH)) <= model_bound(options)
+
+
+@pytest.mark.parametrize("normed", [True, False], ids=["fc-norm", "final-norm"])
+@cases(POOLS)
+def test_the_graphs_own_pooling_equals_timms(options: Options, normed: bool) -> None:
+    """What is traced pools by expressions of its own, followed by all that timm has after a pooling."""
+    eager = naflexvit(fc_norm=normed, **options)
+    encoder = adapter_of(eager).vectorized().encoder(("features",))
+    with torch.no_grad():
+        (found,) = call(encoder, BATCH)
+        expected = call(eager, BATCH)
+        if expected.ndim == 3:
+            keep = torch.nn.functional.pad(BATCH.patch_valid, (eager.num_prefix_tokens, 0), value=True)
+            found, expected = found[keep], expected[keep]
+    assert share(found, expected) <= 1e-5
+
+
+@cases({"learned": {}, "none": {"pos_embed": "none"}, "factorized": {"pos_embed": "factorized"}})
+@pytest.mark.parametrize("rope", ["none", "axial", "mixed", "dinov3"])
+def test_coordinates_are_ignored_by_models_that_have_no_use_for_them(options: Options, rope: str) -> None:
+    eager = naflexvit(rope_type=rope, **options)
+    turned = dataclasses.replace(BATCH, patch_coord=BATCH.patch_coord.flip(-1))
+    with torch.no_grad():
+        moved = share(call(eager, turned), call(eager, BATCH))
+    assert adapter_of(eager).ignored_inputs == (() if moved > 1e-4 else ("patch_coord",))
+    assert (moved > 1e-4) == bool(rope != "none" or options != {"pos_embed": "none"})
 
 
 @cases(ALL)

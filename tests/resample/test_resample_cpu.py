@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -121,6 +123,44 @@ def test_tokens_and_gradients_may_lie_in_any_order() -> None:
     assert (gradient - expected).abs().max() <= 1e-6 * expected.abs().max()
 
 
+MEMORY: dict[str, Callable[[Tensor], Tensor]] = {
+    "channels-first": lambda x: x.permute(2, 0, 1).contiguous().permute(1, 2, 0),
+    "images-innermost": lambda x: x.permute(1, 2, 0).contiguous().permute(2, 0, 1),
+    "part-of-a-wider-tensor": lambda x: torch.cat([x, x], dim=-1)[..., : x.shape[-1]],
+    "every-other-token": lambda x: x.repeat_interleave(2, dim=1)[:, ::2],
+}
+
+
+@pytest.mark.parametrize("memory", MEMORY)
+@pytest.mark.parametrize("grid", [Grid(2, 9), Grid(9, 2), Grid(4, 4)], ids=str)
+def test_an_image_alone_with_its_grid_may_lie_in_any_memory(memory: str, grid: Grid) -> None:
+    """It is added to without a tensor between, rows or columns first as its shape has it."""
+    coord = noise_batch("cpu", [grid, Grid(1, 1)], tokens=20, token_width=1).patch_coord
+    source = torch.randn(9, 7, 8, generator=torch.Generator().manual_seed(0))
+    tokens = MEMORY[memory](torch.zeros(2, 20, 8))
+    assert not tokens.is_contiguous()
+    found = rule.add_by_operator(tokens, source, coord, Resampling())
+    expected = resample_at(source, coord, Resampling())
+    assert found.data_ptr() == tokens.data_ptr()
+    assert (found - expected).abs().max() <= 1e-6 * expected.abs().max()
+
+
+@each_way_to_read
+def test_images_of_one_grid_are_resized_to_lengths_of_their_own(
+    how: Resampling, cells: int, kind: str, fill: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lengths are a caller's choice: a grid may be a corner of a larger resize for one image and not for the next."""
+    monkeypatch.setattr(resample, "DENSE_CELLS", cells)
+    coord = coordinates(kind)
+    grids, extra = coord.amax(dim=1) + 1, torch.arange(len(coord)).unsqueeze(1)
+    lengths = grids + extra % torch.tensor([2, 3])
+    assert (grids[-1] == grids[0]).all() and (lengths[-1] != lengths[0]).any()
+    source = torch.randn(9, 7, 8, generator=torch.Generator().manual_seed(1))
+    found = add_to_zeros(source, coord, how, lengths, fill_padding=fill)
+    expected = resample_at(source, coord, how, lengths, fill_padding=fill)
+    assert (found - expected).abs().max() <= 1e-6 * expected.abs().max()
+
+
 def test_a_tensor_saved_for_another_gradient_is_not_changed_unseen() -> None:
     """Autograd is told of the change, and refuses what it would make wrong."""
     x = torch.randn(8 * 26, 8, requires_grad=True)
@@ -151,6 +191,19 @@ def test_an_exported_graph_has_no_operator_of_ours() -> None:
     exported = torch.export.export(module, (torch.zeros(8, 26, 8), coord))
     assert not [name for name in operators(exported.graph) if name.startswith("naflex_export")]
     assert (exported.module()(torch.zeros(8, 26, 8), coord) - module(torch.zeros(8, 26, 8), coord)).abs().max() <= 1e-5
+
+
+def test_a_graph_of_torchscript_has_none_either() -> None:
+    """It leaves torch too: the older ONNX exporter begins with it, and others do."""
+    module, coord = Position().eval(), coordinates("loader")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is deprecated
+        traced = torch.jit.trace(module, (torch.zeros(8, 26, 8), coord))
+    kinds = [node.kind() for node in traced.inlined_graph.nodes()]
+    assert "aten::matmul" in kinds and not [kind for kind in kinds if kind.startswith("naflex_export")]
+    turned = coord.flip(-1)
+    expected = module(torch.zeros(8, 26, 8), turned)
+    assert (traced(torch.zeros(8, 26, 8), turned) - expected).abs().max() <= 1e-5
 
 
 def test_a_program_has_none_either() -> None:

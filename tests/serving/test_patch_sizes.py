@@ -127,6 +127,18 @@ def test_the_gate_takes_buckets_and_a_dtype_for_every_size(artifact: nx.Artifact
         nx.gate(run, tiny.flexible(), dtype="float8")
 
 
+@pytest.mark.parametrize("last", [True, False], ids=["channels-last", "channels-first"])
+@pytest.mark.parametrize("size", [2, 6])
+def test_a_folded_weight_equals_timms_own_resampling(size: int, last: bool) -> None:
+    """It is given the patches as images of their own, in the order of axes that its model has."""
+    eager, batch = tiny.naflexvit(enable_patch_interpolator=True, patchify_channels_last=last), batch_of(size)
+    rest = (batch.patch_coord, batch.patch_valid)
+    folded = adapter_of(eager, size).vectorized().model
+    with torch.no_grad():
+        expected = eager(batch.patches.unflatten(2, (size, size, 3) if last else (3, size, size)), *rest)
+        assert share(folded(batch.patches, *rest), expected) <= 1e-5
+
+
 @pytest.mark.parametrize(
     ("outputs", "options"),
     [(("features",), {}), (("features", "tokens"), {"patchify_channels_last": False})],

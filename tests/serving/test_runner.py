@@ -95,6 +95,9 @@ P, C, V = inputs()
         ((P, C.flip(-1), V), r"patch_coord of image 0 does not go row by row"),
         ((P, moved(C, (1, 2, 0), 3), V), r"patch_coord of image 1 does not go row by row"),
         ((P, moved(C, (1, 15, 1), 9), V), r"patch_coord of image 1 does not go row by row"),
+        ((P, moved(C, (1, 15, 1), 1), V), r"patch_coord of image 1 does not go row by row"),
+        ((P, moved(C, (1, 4, 0), 1), V), r"patch_coord of image 1 does not go row by row"),
+        ((P, torch.full_like(C, -1), V), r"patch_coord of image 0 does not go row by row"),
         ((P, moved(C, (0, 0, 0), -1), V), r"patch_coord of image 0 does not go row by row"),
     ],
 )

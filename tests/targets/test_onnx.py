@@ -63,9 +63,9 @@ def test_low_precision_is_in_the_graph(low: nx.Artifact) -> None:
     assert model.graph.input[0].type.tensor_type.elem_type == expected
     large = [w for w in model.graph.initializer if len(w.dims) == 2 and w.data_type == expected]
     assert len(large) >= 10
-    assert low.report.passed
-    # the position embedding is resampled in float32: no intermediate of it is cast before the sum
-    assert low.report.worst["relative_l2"] > 1e-5  # type: ignore[operator]
+    # it rounds, as eager in that dtype does: a float32 graph behind low-precision inputs would be far closer
+    (found,) = low.report.baselines
+    assert found.candidate > 0.2 * found.baseline > 1e-5
 
 
 @pytest.mark.parametrize("low", ["bfloat16"], indirect=True)
