@@ -1,4 +1,4 @@
-"""Running `model.plan`, an engine, with TensorRT: through `tensorrt` where it imports, else through `tensorrt_rtx`."""
+"""Running `model.plan`, an engine, with the library that built it: `tensorrt` or `tensorrt_rtx`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import functools
 import importlib
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,12 +15,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from naflex_export.errors import BackendError
+from naflex_export.errors import ArtifactError, BackendError
+from naflex_export.serving.gpu import Gpu
 from naflex_export.serving.manifest import Manifest
 from naflex_export.serving.runner import Runner
 from naflex_export.serving.signature import sizes_of
 
 FILE = "model.plan"
+
+LIBRARIES = ("tensorrt", "tensorrt_rtx")
+
+_DTYPES = {
+    "FLOAT": "float32",
+    "HALF": "float16",
+    "BF16": "bfloat16",
+    "INT32": "int32",
+    "INT64": "int64",
+    "BOOL": "bool",
+}
+"""Dtypes of TensorRT under torch's names."""
 
 
 def require_run() -> None:
@@ -30,18 +43,21 @@ def require_run() -> None:
 def open(folder: Path, manifest: Manifest, device: torch.device | None) -> Runner:
     if not torch.cuda.is_available():
         raise BackendError("an engine runs on a GPU, and torch finds no CUDA device: load it on one")
-    return TensorRTRunner(folder / FILE, manifest, device or torch.device("cuda"))
+    if device is not None and device.type != "cuda":
+        raise BackendError(f"an engine runs on a GPU, and device {str(device)!r} was asked for: expected 'cuda'")
+    # the device of a tensor, for "cuda" alone is the current one, which may change between calls
+    return TensorRTRunner(folder / FILE, manifest, torch.empty(0, device=device or "cuda").device)
 
 
 @functools.cache
 def tensorrt() -> ModuleType:
-    """Return the TensorRT library: `tensorrt` where it is installed, else `tensorrt_rtx`.
+    """Return the TensorRT library to build with: `tensorrt` where it is installed, else `tensorrt_rtx`.
 
     Raises:
         BackendError: neither imports.
     """
     reasons = []
-    for name in ("tensorrt", "tensorrt_rtx"):
+    for name in LIBRARIES:
         try:
             return importlib.import_module(name)
         except (ImportError, OSError) as error:
@@ -52,86 +68,114 @@ def tensorrt() -> ModuleType:
     )
 
 
+def library_of(manifest: Manifest) -> ModuleType:
+    """Return the library that built an engine, whichever others are installed: no other can load it.
+
+    Raises:
+        ArtifactError: the manifest names a library that this release does not know.
+        BackendError: the library does not import.
+    """
+    name = manifest.build["library"]
+    if name not in LIBRARIES:
+        raise ArtifactError(f"the engine was built with {name!r}: this release knows {', '.join(LIBRARIES)}")
+    try:
+        return importlib.import_module(name)
+    except (ImportError, OSError) as error:
+        package = "tensorrt-rtx" if name == "tensorrt_rtx" else "naflex_export[trt] from NVIDIA's index"
+        raise BackendError(
+            f"this engine was built with {name}, and no other library can load it; {name} does not import ({error}): "
+            f"pip install {package}"
+        ) from error
+
+
 @functools.cache
 def tensorrt_log(trt: ModuleType) -> Any:
     """Return the process's one logger; TensorRT ignores every other after the first."""
 
     class Log(trt.ILogger):  # type: ignore[name-defined,misc]
-        """Keeps warnings and errors; prints everything when verbose."""
+        """Gives warnings and errors to whoever is recording and keeps none; prints everything when verbose."""
 
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
-            self.messages: list[tuple[str, str]] = []
+            self.recordings: dict[int, list[tuple[str, str]]] = {}
             self.verbose = False
 
         def log(self, severity: Any, text: str) -> None:
             serious = severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR)
             if serious or severity == trt.ILogger.WARNING:
-                self.messages.append(("error" if serious else "warning", text))
+                for messages in list(self.recordings.values()):
+                    messages.append(("error" if serious else "warning", text))
             if self.verbose and severity != trt.ILogger.VERBOSE:
                 print(f"[{trt.__name__}] {text}", file=sys.stderr)
 
         @contextlib.contextmanager
-        def recording(self, verbose: bool) -> Iterator[list[tuple[str, str]]]:
-            self.messages, self.verbose = [], verbose
+        def recording(self, verbose: bool = False) -> Iterator[list[tuple[str, str]]]:
+            """Give a list to which messages are added for as long as the block runs, those of other threads too."""
+            messages: list[tuple[str, str]] = []
+            before, self.verbose = self.verbose, verbose or self.verbose
+            self.recordings[id(messages)] = messages
             try:
-                yield self.messages
+                yield messages
             finally:
-                self.messages, self.verbose = [], False
+                self.verbose = before
+                del self.recordings[id(messages)]
 
     return Log()
 
 
 class TensorRTRunner(Runner):
-    """Runs `model.plan` on the GPU, with an execution context for each thread and profile."""
+    """Runs `model.plan` on a GPU, each call by a context that no other call has meanwhile."""
 
-    def __init__(self, path: Path, manifest: Manifest, device: torch.device) -> None:
+    def __init__(self, path: Path, manifest: Manifest, device: torch.device, gpu: Gpu | None = None) -> None:
         super().__init__(manifest, device)
         self.folder = path.parent
-        trt = tensorrt()
-        built_with = manifest.build["library"]
-        if trt.__name__ != built_with:
-            raise BackendError(
-                f"this engine was built with {built_with}, and {trt.__name__} is installed: pip install it"
-            )
-        self._runtime = trt.Runtime(tensorrt_log(trt))
-        with tensorrt_log(trt).recording(verbose=False) as messages:
+        self._gpu = gpu or Gpu(device)
+        trt = library_of(manifest)
+        self._log = tensorrt_log(trt)
+        self._runtime = trt.Runtime(self._log)
+        with self._gpu.current(), self._log.recording() as messages:
             self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
         if self._engine is None:
-            reasons, built = "; ".join(text for _, text in messages) or "no reason given", manifest.build
+            built = manifest.build
             raise BackendError(
                 f"{trt.__name__} {trt.__version__} cannot load an engine built by {built['library_version']} for "
-                f"compute capability {built['compute_capability']}: {reasons}. Export again on this machine"
+                f"compute capability {built['compute_capability']}: {_reason(messages)}. Export again on this machine"
             )
-        self._contexts = threading.local()
+        _require_signature(trt, self._engine, manifest)
+        self._contexts = _Contexts(self._engine, self._gpu)
 
     def trim(self) -> None:
-        self._contexts = threading.local()  # they hold the memory; the next call makes its own
+        with self._gpu.current():
+            self._contexts.drop()  # they hold the memory; the next call makes its own
 
     def execute(self, inputs: tuple[Tensor, ...]) -> list[Tensor]:
-        sizes = sizes_of(self.manifest.inputs, inputs)
-        stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]  # the default stream would make TensorRT synchronize
-        stream.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(stream):
-            context = self._context(self._profile(sizes), stream)
+        profile = self._profile(sizes_of(self.manifest.inputs, inputs))
+        gpu, specs = self._gpu, self.manifest.outputs
+        with gpu.current(), self._log.recording() as messages, self._contexts.taken(profile) as (context, stream):
             for spec, tensor in zip(self.manifest.inputs, inputs, strict=True):
-                context.set_input_shape(spec.name, tuple(tensor.shape))
+                # refused, a context would go on with the shape of its last call
+                if not context.set_input_shape(spec.name, tuple(tensor.shape)):
+                    raise BackendError(
+                        f"TensorRT refuses {spec.name} of shape {list(tensor.shape)} in profile {profile}: "
+                        f"{_reason(messages)}. The engine and its manifest disagree: export again"
+                    )
             missing = context.infer_shapes()
             if missing:
                 raise BackendError(f"TensorRT needs shapes for {missing}: the engine and its manifest disagree")
-            held = [tensor.contiguous() for tensor in inputs]
-            for spec, tensor in zip(self.manifest.inputs, held, strict=True):
-                context.set_tensor_address(spec.name, tensor.data_ptr())
-            outputs = []
-            for spec in self.manifest.outputs:
-                shape = tuple(context.get_tensor_shape(spec.name))
-                outputs.append(torch.empty(shape, dtype=getattr(torch, spec.dtype), device=self.device))
-                context.set_tensor_address(spec.name, outputs[-1].data_ptr())
+            read = [gpu.readable(tensor) for tensor in inputs]
+            outputs = [
+                gpu.empty(tuple(context.get_tensor_shape(spec.name)), getattr(torch, spec.dtype)) for spec in specs
+            ]
+            for spec, tensor in zip((*self.manifest.inputs, *specs), (*read, *outputs), strict=True):
+                if not context.set_tensor_address(spec.name, tensor.data_ptr()):
+                    raise BackendError(f"TensorRT refuses the address of {spec.name}: {_reason(messages)}")
+            # All memory is the caller's stream's, which waits in its turn: so it is ready here, and none of it is used
+            # for anything else before the engine is done with it.
+            caller = gpu.callers_stream()
+            stream.wait_stream(caller)
             if not context.execute_async_v3(stream.cuda_stream):
-                raise BackendError("TensorRT refused to run the engine; --verbose shows its log")
-        torch.cuda.current_stream(self.device).wait_stream(stream)
-        for tensor in [*held, *outputs]:
-            tensor.record_stream(stream)
+                raise BackendError(f"TensorRT refused to run the engine: {_reason(messages)}")
+            caller.wait_stream(stream)
         return outputs
 
     def _profile(self, sizes: Mapping[str, int]) -> int:
@@ -141,10 +185,84 @@ class TensorRTRunner(Runner):
                 return index
         raise AssertionError("unreachable: the inputs were checked")
 
-    def _context(self, profile: int, stream: torch.cuda.Stream) -> Any:
-        """Return this thread's context for a profile; contexts must not be shared between threads."""
-        contexts: dict[int, Any] = self._contexts.__dict__.setdefault("by_profile", {})
-        if profile not in contexts:
-            contexts[profile] = self._engine.create_execution_context()
-            contexts[profile].set_optimization_profile_async(profile, stream.cuda_stream)
-        return contexts[profile]
+
+class _Contexts:
+    """An engine's contexts, each set to a profile and with a stream of its own.
+
+    A context is used by one call at a time, and all its work is queued on its own stream: TensorRT defines neither two
+    threads in one context nor one context on two streams. A call does not wait for its work to be done, and the next
+    one, of whatever thread, may queue more behind it.
+    """
+
+    def __init__(self, engine: Any, gpu: Gpu) -> None:
+        self._engine, self._gpu = engine, gpu
+        self._lock = threading.Lock()
+        self._idle: dict[int, list[tuple[Any, Any]]] = {}
+
+    @contextlib.contextmanager
+    def taken(self, profile: int) -> Iterator[tuple[Any, Any]]:
+        """Give a context of a profile, and its stream, that are the caller's alone until the block ends."""
+        with self._lock:
+            idle = self._idle.get(profile)
+            found = idle.pop() if idle else None
+        found = found or self._made(profile)
+        try:
+            yield found
+        finally:
+            with self._lock:
+                self._idle.setdefault(profile, []).append(found)
+
+    def drop(self) -> None:
+        """Give up the contexts that no call has, once the work is done that is queued on their streams."""
+        with self._lock:
+            idle, self._idle = self._idle, {}
+        for _, stream in (pair for pairs in idle.values() for pair in pairs):
+            stream.synchronize()
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):  # a process that ends takes its driver away first
+            self.drop()
+
+    def _made(self, profile: int) -> tuple[Any, Any]:
+        context, stream = self._engine.create_execution_context(), self._gpu.new_stream()
+        if context is None:
+            raise BackendError("TensorRT made no context, for lack of memory perhaps: Runner.trim() gives some back")
+        if not context.set_optimization_profile_async(profile, stream.cuda_stream):
+            raise BackendError(
+                f"TensorRT refuses profile {profile}: the engine and its manifest disagree: export again"
+            )
+        return context, stream
+
+
+def _require_signature(trt: ModuleType, engine: Any, manifest: Manifest) -> None:
+    """Check that an engine takes and gives what its manifest says: it would read and write past the end of tensors.
+
+    Raises:
+        ArtifactError: it does not.
+    """
+    names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+    for kind, mode, specs in (
+        ("inputs", trt.TensorIOMode.INPUT, manifest.inputs),
+        ("outputs", trt.TensorIOMode.OUTPUT, manifest.outputs),
+    ):
+        found = {name: _dtype_name(engine, name) for name in names if engine.get_tensor_mode(name) == mode}
+        expected = {spec.name: spec.dtype for spec in specs}
+        if found != expected:
+            raise ArtifactError(f"{FILE} has the {kind} {found}, and the manifest says {expected}: export again")
+    if engine.num_optimization_profiles != len(manifest.buckets):
+        raise ArtifactError(
+            f"{FILE} has {engine.num_optimization_profiles} profiles, and the manifest has {len(manifest.buckets)} "
+            "buckets: expected a profile for each; export again"
+        )
+
+
+def _dtype_name(engine: Any, name: str) -> str:
+    """Return the dtype of an engine's tensor, torch's name where it has one."""
+    found = engine.get_tensor_dtype(name).name
+    return _DTYPES.get(found, found)
+
+
+def _reason(messages: Sequence[tuple[str, str]]) -> str:
+    """Return what TensorRT's log says of a refusal."""
+    errors = [text for severity, text in messages if severity == "error"]
+    return "; ".join(errors or [text for _, text in messages]) or "it gives no reason"

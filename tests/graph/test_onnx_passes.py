@@ -9,6 +9,7 @@ import pytest
 from onnx_ir.passes.common import ShapeInferencePass
 
 from naflex_export.graph import onnx_passes as passes
+from naflex_export.graph.onnx_rounding import widen
 
 
 def test_modules_are_read_from_the_exporters_notes() -> None:
@@ -107,7 +108,7 @@ def test_no_bfloat16_is_left_in_a_widened_graph() -> None:
         "i = Cast<to = 16>(size) m = Mul(x, w) n = Add(m, c) o = Add(n, f) y = Mul(o, i) }"
     )
     model = ir.from_onnx_text(f'<ir_version: 10, opset_import: ["" : 23]> {text}')
-    passes.widen_bfloat16(model)
+    widen(model, ir.DataType.BFLOAT16)
     content = ir.to_proto(model)
     assert "data_type: 16" not in str(content) and "elem_type: 16" not in str(content)
     session = onnxruntime.InferenceSession(content.SerializeToString(), providers=["CPUExecutionProvider"])

@@ -1,0 +1,49 @@
+"""What a runner that queues work by itself asks of a GPU: its streams, and memory."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+ALIGNMENT = 256
+"""In bytes: what TensorRT asks of every address. torch's own memory has it, and a part of a tensor may not."""
+
+
+class Gpu:
+    """A GPU, as torch has it. Tests put another in its place, which is strict and needs no GPU.
+
+    Memory belongs to the stream that was current when it was made: once a tensor is gone, torch may use its memory
+    again for work that is queued on that stream later. Work on another stream must be waited for by that one.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def current(self) -> AbstractContextManager[Any]:
+        """Return a context in which this GPU is the process's current device."""
+        return torch.cuda.device(self.device)
+
+    def callers_stream(self) -> Any:
+        """Return the stream on which the caller queues its work."""
+        return torch.cuda.current_stream(self.device)
+
+    def new_stream(self) -> Any:
+        """Return a further stream."""
+        return torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Return a tensor of any content, in memory of the caller's stream."""
+        return torch.empty(shape, dtype=dtype, device=self.device)
+
+    def readable(self, tensor: Tensor) -> Tensor:
+        """Return the tensor in one piece at an aligned address: itself, or a copy made on the caller's stream."""
+        if tensor.is_contiguous() and tensor.data_ptr() % ALIGNMENT == 0:
+            return tensor
+        return self.copied(tensor)
+
+    def copied(self, tensor: Tensor) -> Tensor:
+        """Return a copy in one piece, made on the caller's stream."""
+        return self.empty(tuple(tensor.shape), tensor.dtype).copy_(tensor)

@@ -1,0 +1,435 @@
+"""A stand-in for TensorRT, a GPU and torch's streams that runs on a CPU, and keeps a list of every rule that is broken.
+
+Nothing runs when it is queued. Work waits until somebody waits for it, and then no more is done than is asked for: what
+was not waited for is not there. Memory holds garbage until it is written, and may be used for something else as soon as
+torch's allocator could. What an engine computes is computed by ONNX Runtime, from memory at the addresses that it got.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import json
+import threading
+import types
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from torch import Tensor
+
+from naflex_export.serving.gpu import ALIGNMENT, Gpu
+from naflex_export.serving.manifest import Manifest
+from naflex_export.targets.tensorrt import Profile
+
+GARBAGE = 0x7B
+
+
+@dataclass(eq=False)
+class Block:
+    """Memory of a tensor.
+
+    Attributes:
+        stream: that it was made on.
+        buffer: its bytes, from `start` on.
+        reusable_after: once the tensor is gone, how much of each stream's work must be done before it is used again.
+    """
+
+    stream: Stream
+    buffer: np.ndarray
+    start: int
+    size: int
+    reusable_after: dict[Stream, int] | None = None
+
+    @property
+    def address(self) -> int:
+        return self.buffer.ctypes.data + self.start
+
+    def free(self) -> None:
+        self.reusable_after = self.stream.reached()
+
+    def bytes_at(self, address: int, size: int) -> np.ndarray:
+        start = address - self.buffer.ctypes.data
+        return self.buffer[start : start + size]
+
+
+class Stream:
+    """A queue of work, and of waits for other queues; none of it runs before somebody asks for it."""
+
+    def __init__(self, world: World, device: int, handle: int) -> None:
+        self.world, self.device, self.cuda_stream = world, device, handle
+        self.queue: list[Callable[[], None] | tuple[Stream, int]] = []
+        self.done = 0
+
+    def wait_stream(self, other: Stream) -> None:
+        self.queue.append((other, len(other.queue)))
+
+    def add(self, work: Callable[[], None]) -> None:
+        self.queue.append(work)
+
+    def synchronize(self) -> None:
+        self.finish(len(self.queue))
+
+    def finish(self, count: int) -> None:
+        """Do as much of the queue, and what that waits for of others."""
+        while self.done < count:
+            step = self.queue[self.done]
+            if isinstance(step, tuple):
+                step[0].finish(step[1])
+            else:
+                step()
+            self.done += 1
+
+    def reached(self) -> dict[Stream, int]:
+        """Return how much of each stream's work is done by the time that what is queued here is."""
+        found: dict[Stream, int] = {}
+        waiting = [(self, len(self.queue))]
+        while waiting:
+            stream, count = waiting.pop()
+            before = found.get(stream, 0)
+            found[stream] = max(before, count)
+            waiting += [step for step in stream.queue[before:count] if isinstance(step, tuple)]
+        return found
+
+
+@dataclass
+class World:
+    """All that the stand-ins share.
+
+    Attributes:
+        faults: every rule that was broken.
+        device: the process's current one.
+    """
+
+    faults: list[str] = field(default_factory=list)
+    device: int = 0
+    blocks: list[Block] = field(default_factory=list)
+    streams: dict[int, Stream] = field(default_factory=dict)
+
+    def stream(self, device: int) -> Stream:
+        made = Stream(self, device, len(self.streams))
+        self.streams[made.cuda_stream] = made
+        return made
+
+    def use(self, address: int, size: int, what: str, stream: Stream, at: int) -> np.ndarray:
+        """Return the memory at an address for work at a place in a stream."""
+        for block in self.blocks:
+            if block.address <= address < block.address + block.size:
+                if address + size > block.address + block.size:
+                    self.faults.append(f"{what} is beyond the end of its tensor")
+                    return np.full(size, GARBAGE, np.uint8)
+                if block.reusable_after is not None and block.reusable_after.get(stream, 0) <= at:
+                    self.faults.append(f"{what} is in memory that another tensor may have by then")
+                if block.stream.device != stream.device:
+                    self.faults.append(f"{what} is on another device")
+                return block.bytes_at(address, size)
+        self.faults.append(f"{what} is at no tensor's address")
+        return np.full(size, GARBAGE, np.uint8)
+
+
+class StrictGpu(Gpu):
+    """A GPU whose tensors are on the CPU."""
+
+    def __init__(self, world: World, index: int = 0) -> None:
+        super().__init__(torch.device("cpu"))
+        self.world, self.index = world, index
+        self._default = world.stream(index)
+        self._current = threading.local()
+
+    @contextlib.contextmanager
+    def current(self) -> Iterator[None]:
+        before, self.world.device = self.world.device, self.index
+        try:
+            yield
+        finally:
+            self.world.device = before
+
+    def callers_stream(self) -> Stream:
+        found: Stream = getattr(self._current, "stream", self._default)
+        return found
+
+    @contextlib.contextmanager
+    def on(self, stream: Stream) -> Iterator[None]:
+        """Let a caller queue its work on another stream than the default one."""
+        self._current.stream = stream
+        try:
+            yield
+        finally:
+            del self._current.stream
+
+    def new_stream(self) -> Stream:
+        return self.world.stream(self.index)
+
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        return self.tensor(shape, dtype, self.callers_stream())
+
+    def tensor(self, shape: Sequence[int], dtype: torch.dtype, stream: Stream) -> Tensor:
+        """Return a tensor in memory that belongs to a stream."""
+        size = int(np.prod(shape)) * dtype.itemsize
+        buffer = np.full(size + ALIGNMENT, GARBAGE, np.uint8)
+        block = Block(stream, buffer, -buffer.ctypes.data % ALIGNMENT, size)
+        self.world.blocks.append(block)
+        view = buffer[block.start : block.start + size]  # it lives as long as the tensor and all views of it
+        weakref.finalize(view, block.free)
+        return torch.from_numpy(view).view(dtype).view(tuple(shape))
+
+    def copied(self, tensor: Tensor) -> Tensor:
+        stream = self.callers_stream()
+        made = self.tensor(tensor.shape, tensor.dtype, stream)
+        self.launch(lambda source, target: target.copy_(source), tensor, made, stream=stream)
+        return made
+
+    def launch(self, kernel: Callable[..., Any], *tensors: Tensor, stream: Stream | None = None) -> None:
+        """Queue a kernel, by default on the caller's stream; it knows its tensors by their addresses alone."""
+        stream = stream or self.callers_stream()
+        at, whats = len(stream.queue), [_Placed.of(tensor) for tensor in tensors]
+        stream.add(lambda: kernel(*(placed.found(self.world, stream, at) for placed in whats)))
+
+    def given(self, tensor: Tensor) -> Tensor:
+        """Return a tensor on the GPU which a kernel on the caller's stream has yet to write."""
+        made = self.empty(tuple(tensor.shape), tensor.dtype)
+        self.launch(lambda target: target.copy_(tensor), made)
+        return made
+
+    def read(self, *tensors: Tensor) -> list[Tensor]:
+        """Return what tensors hold once all that is queued on the caller's stream is done."""
+        self.callers_stream().synchronize()
+        return [tensor.clone() for tensor in tensors]
+
+
+@dataclass
+class _Placed:
+    address: int
+    size: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> _Placed:
+        last = sum((length - 1) * stride for length, stride in zip(tensor.shape, tensor.stride(), strict=True))
+        size = (last + 1) * tensor.dtype.itemsize
+        return cls(tensor.data_ptr(), size, tuple(tensor.shape), tensor.stride(), tensor.dtype)
+
+    def found(self, world: World, stream: Stream, at: int) -> Tensor:
+        memory = world.use(self.address, self.size, "a kernel's tensor", stream, at)
+        return torch.from_numpy(memory).view(self.dtype).as_strided(self.shape, self.strides)
+
+
+class DataType(enum.Enum):
+    FLOAT = "float32"
+    HALF = "float16"
+    BF16 = "bfloat16"
+    INT32 = "int32"
+    INT64 = "int64"
+    BOOL = "bool"
+
+
+class TensorIOMode(enum.Enum):
+    NONE = 0
+    INPUT = 1
+    OUTPUT = 2
+
+
+class ILogger:
+    INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = range(5)
+
+
+def write_plan(path: Path, onnx: Path, manifest: Manifest, profiles: Sequence[Profile], **changes: str) -> Path:
+    """Write what stands for an engine: an ONNX graph, and what an engine says of it.
+
+    Args:
+        path: of the engine.
+        onnx: of the graph.
+        manifest: which says what goes in and out.
+        profiles: of the engine.
+        changes: dtypes that the engine has, by tensor, in place of the manifest's.
+    """
+    header = {
+        "inputs": {spec.name: changes.get(spec.name, spec.dtype) for spec in manifest.inputs},
+        "outputs": {spec.name: changes.get(spec.name, spec.dtype) for spec in manifest.outputs},
+        "shapes": {spec.name: spec.shape for spec in (*manifest.inputs, *manifest.outputs)},
+        "profiles": [profile.shapes for profile in profiles],
+    }
+    path.write_bytes(json.dumps(header).encode() + b"\n" + onnx.read_bytes())
+    return path
+
+
+def library(world: World, name: str = "tensorrt") -> types.ModuleType:
+    """Return what is to be imported as TensorRT."""
+    module: Any = types.ModuleType(name)
+    module.__version__ = "0.strict"
+    module.ILogger, module.DataType, module.TensorIOMode = ILogger, DataType, TensorIOMode
+    module.Runtime = lambda log: Runtime(world, log)
+    return module  # type: ignore[no-any-return]
+
+
+class Runtime:
+    def __init__(self, world: World, log: Any) -> None:
+        self.world, self.log = world, log
+
+    def deserialize_cuda_engine(self, plan: bytes) -> Engine | None:
+        header, _, graph = plan.partition(b"\n")
+        try:
+            return Engine(self, json.loads(header), graph)
+        except ValueError:
+            self.log.log(ILogger.ERROR, "the plan's magic tag does not match")
+            return None
+
+
+class Engine:
+    def __init__(self, runtime: Runtime, header: dict[str, Any], graph: bytes) -> None:
+        self.runtime, self.world, self.header = runtime, runtime.world, header
+        self.device = self.world.device
+        self.session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+        self.names = [*header["inputs"], *header["outputs"]]
+        self.dtypes = {name: DataType(dtype) for part in ("inputs", "outputs") for name, dtype in header[part].items()}
+        self.num_io_tensors = len(self.names)
+        self.num_optimization_profiles = len(header["profiles"])
+
+    def get_tensor_name(self, index: int) -> str:
+        return self.names[index]
+
+    def get_tensor_mode(self, name: str) -> TensorIOMode:
+        return TensorIOMode.INPUT if name in self.header["inputs"] else TensorIOMode.OUTPUT
+
+    def get_tensor_dtype(self, name: str) -> DataType:
+        return self.dtypes[name]
+
+    def create_execution_context(self) -> Context:
+        return Context(self)
+
+
+class Context:
+    """An execution context: a profile, then shapes, then what follows of them, then addresses, then a run."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine, self.world, self.log = engine, engine.world, engine.runtime.log
+        self.profile: int | None = None
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.addresses: dict[str, int] = {}
+        self.inferred = False
+        self.thread: int | None = None
+        self.last: tuple[Stream, int] | None = None
+        self._on_device("made")
+
+    def __del__(self) -> None:
+        if self.last is not None and self.last[0].done < self.last[1]:
+            self.world.faults.append("a context was destroyed while its work was queued")
+
+    def set_optimization_profile_async(self, profile: int, handle: int) -> bool:
+        self._enter()
+        self._leave()
+        if not 0 <= profile < self.engine.num_optimization_profiles:
+            return self._refuse(f"profile {profile} is out of range")
+        self.profile, self.shapes, self.inferred = profile, {}, False
+        return handle in self.world.streams
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        self._enter()
+        if self.profile is None:
+            self.world.faults.append("a shape was set before the profile")
+            return False
+        if name not in self.engine.header["inputs"]:
+            return self._refuse(f"{name} is no input")
+        smallest, _, largest = self.engine.header["profiles"][self.profile][name]
+        if len(shape) != len(smallest) or not all(map(_between, smallest, shape, largest)):
+            return self._refuse(f"{name} {list(shape)} is not within {smallest} and {largest}")  # the old one stays
+        self.shapes[name], self.inferred = tuple(shape), False
+        return True
+
+    def infer_shapes(self) -> list[str]:
+        self._enter()
+        self.inferred = True
+        return [name for name in self.engine.header["inputs"] if name not in self.shapes]
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        self._enter()
+        if name in self.shapes:
+            return self.shapes[name]
+        said: dict[str, Any] = self.engine.header["shapes"]
+        sizes = {}
+        for given, shape in self.shapes.items():
+            sizes |= {dim: size for dim, size in zip(said[given], shape, strict=True) if isinstance(dim, str)}
+        known = self.inferred and len(self.shapes) == len(self.engine.header["inputs"])
+        return tuple(eval(str(dim), {}, sizes) if known else -1 for dim in said[name])  # "4 + tokens"
+
+    def set_tensor_address(self, name: str, address: int) -> bool:
+        self._enter()
+        if name not in self.engine.names:
+            return self._refuse(f"{name} is no tensor of the engine")
+        if address % ALIGNMENT:
+            self.world.faults.append(f"the address of {name} is not aligned")
+        self.addresses[name] = address
+        return True
+
+    def execute_async_v3(self, handle: int) -> bool:
+        self._enter()
+        self._on_device("run")
+        stream = self.world.streams[handle]
+        if handle == 0:
+            self.world.faults.append("run on the default stream: TensorRT would synchronize")
+        if stream.device != self.engine.device:
+            self.world.faults.append("run on a stream of another device")
+        if not self.inferred:
+            self.world.faults.append("run before shapes were inferred")
+        missing = [name for name in self.engine.names if name not in self.addresses]
+        if missing:
+            return self._refuse(f"no address is set for {missing}")
+        self._check_order(stream)
+        at = len(stream.queue)
+        shapes = {name: self.get_tensor_shape(name) for name in self.engine.names}
+        addresses = dict(self.addresses)
+        stream.add(lambda: _compute(self.engine, shapes, addresses, stream, at))
+        self.last = (stream, at + 1)
+        self._leave()
+        return True
+
+    def _check_order(self, stream: Stream) -> None:
+        if self.last is None or self.last[0] is stream:
+            return
+        before, count = self.last
+        if before.done < count and stream.reached().get(before, 0) < count:
+            self.world.faults.append("a context was run on a second stream while its work was queued on the first")
+
+    def _on_device(self, what: str) -> None:
+        if self.world.device != self.engine.device:
+            self.world.faults.append(f"a context of device {self.engine.device} was {what} on {self.world.device}")
+
+    def _enter(self) -> None:
+        caller = threading.get_ident()
+        if self.thread not in (None, caller):
+            self.world.faults.append("two threads are in one context")
+        self.thread = caller
+
+    def _leave(self) -> None:
+        self.thread = None
+
+    def _refuse(self, reason: str) -> bool:
+        self.log.log(ILogger.ERROR, reason)
+        self._leave()
+        return False
+
+
+def _between(smallest: int, size: int, largest: int) -> bool:
+    return smallest <= size <= largest
+
+
+def _compute(
+    engine: Engine, shapes: dict[str, tuple[int, ...]], addresses: dict[str, int], stream: Stream, at: int
+) -> None:
+    def memory(name: str) -> Tensor:
+        dtype = getattr(torch, engine.dtypes[name].value)
+        size = int(np.prod(shapes[name])) * dtype.itemsize
+        found = engine.world.use(addresses[name], size, name, stream, at)
+        return torch.from_numpy(found).view(dtype).view(shapes[name])
+
+    outputs = list(engine.header["outputs"])
+    given = engine.session.run(outputs, {name: memory(name).numpy() for name in engine.header["inputs"]})
+    for name, value in zip(outputs, given, strict=True):
+        memory(name).copy_(torch.from_numpy(value))

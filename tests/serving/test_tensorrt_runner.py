@@ -1,0 +1,340 @@
+"""The TensorRT runner against a strict stand-in: every rule of TensorRT's and CUDA's that a CPU can hold it to."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import strict_tensorrt as strict
+import tiny
+import torch
+from strict_tensorrt import StrictGpu, World, write_plan
+from torch import Tensor, nn
+
+import naflex_export as nx
+from naflex_export.batch import noise_batch
+from naflex_export.graph.build_settings import BuildSettings
+from naflex_export.graph.onnx_translate import write_onnx
+from naflex_export.graph.program import Program
+from naflex_export.graph.trace import trace
+from naflex_export.grid import Grid
+from naflex_export.models import adapter_of
+from naflex_export.serving import tensorrt_runner
+from naflex_export.serving.manifest import Manifest
+from naflex_export.serving.tensorrt_runner import TensorRTRunner
+from naflex_export.targets.tensorrt import profiles_of
+
+BUCKETS = [nx.Bucket(16, (1, 2, 8)), nx.Bucket(24, (1, 2, 4))]
+Inputs = tuple[Tensor, ...]
+SMALL, LARGE = (Grid(3, 4), Grid(2, 2)), (Grid(4, 6), Grid(1, 3), Grid(5, 4))
+
+
+@pytest.fixture(scope="module")
+def program() -> Program:
+    return trace(adapter_of(tiny.classifier()), BUCKETS, outputs=("features", "tokens"))
+
+
+@pytest.fixture(scope="module")
+def folder(program: Program, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the graph, and the engine that stands for it."""
+    made = tmp_path_factory.mktemp("engine")
+    write_onnx(program, made, BuildSettings(), 20)
+    write_plan(made / "model.plan", made / "model.onnx", manifest_of(program), profiles_of(program))
+    return made
+
+
+def manifest_of(program: Program, library: str = "tensorrt") -> Manifest:
+    build = {"library": library, "library_version": "10.13", "compute_capability": "9.0"}
+    return Manifest("trt", "float32", program.inputs, program.outputs, program.buckets, {}, {}, {}, build)
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    """What the stand-ins share; no rule may have been broken by the end."""
+    made = World()
+    monkeypatch.setitem(sys.modules, "tensorrt", strict.library(made))
+    yield made
+    assert made.faults == []
+
+
+@pytest.fixture
+def gpu(world: World) -> StrictGpu:
+    return StrictGpu(world)
+
+
+@pytest.fixture
+def runner(gpu: StrictGpu, program: Program, folder: Path) -> TensorRTRunner:
+    return TensorRTRunner(folder / "model.plan", manifest_of(program), torch.device("cpu"), gpu)
+
+
+def inputs(*grids: Grid, tokens: int = 16) -> Inputs:
+    batch = noise_batch("trt", grids, tokens, 48)
+    return batch.patches, batch.patch_coord, batch.patch_valid
+
+
+def eager(given: Inputs) -> list[Tensor]:
+    model = tiny.classifier()
+    with torch.no_grad():
+        return [model(*given), model.forward_features(*given)["patches"]]
+
+
+def assert_close(found: list[Tensor], given: Inputs) -> None:
+    features, tokens = eager(given)
+    valid = nn.functional.pad(given[2], (4, 0), value=True)
+    assert (found[0] - features).abs().max() <= 1e-5 * features.abs().max()
+    assert found[1].shape == tokens.shape
+    assert (found[1] - tokens)[valid].abs().max() <= 1e-5 * tokens.abs().max()
+
+
+@pytest.mark.parametrize(
+    "given",
+    [inputs(*SMALL), inputs(*LARGE, tokens=24), inputs(Grid(1, 1), tokens=1), inputs(*[Grid(2, 2)] * 8)],
+    ids=["small", "large", "one-token", "most-images"],
+)
+def test_it_returns_what_eager_returns(runner: TensorRTRunner, gpu: StrictGpu, given: Inputs) -> None:
+    found = runner.execute(tuple(map(gpu.given, given)))
+    assert_close(gpu.read(*found), given)
+
+
+def test_a_call_checks_its_inputs_and_names_its_outputs(runner: TensorRTRunner, gpu: StrictGpu) -> None:
+    given = inputs(*SMALL)
+    ready = tuple(map(gpu.given, given))
+    gpu.read()
+    found = runner(*ready)
+    assert isinstance(found, dict) and list(found) == ["features", "tokens"]
+    assert_close(gpu.read(*found.values()), given)
+    with pytest.raises(nx.InputError, match="a batch of 9 with 16 tokens fits no bucket"):
+        runner(*inputs(*[Grid(2, 2)] * 9))
+
+
+def test_calls_of_either_profile_follow_each_other_without_waiting(runner: TensorRTRunner, gpu: StrictGpu) -> None:
+    batches = [inputs(*SMALL), inputs(*LARGE, tokens=24), inputs(Grid(4, 4)), inputs(Grid(1, 20), tokens=20)]
+    found = [runner.execute(tuple(map(gpu.given, given))) for given in batches]
+    for outputs, given in zip(found, batches, strict=True):
+        assert_close(gpu.read(*outputs), given)
+
+
+def test_inputs_may_be_gone_before_the_engine_runs(runner: TensorRTRunner, gpu: StrictGpu) -> None:
+    given = inputs(*SMALL)
+    found = runner.execute(tuple(map(gpu.given, given)))
+    # nothing holds the inputs now, and nothing has run
+    assert_close(gpu.read(*found), given)
+
+
+def test_outputs_may_be_gone_before_what_reads_them_runs(runner: TensorRTRunner, gpu: StrictGpu) -> None:
+    given = inputs(*SMALL)
+    features, tokens = runner.execute(tuple(map(gpu.given, given)))
+    kept = [gpu.empty(tuple(output.shape), output.dtype) for output in (features, tokens)]
+    for output, copy in zip((features, tokens), kept, strict=True):
+        gpu.launch(lambda source, target: target.copy_(source), output, copy)
+    del features, tokens, output
+    assert_close(gpu.read(*kept), given)
+
+
+def sliced(given: Inputs, gpu: StrictGpu) -> Inputs:
+    """Return the last two images of a larger batch: not all begin at an aligned address."""
+    return tuple(gpu.given(torch.cat([tensor[:1], tensor]))[1:] for tensor in given)
+
+
+def strided(given: Inputs, gpu: StrictGpu) -> Inputs:
+    return tuple(gpu.given(tensor.repeat_interleave(2, dim=0))[::2] for tensor in given)
+
+
+@pytest.mark.parametrize("part", [sliced, strided])
+def test_parts_of_tensors_are_copied_where_they_must_be(
+    runner: TensorRTRunner, gpu: StrictGpu, part: Callable[[Inputs, StrictGpu], Inputs]
+) -> None:
+    given = inputs(*SMALL, Grid(1, 5), tokens=15)
+    parts = part(given, gpu)
+    assert any(tensor.data_ptr() % 256 or not tensor.is_contiguous() for tensor in parts)
+    found = runner.execute(parts)
+    del parts
+    assert_close(gpu.read(*found), given)
+
+
+def test_callers_on_streams_of_their_own_do_not_meet(runner: TensorRTRunner, gpu: StrictGpu) -> None:
+    """Neither waits for the other, and both go through one context."""
+    streams, batches, found = [gpu.new_stream(), gpu.new_stream()], [inputs(*SMALL), inputs(Grid(4, 4))], []
+    for stream, given in zip(streams, batches, strict=True):
+        with gpu.on(stream):
+            found.append(runner.execute(tuple(map(gpu.given, given))))
+    for stream, outputs, given in reversed(list(zip(streams, found, batches, strict=True))):
+        with gpu.on(stream):
+            assert_close(gpu.read(*outputs), given)
+
+
+def test_threads_have_contexts_of_their_own(
+    runner: TensorRTRunner, gpu: StrictGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both are in the midst of a call at the same time."""
+    meet, found, batches = threading.Barrier(2), {}, [inputs(*SMALL), inputs(Grid(4, 4), Grid(1, 7))]
+    readable = gpu.readable
+
+    def meeting(tensor: Tensor) -> Tensor:
+        meet.wait(timeout=20)
+        return readable(tensor)
+
+    monkeypatch.setattr(gpu, "readable", meeting)
+
+    def call(index: int) -> None:
+        with gpu.on(gpu.new_stream()):
+            outputs = runner.execute(tuple(map(gpu.given, batches[index])))
+            found[index] = gpu.read(*outputs)
+
+    threads = [threading.Thread(target=call, args=(index,)) for index in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for index in (0, 1):
+        assert_close(found[index], batches[index])
+
+
+@pytest.mark.parametrize("how", ["trim", "gone", "thread-ends"])
+def test_contexts_outlive_their_work(runner: TensorRTRunner, gpu: StrictGpu, how: str) -> None:
+    given = inputs(*SMALL)
+    ready = tuple(map(gpu.given, given))
+    if how == "thread-ends":
+        found: list[list[Tensor]] = []
+        thread = threading.Thread(target=lambda: found.append(runner.execute(ready)))
+        thread.start()
+        thread.join()
+        outputs = found.pop()
+    else:
+        outputs = runner.execute(ready)
+        runner.trim()
+    if how == "gone":
+        again = TensorRTRunner(runner.folder / "model.plan", runner.manifest, runner.device, gpu)
+        outputs = again.execute(ready)
+        del again
+    assert_close(gpu.read(*outputs), given)
+    if how == "trim":
+        assert_close(gpu.read(*runner.execute(tuple(map(gpu.given, given)))), given)
+
+
+def test_it_runs_on_its_own_device_whichever_is_current(program: Program, folder: Path, world: World) -> None:
+    other = StrictGpu(world, index=1)
+    runner = TensorRTRunner(folder / "model.plan", manifest_of(program), torch.device("cpu"), other)
+    given = inputs(*SMALL)
+    assert_close(other.read(*runner.execute(tuple(map(other.given, given)))), given)
+    runner.trim()
+    assert world.device == 0
+
+
+def test_a_shape_that_the_engine_refuses_is_an_error(program: Program, folder: Path, gpu: StrictGpu) -> None:
+    """It would run with the shape of the call before."""
+    larger = dataclasses.replace(manifest_of(program), buckets=(nx.Bucket(16, (1, 2, 64)), BUCKETS[1]))
+    runner = TensorRTRunner(folder / "model.plan", larger, torch.device("cpu"), gpu)
+    given = inputs(*SMALL)
+    runner.execute(tuple(map(gpu.given, given)))
+    with pytest.raises(nx.BackendError, match=r"refuses patches of shape \[9, 16, 48\] in profile 0: patches \[9, 16"):
+        runner.execute(tuple(map(gpu.given, inputs(*[Grid(2, 2)] * 9))))
+    assert_close(gpu.read(*runner.execute(tuple(map(gpu.given, given)))), given)
+
+
+def changed(spec_dtypes: dict[str, str]) -> Callable[[Program, Path, Path], Path]:
+    def write(program: Program, folder: Path, path: Path) -> Path:
+        profiles = profiles_of(program)
+        return write_plan(path, folder / "model.onnx", manifest_of(program), profiles, **spec_dtypes)
+
+    return write
+
+
+def with_profiles(count: int) -> Callable[[Program, Path, Path], Path]:
+    def write(program: Program, folder: Path, path: Path) -> Path:
+        profiles = (profiles_of(program) * 2)[:count]
+        return write_plan(path, folder / "model.onnx", manifest_of(program), profiles)
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (changed({"patches": "float16"}), r"has the inputs .*'patches': 'float16'.*the manifest says .*'float32'"),
+        (changed({"patch_coord": "int32"}), r"has the inputs .*'patch_coord': 'int32'"),
+        (changed({"tokens": "float16"}), r"has the outputs .*'tokens': 'float16'"),
+        (with_profiles(1), "has 1 profiles, and the manifest has 2 buckets"),
+        (with_profiles(3), "has 3 profiles, and the manifest has 2 buckets"),
+    ],
+)
+def test_an_engine_that_is_not_the_manifests_is_refused(
+    gpu: StrictGpu, program: Program, folder: Path, write: Callable[[Program, Path, Path], Path], message: str
+) -> None:
+    path = write(program, folder, folder / "other.plan")
+    with pytest.raises(nx.ArtifactError, match=message):
+        TensorRTRunner(path, manifest_of(program), torch.device("cpu"), gpu)
+
+
+def test_an_output_that_the_engine_lacks_is_an_error(gpu: StrictGpu, program: Program, folder: Path) -> None:
+    fewer = dataclasses.replace(manifest_of(program), outputs=program.outputs[:1])
+    with pytest.raises(nx.ArtifactError, match=r"has the outputs .*'tokens'.* the manifest says \{'features'"):
+        TensorRTRunner(folder / "model.plan", fewer, torch.device("cpu"), gpu)
+
+
+def test_a_file_that_is_no_engine_says_why(gpu: StrictGpu, program: Program, tmp_path: Path) -> None:
+    (tmp_path / "model.plan").write_bytes(b"nothing\n")
+    with pytest.raises(
+        nx.BackendError, match=r"cannot load an engine built by 10\.13 for .* 9\.0: the plan's magic tag does not match"
+    ):
+        TensorRTRunner(tmp_path / "model.plan", manifest_of(program), torch.device("cpu"), gpu)
+
+
+@pytest.mark.parametrize("step", ["set_optimization_profile_async", "set_tensor_address", "execute_async_v3"])
+def test_every_refusal_is_an_error(
+    runner: TensorRTRunner, gpu: StrictGpu, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: strict.Context, *given: Any) -> bool:
+        return self._refuse("no luck")
+
+    monkeypatch.setattr(strict.Context, step, refuse)
+    with pytest.raises(nx.BackendError, match="refuse"):
+        runner.execute(tuple(map(gpu.given, inputs(*SMALL))))
+
+
+def test_the_log_keeps_nothing_that_nobody_asked_for(runner: TensorRTRunner) -> None:
+    log = runner._log
+    log.log(strict.ILogger.WARNING, "before")
+    with log.recording() as outer, log.recording() as inner:
+        log.log(strict.ILogger.ERROR, "within")
+        log.log(strict.ILogger.INFO, "a detail")
+    assert outer == inner == [("error", "within")]
+    assert not log.recordings
+
+
+def test_the_library_that_built_an_engine_is_the_one_that_runs_it(
+    program: Program, folder: Path, world: World, gpu: StrictGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever else is installed; the other one could not load it."""
+    path, cpu = folder / "model.plan", torch.device("cpu")
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", strict.library(world, "tensorrt_rtx"))
+    for library in ("tensorrt", "tensorrt_rtx"):
+        runner = TensorRTRunner(path, manifest_of(program, library), cpu, gpu)
+        given = inputs(*SMALL)
+        assert_close(gpu.read(*runner.execute(tuple(map(gpu.given, given)))), given)
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    with pytest.raises(nx.BackendError, match=r"built with tensorrt_rtx, and no other .*: pip install tensorrt-rtx"):
+        TensorRTRunner(path, manifest_of(program, "tensorrt_rtx"), cpu, gpu)
+    with pytest.raises(nx.ArtifactError, match="built with 'os': this release knows tensorrt, tensorrt_rtx"):
+        TensorRTRunner(path, manifest_of(program, "os"), cpu, gpu)
+
+
+def test_an_engine_is_refused_where_it_cannot_run(program: Program, folder: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(nx.BackendError, match="an engine runs on a GPU, and device 'cpu' was asked for"):
+        tensorrt_runner.open(folder, manifest_of(program), torch.device("cpu"))
+
+
+def test_the_stand_in_has_no_name_that_tensorrt_has_not() -> None:
+    trt = pytest.importorskip("tensorrt_rtx")
+    for stand_in, true in ((strict.Context, trt.IExecutionContext), (strict.Engine, trt.ICudaEngine)):
+        names = {name for name in vars(stand_in) if not name.startswith("_")}
+        assert names and names <= set(dir(true))
+    assert {"num_io_tensors", "num_optimization_profiles"} <= set(dir(trt.ICudaEngine))
+    assert {kind.name for kind in strict.DataType} <= set(trt.DataType.__members__)
+    assert {mode.name for mode in strict.TensorIOMode} == set(trt.TensorIOMode.__members__)
