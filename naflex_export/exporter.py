@@ -28,8 +28,10 @@ from naflex_export.models import adapter_of
 from naflex_export.models.adapter import ModelAdapter
 from naflex_export.models.model_sources import weights_sha256
 from naflex_export.precision import FLOAT32, Precision
-from naflex_export.serving.manifest import PATCH_SIZES, Manifest
-from naflex_export.serving.publish import check_destination, staged
+from naflex_export.serving.manifest import Manifest
+from naflex_export.serving.manifest_schema import PATCH_SIZES
+from naflex_export.serving.opened import opened
+from naflex_export.serving.publish import check_destination, named, staged
 from naflex_export.targets import target_named
 
 REPORT = Path("gate") / "report.json"
@@ -74,6 +76,7 @@ class ExportRequest:
 
     def __post_init__(self) -> None:
         target_named(self.target)
+        object.__setattr__(self, "out", named(self.out))
         object.__setattr__(self, "buckets", check_buckets(self.buckets))
         if self.patch_sizes is not None:
             object.__setattr__(self, "patch_sizes", check_patch_sizes(self.patch_sizes))
@@ -261,11 +264,11 @@ class Exporter:
             draft: its manifest.
         """
         with self.observer.stage("reload"):
-            opened = open_to_judge(folder, draft)
+            found = opened(folder, open_to_judge)
             if self.request.require_run:
-                refuse_stand_in(opened)
+                refuse_stand_in(found)
         with self.observer.stage("gate"):
-            return judge_opened(opened, adapter.model, self.photos, GateSettings.of(draft, self.request.cases))
+            return judge_opened(found, adapter.model, self.photos, GateSettings.of(draft, self.request.cases))
 
     def tell(self, adapter: ModelAdapter, report: GateReport) -> None:
         """Tell the observer what the gate found; where it failed, leave the report beside `out` and raise."""

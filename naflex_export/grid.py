@@ -14,6 +14,16 @@ GRID_RULES = ("naflex", "different")
 """How the grids of a batch to time on are drawn; `bench/workloads.py` says what each is."""
 
 
+MOST_TOKENS = 2**20
+"""Of a bucket: 16 megapixels in patches of 4. Attention over more fits no machine."""
+
+MOST_IMAGES = 2**20
+"""Of a batch."""
+
+MOST_IN_BATCH = 2**26
+"""Tokens of the largest batch together: 192 GiB of 16-pixel patches in float32."""
+
+
 class Grid(NamedTuple):
     """Height and width of an image in patches, always in that order."""
 
@@ -46,8 +56,9 @@ class Bucket:
     """A token budget and the batch sizes it serves.
 
     Attributes:
-        tokens: the most tokens an image may be padded to.
-        batch: smallest, most usual and largest batch size. Builders tune for the middle one.
+        tokens: the most tokens an image may be padded to, up to `MOST_TOKENS`.
+        batch: smallest, most usual and largest batch size, up to `MOST_IMAGES`, and with all their tokens up to
+            `MOST_IN_BATCH`. Builders tune for the middle one.
     """
 
     tokens: int = 256
@@ -63,6 +74,11 @@ class Bucket:
         if not smallest <= usual <= largest:
             raise RequestError(f"bucket batch={self.batch!r}: expected min <= opt <= max")
         object.__setattr__(self, "batch", tuple(self.batch))
+        if self.tokens > MOST_TOKENS or largest > MOST_IMAGES or self.tokens * largest > MOST_IN_BATCH:
+            raise RequestError(
+                f"bucket {self} is larger than any machine's memory: expected at most {MOST_TOKENS} tokens, "
+                f"{MOST_IMAGES} images, and {MOST_IN_BATCH} tokens in the largest batch"
+            )
 
     @property
     def dims(self) -> dict[str, Range]:

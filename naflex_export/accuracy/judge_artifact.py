@@ -14,8 +14,9 @@ from naflex_export.accuracy.photos import Photos, load_photos
 from naflex_export.accuracy.results import GateReport, merged, selections_by_size
 from naflex_export.errors import BackendError, RequestError
 from naflex_export.models.model_sources import weights_sha256
-from naflex_export.serving.load import open_verified
+from naflex_export.serving.load import check_trusted, load_errors, open_verified
 from naflex_export.serving.manifest import Manifest
+from naflex_export.serving.opened import VerifiedFolder, opened
 from naflex_export.targets import StandIn, target_named
 
 
@@ -28,12 +29,14 @@ class JudgeRequest:
         cases: which batches to judge on.
         locate: compare modules even if the gate passes; after a failure that is done anyway.
         require_run: refuse an artifact that this machine cannot run, in place of judging what stands in for it.
+        trusted: as for `load`: with False an artifact that holds code is refused.
     """
 
     images: Path | None = None
     cases: CaseSelection = field(default_factory=CaseSelection)
     locate: bool = False
     require_run: bool = False
+    trusted: bool = True
 
 
 def judge_artifact(path: Path, reference: nn.Module, request: JudgeRequest | None = None) -> GateReport:
@@ -49,24 +52,28 @@ def judge_artifact(path: Path, reference: nn.Module, request: JudgeRequest | Non
         ArtifactError, BackendError: as `load`.
     """
     request = request or JudgeRequest()
-    manifest = Manifest.read(path)
-    manifest.verify(path)
-    check_same_weights(reference, manifest)
-    if manifest.entry_points:
-        parts = selections_by_size(request.cases, list(manifest.entry_points))
-        return merged(
-            {
-                size: judge_artifact(
-                    path / manifest.entry_points[size], reference, dataclasses.replace(request, cases=part)
-                )
-                for size, part in parts.items()
-            }
-        )
-    opened = open_to_judge(path, manifest)
+
+    def use(folder: VerifiedFolder) -> dict[int | None, StandIn]:
+        """Open all that is there, so that everything judged is of the same artifact."""
+        check_trusted(folder.manifest, request.trusted)
+        check_same_weights(reference, folder.manifest)
+        if folder.manifest.entry_points:
+            return {size: open_to_judge(part) for size, part in folder.entry_points().items()}
+        return {None: open_to_judge(folder)}
+
+    found = opened(path, use)
     if request.require_run:
-        refuse_stand_in(opened)
-    settings = GateSettings.of(manifest, request.cases, request.locate)
-    return judge_opened(opened, reference, load_photos(request.images), settings)
+        for one in found.values():
+            refuse_stand_in(one)
+    photos = load_photos(request.images)
+
+    def judge_one(one: StandIn, cases: CaseSelection) -> GateReport:
+        return judge_opened(one, reference, photos, GateSettings.of(one.runner.manifest, cases, request.locate))
+
+    if None in found:
+        return judge_one(found[None], request.cases)
+    selections = selections_by_size(request.cases, [size for size in found if size is not None])
+    return merged({size: judge_one(found[size], part) for size, part in selections.items()})
 
 
 def check_same_weights(reference: nn.Module, manifest: Manifest) -> None:
@@ -97,14 +104,26 @@ def judge_opened(opened: StandIn, reference: nn.Module, photos: Photos, settings
     return dataclasses.replace(report, artifact=summary, judged=opened.judged, not_run=opened.not_run)
 
 
-def open_to_judge(folder: Path, manifest: Manifest) -> StandIn:
+def open_to_judge(folder: VerifiedFolder) -> StandIn:
     """Return the artifact itself, or what stands in for it where this machine cannot run it."""
-    manifest.verify(folder)
-    replacement = target_named(manifest.target).stand_in(folder, manifest)
+    replacement = open_stand_in(folder)
     if replacement is not None:
         return replacement
-    runner = open_verified(folder, manifest)
+    runner = open_verified(folder)
     return StandIn(runner, judged=f"the artifact, on {runner.device}", not_run="")
+
+
+def open_stand_in(folder: VerifiedFolder) -> StandIn | None:
+    """Return what stands in for an artifact where this machine cannot run it; None where it can.
+
+    Raises:
+        ArtifactError: its file cannot be loaded.
+    """
+    with load_errors(folder, "what stands in for the artifact"):
+        replacement = target_named(folder.manifest.target).stand_in(folder.path, folder.manifest)
+    if replacement is not None:
+        replacement.runner.folder_handle = folder.handle
+    return replacement
 
 
 def refuse_stand_in(opened: StandIn) -> None:

@@ -10,14 +10,15 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from naflex_export.accuracy.judge_artifact import open_stand_in
 from naflex_export.bench.techniques import COLUMNS, WARMUP, Bench, Figures
 from naflex_export.bench.timing import device_name
 from naflex_export.errors import BackendError, RequestError
 from naflex_export.grid import Bucket
 from naflex_export.serving.load import open_verified
 from naflex_export.serving.manifest import Manifest
+from naflex_export.serving.opened import VerifiedFolder, opened
 from naflex_export.serving.runner import Runner
-from naflex_export.targets import target_named
 from naflex_export.version import __version__
 
 FIELDS = (
@@ -76,28 +77,26 @@ def open_timed(path: Path, device: torch.device | None = None, stand_in: bool = 
         ArtifactError: the folder is no artifact, or not what its manifest says.
         BackendError: a package or device that it needs is missing.
     """
-    manifest = Manifest.read(path)
-    manifest.verify(path)
-    backend = target_named(manifest.target)
 
-    def open_one(folder: Path, own: Manifest, name: str) -> TimedArtifact:
-        replacement = backend.stand_in(folder, own) if stand_in else None
+    def open_one(folder: VerifiedFolder, name: str) -> TimedArtifact:
+        replacement = open_stand_in(folder) if stand_in else None
         if replacement is not None:
             return TimedArtifact(replacement.runner, replacement.judged, replacement.not_run)
         try:
-            return TimedArtifact(open_verified(folder, own, device), name)
+            return TimedArtifact(open_verified(folder, device), name)
         except BackendError as error:
-            if stand_in or backend.stand_in(folder, own) is None:
+            if stand_in or open_stand_in(folder) is None:
                 raise
             raise BackendError(f"{error}; or time what the gate judges in its place, with --stand-in") from error
 
-    name = f"the artifact ({manifest.target})"
-    if not manifest.entry_points:
-        return [open_one(path, manifest, name)]
-    return [
-        open_one(path / inner, Manifest.read(path / inner), f"{name} at patch size {size}")
-        for size, inner in manifest.entry_points.items()
-    ]
+    def open_all(folder: VerifiedFolder) -> list[TimedArtifact]:
+        name = f"the artifact ({folder.manifest.target})"
+        sizes = folder.entry_points()
+        if not sizes:
+            return [open_one(folder, name)]
+        return [open_one(inner, f"{name} at patch size {size}") for size, inner in sizes.items()]
+
+    return opened(path, open_all)
 
 
 def sizes_of(manifest: Manifest, batches: Sequence[int] = (), tokens: Sequence[int] = ()) -> list[tuple[int, int]]:

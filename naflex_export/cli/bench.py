@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from naflex_export.cli.options import exit_codes, quiet_libraries, verbose_option
+from naflex_export.cli.options import exit_codes, quiet_libraries, trust_source_option, verbose_option
 from naflex_export.errors import RequestError
 from naflex_export.grid import GRID_RULES
 from naflex_export.version import __version__
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.option("--reference", metavar="MODEL", help="The model to compare with.  [default: the one exported]")
 @click.option("--weights", help="Its weights.  [default: those it was exported with]")
+@trust_source_option
 @click.option(
     "--batch", "batches", metavar="N,...", help="Images of a batch.  [default: each bucket's min, opt and max]"
 )
@@ -45,6 +46,7 @@ def bench_command(
     artifact: Path,
     reference: str | None,
     weights: str | None,
+    trust_source: bool,
     batches: str | None,
     tokens: str | None,
     grids: str,
@@ -61,7 +63,11 @@ def bench_command(
     Every round runs each of them once, on a batch of its own: padded images of mixed grids. With the times come the
     error of each against eager in float32, and its memory.
 
-    Exit codes: 0 measured, 2 the request was wrong, 3 a backend or device is missing.
+    What a compile, aot or trt artifact holds runs as code, as with nx.load: time such a one only if you know who made
+    it.
+
+    Exit codes: 0 measured, 2 the request was wrong, 3 a backend or device is missing, 70 something unexpected, 130 and
+    143 interrupted.
     """
     from naflex_export.accuracy.judge_artifact import check_same_weights
     from naflex_export.bench.artifact import FIELDS, ArtifactBench, BenchSettings, about, open_timed, sizes_of
@@ -71,11 +77,14 @@ def bench_command(
     from naflex_export.cli.figures import LEGEND, named, print_figures, print_timed
     from naflex_export.cli.progress import Stages
     from naflex_export.models.model_sources import ModelSource
-    from naflex_export.serving.manifest import Manifest
+    from naflex_export.serving.opened import opened
+    from naflex_export.serving.publish import check_outside_artifacts
 
     quiet_libraries(verbose)
-    manifest = Manifest.read(artifact)
-    source = ModelSource.noted(manifest, reference, weights)
+    if path is not None:
+        check_outside_artifacts(path)
+    manifest = opened(artifact, lambda folder: folder.manifest)
+    source = ModelSource.noted(manifest, reference, weights, trust_source)
     source.check()
     sizes = sizes_of(manifest, _counts(batches, "--batch"), _counts(tokens, "--tokens"))
     for images, count in sizes:

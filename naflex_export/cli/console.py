@@ -17,10 +17,21 @@ from naflex_export.serving.manifest import MANIFEST
 out = Console()
 err = Console(stderr=True)
 
+MOST_SHOWN = 8000
+"""Characters of a text that are printed."""
+
 
 def print_error(error: Exception) -> None:
-    """Print what an error says, in one line on standard error."""
-    err.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
+    """Print what an error says, in one line on standard error; of a very long text its first and last."""
+    err.print(f"[bold red]error:[/] {escape(shown(str(error)))}", soft_wrap=True, highlight=False)
+
+
+def shown(text: str) -> str:
+    """Return a text, without its middle where nobody would read it: rich takes a minute for 100,000 letters."""
+    if len(text) <= MOST_SHOWN:
+        return text
+    head, tail = text[: MOST_SHOWN * 3 // 4], text[-MOST_SHOWN // 4 :]
+    return f"{head} [... {len(text) - len(head) - len(tail)} characters ...] {tail}"
 
 
 def print_report(report: GateReport) -> None:

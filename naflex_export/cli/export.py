@@ -78,7 +78,8 @@ def export_command(
     MODEL is a timm name, hf: and a transformers model's folder or hub id, or module:factory. With --patch-size a timm
     model is made with enable_patch_interpolator=True; a factory must return one that was.
 
-    Exit codes: 0 done and passed, 1 the gate failed, 2 the request was wrong, 3 a backend or device is missing.
+    Exit codes: 0 done and passed, 1 the gate failed, 2 the request was wrong, 3 a backend or device is missing,
+    70 something unexpected, 130 and 143 interrupted.
     """
     from naflex_export.accuracy.cases import STANDARD
     from naflex_export.cli.console import err, print_artifact, print_report

@@ -15,6 +15,7 @@ from naflex_export.cli.options import (
     require_run_option,
     seed_option,
     thorough_option,
+    trust_source_option,
     verbose_option,
 )
 from naflex_export.version import __version__
@@ -24,6 +25,8 @@ from naflex_export.version import __version__
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.option("--reference", metavar="MODEL", help="The model to compare with.  [default: the one exported]")
 @click.option("--weights", help="Its weights.  [default: those it was exported with]")
+@trust_source_option
+@click.option("--untrusted", is_flag=True, help="Refuse an artifact that holds code: compile, aot and trt ones.")
 @click.option(
     "--report",
     "reports",
@@ -52,6 +55,8 @@ def gate_command(
     artifact: Path,
     reference: str | None,
     weights: str | None,
+    trust_source: bool,
+    untrusted: bool,
     reports: tuple[Path, ...],
     cases: tuple[str, ...],
     images: Path | None,
@@ -63,19 +68,30 @@ def gate_command(
 ) -> None:
     """Judge ARTIFACT again, against the eager model it was exported from.
 
-    Exit codes: 0 passed, 1 the gate failed, 2 the request was wrong, 3 a backend or device is missing.
+    Every file of it is verified before anything that it holds or names is made use of. What a compile, aot or trt
+    artifact holds then runs as code, as with nx.load: judge such a one only if you know who made it, or give
+    --untrusted. The hashes show damage and mix-ups, and not who made a file.
+
+    Exit codes: 0 passed, 1 the gate failed, 2 the request was wrong, 3 a backend or device is missing,
+    70 something unexpected, 130 and 143 interrupted.
     """
     from naflex_export.accuracy.cases import STANDARD, CaseSelection
     from naflex_export.accuracy.judge_artifact import JudgeRequest, judge_artifact
-    from naflex_export.accuracy.report.formats import write
+    from naflex_export.accuracy.report.formats import check_report, write
     from naflex_export.cli.console import err, out, print_report
     from naflex_export.cli.progress import Stages
     from naflex_export.models.model_sources import ModelSource
-    from naflex_export.serving.manifest import Manifest
+    from naflex_export.serving.load import check_trusted
+    from naflex_export.serving.opened import opened
+    from naflex_export.serving.publish import check_outside_artifacts
 
     quiet_libraries(verbose)
-    manifest = Manifest.read(artifact)
-    source = ModelSource.noted(manifest, reference, weights)
+    for path in reports:
+        check_report(path)
+        check_outside_artifacts(path)
+    manifest = opened(artifact, lambda folder: folder.manifest)
+    check_trusted(manifest, not untrusted)
+    source = ModelSource.noted(manifest, reference, weights, trust_source)
     stages = Stages(err)
     with stages.stage("load"):
         loaded = source.load()
@@ -83,7 +99,7 @@ def gate_command(
         found = judge_artifact(
             artifact,
             loaded,
-            JudgeRequest(images, CaseSelection(seed, effort or STANDARD, cases), locate, require_run),
+            JudgeRequest(images, CaseSelection(seed, effort or STANDARD, cases), locate, require_run, not untrusted),
         )
     for path in reports:
         write(found, path)

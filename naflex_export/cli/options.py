@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import signal
 import sys
+import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import wraps
 from pathlib import Path
 from typing import ParamSpec
@@ -17,22 +20,75 @@ from naflex_export.errors import NaflexExportError
 P = ParamSpec("P")
 
 
+INTERRUPTED, TERMINATED = 130, 143
+"""As a shell has them: 128 and the signal's number."""
+
+UNEXPECTED = 70
+"""Of a fault in this program, or in code that it was asked to run: it must not look like a verdict."""
+
+
+class Terminated(BaseException):
+    """SIGTERM: it ends what runs as an error does, so that nothing is left behind."""
+
+
 def exit_codes(command: Callable[P, None]) -> Callable[P, None]:
-    """Turn the package's errors into one line on standard error and their exit code."""
+    """Turn the package's errors into one line on standard error and their exit code.
+
+    Only a command that comes to its end exits with 0: code that it runs may ask for anything else in vain.
+    """
 
     @wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
-            command(*args, **kwargs)
+            with _sigterm_raises():
+                command(*args, **kwargs)
         except NaflexExportError as error:
-            from naflex_export.cli.console import print_error
-
-            print_error(error)
-            sys.exit(error.exit_code)
+            _exit(error, error.exit_code)
+        except (click.ClickException, click.exceptions.Exit):
+            raise
+        except (KeyboardInterrupt, click.Abort):
+            _exit(NaflexExportError("interrupted; nothing was published"), INTERRUPTED)
+        except Terminated:
+            _exit(NaflexExportError("terminated; nothing was published"), TERMINATED)
+        except SystemExit as error:
+            said = f"code that it ran asked to exit with {error.code!r} before there was a result"
+            _exit(NaflexExportError(said), NaflexExportError.exit_code)
+        except BaseException as error:
+            traceback.print_exception(error)
+            _exit(NaflexExportError(f"unexpected {type(error).__name__}, as above; there is no result"), UNEXPECTED)
 
     return wrapped
 
 
+def _exit(error: Exception, code: int) -> None:
+    from naflex_export.cli.console import print_error
+
+    print_error(error)
+    sys.exit(code)
+
+
+@contextlib.contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    def stop(number: int, frame: object) -> None:
+        raise Terminated
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not in the main thread, where signals come to
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+trust_source_option = click.option(
+    "--trust-source",
+    is_flag=True,
+    help="Run the python factory, or fetch the hub repository, that the artifact names as its model. Whoever made the "
+    "artifact chose it.",
+)
 images_option = click.option(
     "--images",
     type=click.Path(path_type=Path),

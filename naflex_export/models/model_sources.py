@@ -13,6 +13,7 @@ import importlib.util
 import math
 import pickle
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ from naflex_export.models import DEFAULT_MODEL, TRANSFORMERS_PREFIX, adapter_of
 from naflex_export.serving.manifest import MANIFEST, Manifest, sha256_of
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+_TIMM_NAME = re.compile(r"[\w.-]*", re.ASCII)
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -53,18 +55,26 @@ class ModelSource:
     patch_interpolator: bool = False
 
     @classmethod
-    def noted(cls, manifest: Manifest, model: str | None = None, weights: str | None = None) -> ModelSource:
+    def noted(
+        cls, manifest: Manifest, model: str | None = None, weights: str | None = None, trusted: bool = False
+    ) -> ModelSource:
         """Return where an artifact's model came from, as its manifest has it, but for what the caller says.
 
         Args:
             manifest: the artifact's.
             model: in place of the one that the manifest names.
             weights: in place of those that the manifest names.
+            trusted: run a factory, or fetch from a hub, that the manifest alone names.
 
         Raises:
-            RequestError: neither says it.
+            RequestError: neither says it, or only the manifest does, and is not trusted to.
         """
         noted = manifest.model["source"]
+        if model is None and not trusted and (reason := _why_untrusted(noted.get("model", ""))):
+            raise RequestError(
+                f"{MANIFEST} names {noted['model'][:200]!r} as the model, {reason}; whoever made the artifact chose "
+                "it: say the model yourself with --reference MODEL, or give --trust-source if you know who made it"
+            )
         model, weights = model or noted.get("model"), weights or noted.get("weights")
         if model is None or weights is None:
             raise RequestError(
@@ -290,16 +300,45 @@ def _quiet_transformers(local: bool) -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+def _why_untrusted(model: str) -> str:
+    """Return what loading a model by this name would do that a stranger must not choose; empty where nothing."""
+    if model.startswith(TRANSFORMERS_PREFIX):
+        is_local = Path(model.removeprefix(TRANSFORMERS_PREFIX)).is_absolute()
+        return "" if is_local else "a repository on a hub, which would be fetched"
+    if model.startswith(("hf-hub:", "hf_hub:")):
+        return "a repository on a hub, which would be fetched"
+    return "" if _TIMM_NAME.fullmatch(model) else "a python factory, which would run"
+
+
 def _call_factory(text: str) -> nn.Module:
+    """Return what `module:factory` names: a model, or what a callable returns. Modules of the current folder count.
+
+    Raises:
+        RequestError: there is no such thing, it returns none, or it raises; it cannot end the process.
+    """
     module_name, _, factory_name = text.partition(":")
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, here)  # as `python -m` has it; a console script does not
     try:
         factory = getattr(importlib.import_module(module_name), factory_name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise RequestError(f"factory {text!r} cannot be imported ({error}): expected module:callable") from error
-    model = factory()
+    except (Exception, SystemExit) as error:  # a module may raise anything while it is imported
+        said = str(error) if isinstance(error, ImportError | AttributeError | ValueError) else _named(error)
+        raise RequestError(f"factory {text!r} cannot be imported ({said}): expected module:callable") from error
+    if isinstance(factory, nn.Module):
+        return factory
+    if not callable(factory):
+        raise RequestError(f"factory {text!r} is a {type(factory).__name__}: expected a callable, or a torch module")
+    try:
+        model = factory()
+    except (Exception, SystemExit) as error:
+        raise RequestError(f"factory {text!r} raised {_named(error)}: expected a torch module") from error
     if not isinstance(model, nn.Module):
         raise RequestError(f"factory {text!r} returned a {type(model).__name__}: expected a torch module")
     return model
+
+
+def _named(error: BaseException) -> str:
+    return f"{type(error).__name__}: {_first_line(error)}"
 
 
 def _unknown_model(name: str) -> str:

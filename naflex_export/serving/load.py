@@ -2,65 +2,130 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
-from naflex_export.errors import ArtifactError
+from naflex_export.errors import ArtifactError, BackendError, NaflexExportError
+from naflex_export.serving.device import check_device
 from naflex_export.serving.manifest import Manifest
+from naflex_export.serving.opened import VerifiedFolder, opened
 from naflex_export.serving.patch_sizes import EntryPoints
 from naflex_export.serving.runner import Runner
 
 _RUNNERS = {"compile": "compile_runner", "aot": "aot_runner", "onnx": "onnx_runner", "trt": "tensorrt_runner"}
 """The module of this package that runs each target's artifacts, imported only when it is asked for."""
 
+RUN_CODE = ("compile", "aot", "trt")
+"""Targets whose files hold code that runs when they are loaded; docs/security.md says what that means."""
 
-def load(path: Path | str, device: torch.device | str | None = None, check_inputs: bool = True) -> Runner:
+
+def load(
+    path: Path | str, device: torch.device | str | None = None, check_inputs: bool = True, trusted: bool = True
+) -> Runner:
     """Return a Runner for an artifact, after checking size and sha256 of each of its files.
 
     An artifact of several patch sizes gives `EntryPoints`: a Runner that picks by the width of the patches, and
     `run[16]` for one size. The folder of one size can be loaded by itself.
 
+    What a `compile`, `aot` or `trt` artifact holds runs as code in this process: load such a one only from where you
+    would install software. The hashes show damage and mix-ups, and not who made a file: docs/security.md.
+
     Args:
         path: the artifact's folder.
         device: where to run; by default a GPU where there is one, or the device that the artifact was built for.
         check_inputs: look at the values of coordinates and masks before each call.
+        trusted: you know who made it. With False an artifact of a target that runs code is refused; `onnx` is data.
 
     Raises:
-        ArtifactError: the folder is no artifact, or not what its manifest says.
+        ArtifactError: the folder is no artifact, not what its manifest says, or not trusted and holds code.
         BackendError: a package or device that it needs is missing.
+        RequestError: the device is none that artifacts run on.
     """
-    folder = Path(path)
-    manifest = Manifest.read(folder)
-    manifest.verify(folder)
-    at = None if device is None else torch.device(device)
-    if not manifest.entry_points:
-        runner = open_verified(folder, manifest, at)
-        runner.check_inputs = check_inputs
-        return runner
-    runners = {}
-    for size, name in manifest.entry_points.items():
-        runners[size] = open_verified(folder / name, Manifest.read(folder / name), at)
-        runners[size].check_inputs = check_inputs
-    return EntryPoints(manifest, runners)
+    at = None if device is None else check_device(device)
+
+    def use(folder: VerifiedFolder) -> Runner:
+        check_trusted(folder.manifest, trusted)
+        if not folder.manifest.entry_points:
+            runner = open_verified(folder, at)
+            runner.check_inputs = check_inputs
+            return runner
+        runners = {}
+        for size, inner in folder.entry_points().items():
+            runners[size] = open_verified(inner, at)
+            runners[size].check_inputs = check_inputs
+        return EntryPoints(folder.manifest, runners)
+
+    return opened(Path(path), use)
 
 
-def open_verified(folder: Path, manifest: Manifest, device: torch.device | None = None) -> Runner:
+def check_trusted(manifest: Manifest, trusted: bool) -> None:
+    """Check that an artifact may be loaded.
+
+    Raises:
+        ArtifactError: it is not trusted, and loading it runs code that it holds.
+    """
+    if not trusted and manifest.target in RUN_CODE:
+        raise ArtifactError(
+            f"an artifact of target {manifest.target!r} holds code that runs when it is loaded, and this one is not "
+            "trusted: take an 'onnx' artifact, or trust it if you know who made it"
+        )
+
+
+def open_verified(folder: VerifiedFolder, device: torch.device | None = None) -> Runner:
     """Return a Runner for an artifact of one patch size, whose files have been verified.
 
     Args:
         folder: the artifact's.
-        manifest: its own.
         device: where to run; None as for `load`.
 
     Raises:
-        ArtifactError: it is of a target that this release does not know.
+        ArtifactError: it is of a target that this release does not know, or its file cannot be loaded.
         BackendError: a package or device that running needs is missing.
     """
+    manifest = folder.manifest
     if manifest.target not in _RUNNERS:
         raise ArtifactError(f"the artifact is of target {manifest.target!r}: this release runs {', '.join(_RUNNERS)}")
     backend = importlib.import_module(f"naflex_export.serving.{_RUNNERS[manifest.target]}")
     backend.require_run()
-    runner: Runner = backend.open(folder, manifest, device)
+    if backend.FILE not in manifest.files:
+        raise ArtifactError(
+            f"the artifact lists no {backend.FILE}, which target {manifest.target!r} runs: export again"
+        )
+    with load_errors(folder, backend.FILE):
+        runner: Runner = backend.open(folder.path, manifest, device)
+    runner.folder_handle = folder.handle  # its path leads there for as long as the handle is kept
     return runner
+
+
+@contextlib.contextmanager
+def load_errors(folder: VerifiedFolder, what: str) -> Iterator[None]:
+    """Have whatever a backend raises of a file that it cannot load be an error of this package.
+
+    Args:
+        folder: the artifact's.
+        what: is loaded in the block, in words.
+
+    Raises:
+        ArtifactError: it cannot be loaded.
+        BackendError: there is not enough memory for it.
+    """
+    try:
+        yield
+    except NaflexExportError:
+        raise
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise BackendError(f"the artifact does not fit into memory: {_first_line(error)}") from error
+    except Exception as error:  # of any class of torch's or the backend's
+        raise ArtifactError(
+            f"{what} of {str(folder.shown)!r} cannot be loaded ({type(error).__name__}: {_first_line(error)}): "
+            "export again"
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:300]

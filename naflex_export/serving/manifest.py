@@ -1,13 +1,17 @@
 """The artifact: a folder with one raw file per backend, a manifest, and a gate's verdict.
 
-`manifest.json` is written last, with size and sha256 of every other file; the folder is built under a temporary name
-and renamed into place. So a folder that has a manifest is whole, and a killed export leaves the old artifact or none.
+`manifest.json` is written last, with size and sha256 of every other file and the sha256 of its own content; the folder
+is built under a temporary name and put into place whole. So a folder that has a manifest is whole, and a killed export
+leaves the old artifact or none.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
+import stat
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,22 +19,21 @@ from typing import Any
 from naflex_export.errors import ArtifactError
 from naflex_export.grid import Bucket
 from naflex_export.precision import Precision
+from naflex_export.serving.manifest_schema import ENCODER, KINDS, PATCH_SIZES, check_fields
 from naflex_export.serving.signature import TensorSpec
 
 MANIFEST = "manifest.json"
-SCHEMA = 3
+SCHEMA = 4
 """Version of the manifest's fields."""
 
-ENCODER = "encoder"
-"""The kind of an artifact that one file runs."""
-
-PATCH_SIZES = "patch sizes"
-"""The kind of a folder that holds an artifact for each patch size; see docs/architecture.md."""
-
-KINDS = (ENCODER, PATCH_SIZES)
+MOST_BYTES = 16 * 2**20
+"""Of a manifest: more is not read."""
 
 _KIND_OF_OLD_SCHEMA = {1: ENCODER, 2: PATCH_SIZES}
 """Before schema 3 there was no kind, and the schema said what it says; all other fields are the same."""
+
+_WITHOUT_SHA256 = (1, 2, 3)
+"""Schemas whose manifests do not say the sha256 of their own content."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +76,8 @@ class Manifest:
             for path in sorted(folder.rglob("*"))
             if path.is_file() and path != folder / MANIFEST
         }
-        written = Manifest(**{**vars(self), "files": files})
-        text = json.dumps(asdict(written), indent=2) + "\n"
+        written = Manifest(**{**vars(self), "files": files, "schema": SCHEMA})
+        text = json.dumps(sealed(asdict(written)), indent=2) + "\n"
         partial = folder / (MANIFEST + ".partial")
         partial.write_text(text, encoding="utf-8")
         partial.replace(folder / MANIFEST)
@@ -100,31 +103,31 @@ class Manifest:
             ArtifactError: there is none, or it is not one this release can read.
         """
         path = folder / MANIFEST
+        text = _read(path, folder)
         try:
-            fields = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise ArtifactError(f"{str(folder)!r} is no artifact: it has no {MANIFEST}") from error
-        except (OSError, ValueError) as error:
+            fields = json.loads(text)
+        except (ValueError, RecursionError) as error:
             raise ArtifactError(f"{str(path)!r} cannot be read ({error}): export again") from error
         schema = fields.get("schema") if isinstance(fields, dict) else None
-        if schema in _KIND_OF_OLD_SCHEMA:
-            fields |= {"kind": _KIND_OF_OLD_SCHEMA[schema], "schema": SCHEMA}
-        elif schema != SCHEMA:
-            raise ArtifactError(f"{str(path)!r} has schema {schema!r}: this release reads 1 to {SCHEMA}")
-        if fields.get("kind") not in KINDS:
+        if type(schema) is not int or not 1 <= schema <= SCHEMA:
+            raise ArtifactError(f"{str(path)!r} has schema {str(schema)[:100]!s}: this release reads 1 to {SCHEMA}")
+        fields |= {"kind": _KIND_OF_OLD_SCHEMA.get(schema, fields.get("kind")), "schema": SCHEMA}
+        if fields["kind"] not in KINDS:
             raise ArtifactError(
-                f"{str(path)!r} is of kind {fields.get('kind')!r}: this release knows {' and '.join(map(repr, KINDS))}"
+                f"{str(path)!r} is of kind {str(fields['kind'])[:100]!r}: this release knows "
+                f"{' and '.join(map(repr, KINDS))}"
             )
+        own = fields.pop("sha256", None)
         try:
-            fields["inputs"] = _specs(fields["inputs"])
-            fields["outputs"] = _specs(fields["outputs"])
-            fields["buckets"] = tuple(Bucket(b["tokens"], tuple(b["batch"])) for b in fields["buckets"])
-            manifest = cls(**fields)
-            for name in manifest.entry_points.values():
-                manifest.files[f"{name}/{MANIFEST}"]  # listed, so `verify` sees that it is there and inside
-            return manifest
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            if schema not in _WITHOUT_SHA256 and own != _content_sha256(fields):
+                raise ValueError("it was changed after the export: its content is not what its own sha256 says")
+            check_fields(fields)
+        except (ValueError, RecursionError) as error:  # lone surrogates are no text either
             raise ArtifactError(f"{str(path)!r} is damaged ({error}): export again") from error
+        fields["inputs"] = _specs(fields["inputs"])
+        fields["outputs"] = _specs(fields["outputs"])
+        fields["buckets"] = tuple(Bucket(b["tokens"], tuple(b["batch"])) for b in fields["buckets"])
+        return cls(**fields)
 
     def verify(self, folder: Path) -> None:
         """Check that the folder holds the files that the manifest lists, byte for byte, before anything loads them.
@@ -132,6 +135,12 @@ class Manifest:
         Raises:
             ArtifactError: a file is missing, differs in size or hash, leads out of the folder, or is not listed.
         """
+        try:
+            self._verify(folder)
+        except OSError as error:
+            raise ArtifactError(f"{str(folder)!r} cannot be read ({error.strerror}): copy the folder again") from error
+
+    def _verify(self, folder: Path) -> None:
         for name, expected in self.files.items():
             path = folder / name
             if path.is_symlink() or not path.resolve().is_relative_to(folder.resolve()):
@@ -145,18 +154,59 @@ class Manifest:
                 )
             if sha256_of(path) != expected["sha256"]:
                 raise ArtifactError(f"{name!r} is not the file the manifest lists: its sha256 differs")
-        found = {
-            path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()
-        }
-        strangers = sorted(found - set(self.files) - {MANIFEST})
+        strangers = self.strangers(folder)
         if strangers:
             raise ArtifactError(f"{strangers[0]!r} in {str(folder)!r} is not in the manifest: remove it")
+
+    def strangers(self, folder: Path) -> list[str]:
+        """Return what lies in a folder and is not listed: files, links, all that is no folder, by path inside."""
+        found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not _is_folder(path)}
+        return sorted(found - set(self.files) - {MANIFEST})
+
+
+def sealed(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a manifest's fields with the sha256 of them all, which shows whether one was changed since."""
+    # as it will be read: JSON has texts for keys, and lists for tuples
+    plain = json.loads(json.dumps({name: value for name, value in fields.items() if name != "sha256"}))
+    return {**plain, "sha256": _content_sha256(plain)}
 
 
 def sha256_of(path: Path) -> str:
     """Return the sha256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _content_sha256(fields: Mapping[str, Any]) -> str:
+    """Return the sha256 of fields as JSON in one form, whatever spaces and order a file has them in."""
+    text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _read(path: Path, folder: Path) -> str:
+    """Return the text of a manifest: of a plain file and of a size that manifests have, and of nothing else."""
+    try:
+        # without O_NONBLOCK a pipe would wait for a writer
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ArtifactError(f"{str(folder)!r} is no artifact: it has no {MANIFEST}") from error
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{str(path)!r} cannot be read ({error}): export again") from error
+    with os.fdopen(handle, "rb") as file:
+        found = os.fstat(handle)
+        if not stat.S_ISREG(found.st_mode):
+            raise ArtifactError(f"{str(path)!r} cannot be read (it is no plain file): export again")
+        try:
+            content = file.read(MOST_BYTES + 1)
+            if len(content) > MOST_BYTES:
+                raise ValueError(f"it is larger than {MOST_BYTES} bytes, which no manifest is")
+            return content.decode()
+        except (OSError, ValueError) as error:
+            raise ArtifactError(f"{str(path)!r} cannot be read ({error}): export again") from error
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
 
 
 def _specs(fields: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:

@@ -22,6 +22,7 @@ class Runner(ABC):
         input_format: how its model takes a batch.
         device: where it runs; inputs may come from anywhere, outputs are there.
         check_inputs: look at the values of coordinates, grids and masks before each call. On a GPU this waits for them.
+        folder_handle: keeps hold of the folder that the artifact was loaded from, whatever is published there since.
     """
 
     def __init__(self, manifest: Manifest, device: torch.device) -> None:
@@ -29,6 +30,7 @@ class Runner(ABC):
         self.input_format = input_format_of([spec.name for spec in manifest.inputs])
         self.device = device
         self.check_inputs = True
+        self.folder_handle: object = None
 
     def __call__(self, *inputs: Tensor) -> Tensor | dict[str, Tensor]:
         """Return what the eager model returns: a tensor for one output, a dict by name for several.

@@ -174,7 +174,7 @@ def test_figures_as_a_row() -> None:
 
 
 def bench(*arguments: object) -> Result:
-    return CliRunner().invoke(bench_command, [str(argument) for argument in arguments])
+    return CliRunner().invoke(bench_command, [*(str(argument) for argument in arguments), "--trust-source"])
 
 
 def flat(text: str) -> str:

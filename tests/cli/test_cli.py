@@ -20,7 +20,8 @@ def export(*arguments: object) -> Result:
 
 
 def gate(*arguments: object) -> Result:
-    return CliRunner().invoke(gate_command, [str(argument) for argument in arguments])
+    """Judge an artifact whose model is a factory of the tests'."""
+    return CliRunner().invoke(gate_command, [*(str(argument) for argument in arguments), "--trust-source"])
 
 
 def flat(text: str) -> str:

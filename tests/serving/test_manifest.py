@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import signal
 import stat
@@ -10,12 +11,15 @@ import sys
 import textwrap
 from pathlib import Path
 
+import artifacts
 import pytest
 import tiny
+from artifacts import edit, names
 
 import naflex_export as nx
 from naflex_export.accuracy.cases import CaseSelection, cases_of
 from naflex_export.exporter import export
+from naflex_export.serving import publish
 from naflex_export.serving.load import load
 from naflex_export.serving.manifest import MANIFEST, Manifest, sha256_of
 from naflex_export.serving.publish import staged
@@ -36,7 +40,7 @@ def artifact(published: Path, tmp_path: Path) -> Path:
 
 def test_manifest_says_what_is_there(artifact: Path) -> None:
     fields = json.loads((artifact / MANIFEST).read_text())
-    assert (fields["kind"], fields["schema"]) == ("encoder", 3)
+    assert (fields["kind"], fields["schema"]) == ("encoder", 4)
     assert fields["target"] == "onnx" and fields["dtype"] == "float32"
     assert set(fields["files"]) == {"model.onnx", "gate/report.json"}
     for name, file in fields["files"].items():
@@ -64,7 +68,7 @@ def test_manifest_says_what_is_there(artifact: Path) -> None:
         (lambda a: (a / "extra.so").write_bytes(b""), "'extra.so' .* is not in the manifest"),
         (lambda a: (a / MANIFEST).unlink(), "is no artifact: it has no manifest.json"),
         (lambda a: (a / MANIFEST).write_text("{"), "cannot be read"),
-        (lambda a: edit(a, schema=7), "has schema 7: this release reads 1 to 3"),
+        (lambda a: edit(a, schema=7), "has schema 7: this release reads 1 to 4"),
         (lambda a: edit(a, kind="video"), "is of kind 'video': this release knows 'encoder' and 'patch sizes'"),
         (lambda a: edit(a, inputs=None), "is damaged"),
         (lambda a: edit(a, files={"../model.onnx": {"bytes": 1, "sha256": ""}}), "leads out of"),
@@ -120,10 +124,6 @@ def test_a_link_to_a_folder_is_refused(artifact: Path) -> None:
         load(artifact)
 
 
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
-
-
 def flip_last_byte(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
@@ -134,11 +134,6 @@ def replace_by_link(path: Path) -> None:
     moved = path.parent.parent / "elsewhere"
     path.rename(moved)
     path.symlink_to(moved)
-
-
-def edit(artifact: Path, **fields: object) -> None:
-    path = artifact / MANIFEST
-    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
 
 
 def test_only_an_artifact_is_ever_replaced(tmp_path: Path) -> None:
@@ -159,7 +154,7 @@ def test_an_artifact_is_replaced_whole(tmp_path: Path) -> None:
     for text in ("old", "new"):
         with staged(tmp_path / "a") as folder:
             (folder / text).write_text(text)
-            (folder / MANIFEST).write_text("{}")
+            artifacts.manifest().write(folder)
     assert names(tmp_path) == ["a"]
     assert names(tmp_path / "a") == [MANIFEST, "new"]
 
@@ -169,8 +164,9 @@ def test_what_comes_to_lie_there_meanwhile_is_left_alone(tmp_path: Path, kind: s
     """An export takes minutes, and looks again before it puts its folder in place."""
     out, thesis = tmp_path / "a", tmp_path / "thesis"
     thesis.write_text("years")
-    with pytest.raises(nx.RequestError, match="exists and is no artifact"), staged(out) as folder:
-        (folder / MANIFEST).write_text("new")
+    message = {"link": "is a link to"}.get(kind, "exists and is no artifact")
+    with pytest.raises(nx.RequestError, match=message), staged(out) as folder:
+        artifacts.fill(folder, "new")
         if kind == "folder":
             out.mkdir()
             thesis.rename(out / "thesis")
@@ -186,36 +182,41 @@ def test_what_comes_to_lie_there_meanwhile_is_left_alone(tmp_path: Path, kind: s
 def test_an_old_artifact_is_put_back_where_the_new_one_cannot_be(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Of a system that cannot exchange two names in one step."""
     with staged(tmp_path / "a") as folder:
-        (folder / MANIFEST).write_text("old")
+        artifacts.fill(folder, "old")
     rename = Path.rename
 
     def refuse(self: Path, target: Path) -> Path:
-        if self.suffix == ".partial":
-            raise OSError("no space")
+        if self.name.endswith(publish.PARTIAL):
+            raise OSError(errno.EPERM, "not this one")
         return rename(self, target)
 
+    monkeypatch.setattr(publish, "_exchange", lambda one, other: False)
     monkeypatch.setattr(Path, "rename", refuse)
-    with pytest.raises(OSError, match="no space"), staged(tmp_path / "a") as folder:
-        (folder / MANIFEST).write_text("new")
-    assert (tmp_path / "a" / MANIFEST).read_text() == "old"
+    with (
+        pytest.raises(nx.RequestError, match="not this one; what is there was left alone"),
+        staged(tmp_path / "a") as folder,
+    ):
+        artifacts.fill(folder, "new")
+    assert (tmp_path / "a" / "model.onnx").read_text() == "old"
     assert names(tmp_path) == ["a"]
 
 
 def test_an_artifact_is_for_whoever_may_read_the_folder_beside_it(tmp_path: Path) -> None:
-    """A temporary folder is its owner's alone, and a server that loads artifacts is often another user."""
+    """A folder under work is its owner's alone, and a server that loads artifacts is often another user."""
     with staged(tmp_path / "a") as folder:
-        (folder / MANIFEST).write_text("new")
+        artifacts.fill(folder, "new")
     assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o755
 
 
 def test_an_error_leaves_the_old_artifact(tmp_path: Path) -> None:
     with staged(tmp_path / "a") as folder:
-        (folder / MANIFEST).write_text("old")
+        artifacts.fill(folder, "old")
     with pytest.raises(ZeroDivisionError), staged(tmp_path / "a") as folder:
-        (folder / MANIFEST).write_text("new")
+        artifacts.fill(folder, "new")
         raise ZeroDivisionError
-    assert (tmp_path / "a" / MANIFEST).read_text() == "old"
+    assert (tmp_path / "a" / "model.onnx").read_text() == "old"
     assert names(tmp_path) == ["a"]
 
 
@@ -224,7 +225,7 @@ def test_a_killed_export_leaves_the_old_artifact_or_none(tmp_path: Path, before:
     """SIGKILL while the folder is being filled: no clean-up code runs."""
     if before:
         with staged(tmp_path / "a") as folder:
-            (folder / MANIFEST).write_text("old")
+            artifacts.fill(folder, "old")
     script = """
         import os, signal, sys
         from pathlib import Path
@@ -237,7 +238,7 @@ def test_a_killed_export_leaves_the_old_artifact_or_none(tmp_path: Path, before:
     killed = subprocess.run([sys.executable, "-c", textwrap.dedent(script), tmp_path / "a"], check=False)
     assert killed.returncode == -signal.SIGKILL
     if before:
-        assert (tmp_path / "a" / MANIFEST).read_text() == "old"
+        assert (tmp_path / "a" / "model.onnx").read_text() == "old"
     else:
         assert not (tmp_path / "a").exists()
 

@@ -16,6 +16,9 @@ from naflex_export.accuracy.report.phrases import percent, shorten
 from naflex_export.accuracy.results import GateReport
 from naflex_export.errors import RequestError
 
+SUFFIXES = (".html", ".json", ".md", ".xml")
+"""Of reports, by which their format is told."""
+
 
 def write(report: GateReport, path: Path) -> None:
     """Write the report in the format that the path's suffix says: .html, .json, .md or .xml (JUnit).
@@ -23,14 +26,23 @@ def write(report: GateReport, path: Path) -> None:
     Raises:
         RequestError: the suffix is another, or the file cannot be written.
     """
+    check_report(path)
     formats = {".html": as_html, ".json": as_json, ".md": as_markdown, ".xml": as_junit}
-    if path.suffix not in formats:
-        raise RequestError(f"report {str(path)!r} ends in {path.suffix!r}: expected one of {', '.join(formats)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(formats[path.suffix](report), encoding="utf-8")
     except OSError as error:
         raise RequestError(f"report {str(path)!r} cannot be written: {error.strerror}") from error
+
+
+def check_report(path: Path) -> None:
+    """Check that a report's path says a format.
+
+    Raises:
+        RequestError: its suffix is that of none.
+    """
+    if path.suffix not in SUFFIXES:
+        raise RequestError(f"report {str(path)!r} ends in {path.suffix!r}: expected one of {', '.join(SUFFIXES)}")
 
 
 def as_json(report: GateReport) -> str:
