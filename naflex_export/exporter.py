@@ -26,6 +26,7 @@ from naflex_export.graph.trace import trace
 from naflex_export.grid import Bucket, check_buckets, check_patch_sizes
 from naflex_export.models import adapter_of
 from naflex_export.models.adapter import ModelAdapter
+from naflex_export.models.exportable import refuse_modes, refuse_unexportable
 from naflex_export.models.model_sources import weights_sha256
 from naflex_export.precision import FLOAT32, Precision
 from naflex_export.serving.manifest import Manifest
@@ -123,7 +124,7 @@ def export(
     model: nn.Module,
     target: str,
     out: Path | str,
-    buckets: Sequence[Bucket] | None = None,
+    buckets: Sequence[Bucket | int] | Bucket | None = None,
     dtype: str = "float32",
     **options: Any,
 ) -> Artifact:
@@ -145,10 +146,15 @@ def export(
         BuildError: a graph check or the backend's builder rejected the model.
         GateFailure: the gate failed; nothing was published, and the report is beside `out`, as data and as a page.
     """
-    lists = {name: tuple(options[name]) for name in ("outputs", "patch_sizes") if options.get(name) is not None}
+    refuse_modes("nx.export")
+    lists: dict[str, tuple[Any, ...]] = {}
+    if options.get("outputs") is not None:
+        lists["outputs"] = tuple([options["outputs"]] if isinstance(options["outputs"], str) else options["outputs"])
+    if options.get("patch_sizes") is not None:
+        lists["patch_sizes"] = check_patch_sizes(options["patch_sizes"])
     if options.get("images") is not None:
         options["images"] = Path(options["images"])
-    chosen = tuple(buckets or [Bucket()])
+    chosen = check_buckets([Bucket()] if buckets is None else buckets)
     return Exporter(model, ExportRequest(target, Path(out), chosen, Precision(dtype), **{**options, **lists})).run()
 
 
@@ -177,6 +183,7 @@ class Exporter:
                 f"{request.target} in {request.precision} can be built and not run here: {reason}; --require-run was "
                 "given"
             )
+        refuse_unexportable(model)
         if adapter_of(model).is_vectorized:
             raise RequestError("the model is vectorized: pass the original, which the gate compares with")
         self.adapters = {size: adapter_of(model, size) for size in request.patch_sizes or (None,)}

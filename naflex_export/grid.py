@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 from naflex_export.errors import RequestError
 
@@ -111,15 +111,28 @@ class Bucket:
         return f"{self.tokens}:{','.join(map(str, self.batch))}"
 
 
-def check_buckets(buckets: Sequence[Bucket]) -> tuple[Bucket, ...]:
+def check_buckets(buckets: Sequence[Bucket | int] | Bucket | int) -> tuple[Bucket, ...]:
     """Return the buckets, ordered by tokens.
 
+    Args:
+        buckets: one or several; a number stands for a bucket of as many tokens.
+
     Raises:
-        RequestError: there is none, or two have the same token budget.
+        RequestError: there is none, one is no bucket, or two have the same token budget.
     """
-    if not buckets:
+    asked: Any = buckets
+    given = [asked] if isinstance(asked, Bucket | int) else asked
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        raise RequestError(f"buckets={buckets!r}: expected a list of buckets, such as [Bucket(tokens=256)]")
+    made: list[Any] = [Bucket(cast(int, bucket)) if _is_count(bucket) else bucket for bucket in given]
+    if not made:
         raise RequestError("no bucket was given: expected at least one, such as Bucket(tokens=256)")
-    ordered = tuple(sorted(buckets, key=lambda bucket: bucket.tokens))
+    for bucket in made:
+        if not isinstance(bucket, Bucket):
+            raise RequestError(
+                f"bucket {bucket!r}: expected a Bucket or a number of tokens, such as Bucket(tokens=256)"
+            )
+    ordered: tuple[Bucket, ...] = tuple(sorted(made, key=lambda bucket: bucket.tokens))
     for one, other in itertools.pairwise(ordered):
         if one.tokens == other.tokens:
             raise RequestError(f"buckets {one} and {other} have the same tokens: give each budget once")
@@ -137,12 +150,15 @@ def parse_patch_sizes(text: str) -> tuple[int, ...]:
     return check_patch_sizes([int(number) for number in text.split(",")])
 
 
-def check_patch_sizes(sizes: Sequence[int]) -> tuple[int, ...]:
-    """Return the patch sizes in increasing order.
+def check_patch_sizes(sizes: Sequence[int] | int) -> tuple[int, ...]:
+    """Return the patch sizes in increasing order; one may be given by itself.
 
     Raises:
         RequestError: there is none, one is no integer of at least 1, or one comes twice.
     """
+    asked: Any = sizes
+    several = isinstance(asked, Sequence) and not isinstance(asked, str)
+    sizes = asked if several else (asked,)
     if not sizes:
         raise RequestError("no patch size was given: expected at least one, such as 16")
     for size in sizes:

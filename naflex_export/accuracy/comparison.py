@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +14,7 @@ from naflex_export.accuracy.results import BASELINE_FACTOR
 from naflex_export.batch import Batch
 from naflex_export.errors import RequestError
 from naflex_export.models.adapter import ModelAdapter
+from naflex_export.models.copies import whole_copy
 from naflex_export.precision import Precision
 from naflex_export.serving.runner import Runner
 
@@ -43,7 +43,7 @@ class Comparison:
         self._reference = self.reference.encoder(outputs)
         self.baseline: ModelAdapter | None = None
         if precision.is_low:
-            self.baseline = self.reference.of(copy.deepcopy(self.reference.model).to(precision.torch_dtype))
+            self.baseline = self.reference.of(whole_copy(self.reference.model).to(precision.torch_dtype))
         self._baseline = None if self.baseline is None else self.baseline.encoder(outputs)
 
     def reference_of(self, batch: Batch) -> Outputs:
@@ -125,4 +125,4 @@ def float32_reference(adapter: ModelAdapter) -> ModelAdapter:
     fit = all(t.device.type == "cpu" and (t.dtype == torch.float32 or not t.is_floating_point()) for t in state)
     if fit and not any(module.training for module in model.modules()):
         return adapter
-    return adapter.of(copy.deepcopy(model).to("cpu", torch.float32).eval())
+    return adapter.of(whole_copy(model).to("cpu", torch.float32).eval())

@@ -38,6 +38,7 @@ from naflex_export.errors import RequestError
 from naflex_export.grid import Bucket, check_buckets
 from naflex_export.models import adapter_of
 from naflex_export.models.adapter import ModelAdapter
+from naflex_export.models.exportable import refuse_modes
 from naflex_export.precision import FLOAT32, Precision
 from naflex_export.serving.manifest import Manifest
 from naflex_export.serving.patch_sizes import EntryPoints
@@ -82,7 +83,7 @@ def gate(
     reference: nn.Module,
     *,
     images: Path | str | None = None,
-    buckets: Sequence[Bucket] | None = None,
+    buckets: Sequence[Bucket | int] | Bucket | None = None,
     dtype: str | None = None,
     outputs: Sequence[str] = ("features",),
     seed: int = 0,
@@ -111,6 +112,7 @@ def gate(
     Raises:
         RequestError: the reference is vectorized, or an argument is not possible.
     """
+    refuse_modes("nx.gate")
     selection = CaseSelection(seed, effort, tuple(cases))
     photos = load_photos(Path(images) if images is not None else None)
     asked = None if dtype is None else Precision(dtype)
@@ -118,7 +120,9 @@ def gate(
     def settings_of(runner: Runner, part: CaseSelection) -> GateSettings:
         """Return what the runner's manifest says, but for what the caller says."""
         own = GateSettings.of(runner.manifest, part, locate)
-        return replace(own, buckets=check_buckets(buckets or own.buckets), precision=asked or own.precision)
+        return replace(
+            own, buckets=check_buckets(own.buckets if buckets is None else buckets), precision=asked or own.precision
+        )
 
     if isinstance(candidate, EntryPoints):
         parts = selections_by_size(selection, list(candidate.runners))
@@ -134,7 +138,7 @@ def gate(
         size = settings.patch_size if patch_size is None else patch_size
         report = judge(candidate, reference, photos, replace(settings, patch_size=size))
         return replace(report, artifact=summary_of(candidate.manifest))
-    chosen = check_buckets(buckets or [Bucket()])
+    chosen = check_buckets([Bucket()] if buckets is None else buckets)
     settings = GateSettings(chosen, asked or FLOAT32, tuple(outputs), selection, patch_size, locate)
     return judge(candidate, reference, photos, settings)
 
@@ -311,7 +315,13 @@ def check_only(only: Sequence[str], buckets: Sequence[Bucket], photos: Photos) -
 
 def _unchecked_features(comparison: Comparison) -> Run:
     """Return what runs the candidate past a Runner's checks: a masked token makes a batch that no loader would."""
-    return lambda batch: comparison.candidate_of(batch, checked=False)["features"]
+
+    def run(batch: Batch) -> Tensor:
+        features = comparison.candidate_of(batch, checked=False)["features"]
+        valid = comparison.valid_in(batch, features)
+        return features if valid is None else features.where(valid.to(features.device).unsqueeze(-1), 0)
+
+    return run
 
 
 def _root_mean_square(values: Sequence[float]) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 
 import torch
@@ -48,7 +47,8 @@ def trace(
         BuildError: torch.export refused, or the graph fails a check of `graph/checks.py`.
     """
     dtype, vectorized = precision.torch_dtype, adapter.vectorized()
-    own = vectorized.of(copy.deepcopy(vectorized.model).to(dtype).eval())
+    own = vectorized.own_copy()
+    own.model.to(dtype).eval()
     return capture(
         own.encoder(tuple(outputs)).eval(),
         dict(zip(own.input_format.names, example_inputs(own, dtype), strict=True)),

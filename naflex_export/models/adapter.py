@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from torch import Tensor, nn
 
 from naflex_export.errors import RequestError, UnsupportedModelError
+from naflex_export.models.copies import made_plain, replaced_methods, whole_copy
+from naflex_export.models.original import Original
 from naflex_export.serving.input_formats import InputFormat
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-Model = TypeVar("Model", bound=nn.Module)
 
 
 class ModelAdapter(ABC):
@@ -25,6 +24,7 @@ class ModelAdapter(ABC):
         name: how manifests and messages name the family.
         package: the distribution that defines the models; manifests record its version.
         input_format: the inputs, as the model's own forward takes them.
+        options: further arguments that a forward of the tower takes by name, where its signature does not say.
         model: the model itself, untouched or vectorized.
         patch_size: of the flat patches that the model is given, in pixels, where it is not the model's own; else None.
     """
@@ -32,6 +32,7 @@ class ModelAdapter(ABC):
     name: ClassVar[str]
     package: ClassVar[str]
     input_format: ClassVar[InputFormat]
+    options: ClassVar[frozenset[str] | None] = None
 
     def __init__(self, model: nn.Module, patch_size: int | None = None) -> None:
         self.model = model
@@ -61,9 +62,14 @@ class ModelAdapter(ABC):
             UnsupportedModelError: an option of the model is not known here; the message names it.
         """
 
+    def be_strict(self) -> None:  # noqa: B027  in some families every order of tokens is right
+        """Let the vectorized model refuse tokens that do not go row by row through a grid."""
+
     @abstractmethod
     def encoder(self, outputs: tuple[str, ...]) -> nn.Module:
         """Return a module that takes the inputs and gives the named outputs as a tuple of tensors.
+
+        `features` are what a call of the model itself returns, its hooks and an overridden forward included.
 
         Where patches have another size than the model's own, an untouched model resamples by itself.
 
@@ -82,6 +88,15 @@ class ModelAdapter(ABC):
     def without_position(self) -> Self:
         """Return the adapter of the model with no position embedding of any kind, all else the same and shared."""
 
+    def own_copy(self) -> Self:
+        """Return the adapter of a copy with tensors of its own, whose weights are plain parameters.
+
+        What `torch.nn.utils.prune` and the `weight_norm` of old make before each forward is made once.
+        """
+        twin = whole_copy(self.model)
+        made_plain(twin)
+        return self.of(twin)
+
     @property
     def tower(self) -> nn.Module:
         """The part of the model whose forward takes the inputs: by default all of it."""
@@ -90,6 +105,11 @@ class ModelAdapter(ABC):
     def unpack(self, output: Any) -> Any:
         """Return what a forward of the tower gave as a tensor, or as a dict of tensors by output name."""
         return output
+
+    @property
+    def original(self) -> Original:
+        """What a vectorized model was made from, to warn where it has changed since."""
+        return Original()
 
     @property
     def ignored_inputs(self) -> tuple[str, ...]:
@@ -134,9 +154,41 @@ class ModelAdapter(ABC):
         )
 
 
-def shared_copy(model: Model) -> Model:
-    """Return a copy of a model that shares every parameter and buffer with it."""
-    return copy.deepcopy(model, {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]})
+def one_tensor(given: Any, owner: nn.Module) -> Tensor:
+    """Return what a model's own call gave, where that is one tensor.
+
+    Args:
+        given: by the call.
+        owner: the model.
+
+    Raises:
+        UnsupportedModelError: it is something else; the message says what the model would have to return.
+    """
+    if isinstance(given, Tensor):
+        return given
+    raise UnsupportedModelError(
+        f"a call of the model, a {type(owner).__qualname__}, returns a {type(given).__qualname__}: expected one "
+        "tensor, the features. Does its forward, or a hook on it, return something else?"
+    )
+
+
+def refuse_replaced(module: nn.Module, methods: Collection[str], name: str) -> None:
+    """Check that an instance has no methods of its own where another class is about to bring them.
+
+    Args:
+        module: the instance.
+        methods: that the other class brings.
+        name: of the instance in its model.
+
+    Raises:
+        UnsupportedModelError: it has one; the message names it.
+    """
+    found = sorted(set(replaced_methods(module)) & set(methods))
+    if found:
+        raise UnsupportedModelError(
+            f"{name}.{found[0]} was replaced on the instance, by a {type(vars(module)[found[0]]).__qualname__}: what "
+            f"it does to the position embedding cannot be known; expected {type(module).__qualname__}'s own method"
+        )
 
 
 def check_outputs(outputs: tuple[str, ...]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from PIL.Image import Image
@@ -20,8 +20,11 @@ from transformers.models.siglip2.modeling_siglip2 import Siglip2VisionEmbeddings
 
 from naflex_export.errors import RequestError, UnsupportedModelError
 from naflex_export.grid import Grid
-from naflex_export.models.adapter import ModelAdapter, check_outputs, shared_copy
+from naflex_export.models.adapter import ModelAdapter, check_outputs, refuse_replaced
+from naflex_export.models.copies import replaced_methods, shared_copy
+from naflex_export.models.original import Original, is_watched
 from naflex_export.resample.add import add_resampled
+from naflex_export.resample.coordinates import whole_numbers
 from naflex_export.resample.weights import Resampling
 from naflex_export.serving.input_formats import TRANSFORMERS
 
@@ -36,9 +39,26 @@ class VectorizedSiglip2VisionEmbeddings(Siglip2VisionEmbeddings):
 
     Replaces `resize_positional_embeddings` of transformers 5.17 to 5.24, with the same result to float32 rounding, for
     padding tokens too. (5.24 itself has no loop any more: it multiplies each token's weights with all cells, in the
-    dtype that autocast asks for.) Eager refuses a shape below 1x1, or of more tokens than the batch is padded to; here
-    that would have to wait for the device, and such an image comes out wrong instead. A Runner checks for both.
+    dtype that autocast asks for.) Eager refuses a shape below 1x1, or of more tokens than the batch is padded to. So
+    does this on a CPU; on a GPU it would have to wait for the shapes, and such an image comes out wrong instead. A
+    Runner checks for both everywhere.
+
+    Attributes:
+        original: the model that this one was made from.
     """
+
+    original = Original()
+
+    def forward(self, pixel_values: Tensor, spatial_shapes: Tensor) -> Tensor:
+        """Return the embedded patches [B, N, C].
+
+        Raises:
+            InputError: on a CPU, a shape is below 1x1, or has more patches than there are tokens.
+        """
+        if is_watched():
+            self.original.warn_of_changes()
+            TRANSFORMERS.check_grids(spatial_shapes, pixel_values.shape[1])
+        return super().forward(pixel_values, spatial_shapes)
 
     @staticmethod
     def resize_positional_embeddings(positional_embeddings: Tensor, spatial_shapes: Tensor, max_length: int) -> Tensor:
@@ -53,7 +73,7 @@ class VectorizedSiglip2VisionEmbeddings(Siglip2VisionEmbeddings):
         Returns:
             [B, N, C] in the grid's dtype; padding holds the embedding of the image's first token, as eager has it.
         """
-        grid_B2 = spatial_shapes.to(positional_embeddings.device)
+        grid_B2 = whole_numbers(spatial_shapes).to(positional_embeddings.device)
         height_B1, width_B1 = grid_B2[:, :1], grid_B2[:, 1:]
         token_N = torch.arange(max_length, device=grid_B2.device)
         valid_BN = token_N < height_B1 * width_B1
@@ -94,7 +114,13 @@ class Siglip2Encoder(nn.Module):
 
     def forward(self, pixel_values: Tensor, pixel_attention_mask: Tensor, spatial_shapes: Tensor) -> tuple[Tensor, ...]:
         """Return `features` [B, C] (the pooling head's) and `tokens` [B, N, C] (the encoder's), as asked for."""
-        made = _outputs(self.model(pixel_values, pixel_attention_mask, spatial_shapes, return_dict=True))
+        given = self.model(pixel_values, pixel_attention_mask, spatial_shapes, return_dict=True)
+        if not isinstance(given, BaseModelOutputWithPooling):
+            raise UnsupportedModelError(
+                f"a call of the model, a {type(self.model).__qualname__}, returns a {type(given).__qualname__}: "
+                "expected a BaseModelOutputWithPooling. Does its forward, or a hook on it, return something else?"
+            )
+        made = _outputs(given)
         return tuple(made[name] for name in self.outputs)
 
 
@@ -104,6 +130,7 @@ class Siglip2(ModelAdapter):
     name = "transformers Siglip2"
     package = "transformers"
     input_format = TRANSFORMERS
+    options = frozenset({"output_attentions", "output_hidden_states", "return_dict"})
 
     @classmethod
     def owns(cls, model: Any) -> bool:
@@ -117,6 +144,10 @@ class Siglip2(ModelAdapter):
     def is_vectorized(self) -> bool:
         return isinstance(self.tower.embeddings, VectorizedSiglip2VisionEmbeddings)
 
+    @property
+    def original(self) -> Original:
+        return cast(Original, self.tower.embeddings.original) if self.is_vectorized else Original()
+
     def vectorized(self) -> Self:
         if self.is_vectorized:
             return self
@@ -127,17 +158,34 @@ class Siglip2(ModelAdapter):
                 "Siglip2VisionEmbeddings: a subclass may resize its grid in a way we cannot know"
             )
         twin = self.of(shared_copy(self.model))
+        refuse_replaced(twin.tower.embeddings, vars(VectorizedSiglip2VisionEmbeddings), "embeddings")
         twin.tower.embeddings.__class__ = VectorizedSiglip2VisionEmbeddings
+        vars(twin.tower.embeddings)["original"] = Original(self.model, twin.model)
         return twin
 
     def encoder(self, outputs: tuple[str, ...]) -> nn.Module:
         check_outputs(outputs)
+        if isinstance(self.model, Siglip2Model):
+            self._refuse_own_image_features()
         if "features" in outputs and not self.tower.use_head:
             raise RequestError(
                 "the model has no pooling head (vision_use_head=False), so it has no features: ask for "
                 "outputs=('tokens',)"
             )
         return Siglip2Encoder(self.tower, outputs)
+
+    def _refuse_own_image_features(self) -> None:
+        """Check that `get_image_features`, what a user calls, is the tower's call and nothing more.
+
+        Raises:
+            UnsupportedModelError: it was overridden, or replaced on the instance.
+        """
+        name = "get_image_features"
+        if name in replaced_methods(self.model) or getattr(type(self.model), name) is not getattr(Siglip2Model, name):
+            raise UnsupportedModelError(
+                f"the {name} of {type(self.model).__qualname__} is not transformers' own: what it adds to its image "
+                "tower would be lost. Export model.vision_model, or do the same in a subclass of Siglip2VisionModel"
+            )
 
     def embedding(self) -> nn.Module:
         return Siglip2Embedding(self.tower)

@@ -19,6 +19,7 @@ from timm.models.naflexvit import NaFlexEmbeds, NaFlexVitCfg
 from torch import nn
 
 from naflex_export.errors import UnsupportedModelError
+from naflex_export.models.copies import replaced_methods
 
 
 def _names(text: str) -> frozenset[str]:
@@ -101,7 +102,7 @@ def refuse_unknown(model: NaFlexVit) -> None:
 
 def _held_by(module: nn.Module) -> set[str]:
     """Return the public names that a module's constructor made: attributes, parameters, buffers and submodules."""
-    held = {*vars(module), *module._parameters, *module._buffers, *module._modules}
+    held = {*vars(module), *module._parameters, *module._buffers, *module._modules} - set(replaced_methods(module))
     return {name for name in held - set(vars(nn.Module())) if not name.startswith("_")}
 
 

@@ -6,7 +6,9 @@ In `NaFlexEmbeds` only the forward of patches changes; in a model with RoPE, als
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any, Self, cast
 
 import torch
@@ -18,8 +20,10 @@ from timm.models import NaFlexVit
 from timm.models.naflexvit import NaFlexEmbeds, create_attention_mask
 from torch import Tensor, nn
 
-from naflex_export.errors import UnsupportedModelError
-from naflex_export.models.adapter import ModelAdapter, check_outputs, shared_copy
+from naflex_export.errors import RequestError, UnsupportedModelError
+from naflex_export.models.adapter import ModelAdapter, check_outputs, one_tensor, refuse_replaced
+from naflex_export.models.copies import shared_copy
+from naflex_export.models.original import Original, is_watched
 from naflex_export.models.timm_known import refuse_unknown
 from naflex_export.models.timm_patch_size import (
     Unflattened,
@@ -29,7 +33,7 @@ from naflex_export.models.timm_patch_size import (
 )
 from naflex_export.models.timm_rope import VectorizedNaFlexVit
 from naflex_export.resample.add import add_resampled
-from naflex_export.resample.coordinates import grids_of
+from naflex_export.resample.coordinates import grids_of, whole_numbers
 from naflex_export.resample.graph_form import resample_axes_at
 from naflex_export.resample.weights import Mode, Resampling
 from naflex_export.serving.input_formats import TIMM
@@ -40,14 +44,33 @@ class VectorizedNaFlexEmbeds(NaFlexEmbeds):
 
     Replaces the forward of timm 1.0.31 for patches [B, N, P*P*C] or, of any patch size, 5-D, with the same result to
     float32 rounding, for padding tokens too. Whole images, [B, C, H, W], keep to timm's own methods.
+
+    Attributes:
+        original: the model that this one was made from.
+        strict: refuse tokens that do not go row by row through a grid.
     """
+
+    original = Original()
+    strict = False
 
     def forward(
         self, x: Tensor, patch_coord: Tensor | None = None, patch_valid: Tensor | None = None
     ) -> tuple[Tensor, tuple[int, int] | None]:
-        """Return the embedded patches [B, prefix + N, C], and None for the grid size, as timm does."""
+        """Return the embedded patches [B, prefix + N, C], and None for the grid size, as timm does.
+
+        Raises:
+            InputError: the model is strict, and tokens do not go row by row through a grid.
+        """
+        if is_watched():
+            self.original.warn_of_changes()
+            if self.strict and patch_coord is not None:
+                valid_BN = (
+                    torch.ones_like(patch_coord[..., 0], dtype=torch.bool) if patch_valid is None else patch_valid
+                )
+                TIMM.check_tokens((x, patch_coord, valid_BN))
         if patch_coord is None or not self.is_linear or self.pos_embed_type not in ("learned", "factorized"):
             return super().forward(x, patch_coord, patch_valid)
+        patch_coord = whole_numbers(patch_coord)
         x = self.add_position(self._projected(x), patch_coord).view(*patch_coord.shape[:2], -1)
         # by the shape: len() is a number, and would be the batch size of every graph
         prefix = [token.expand(x.shape[0], -1, -1) for token in (self.cls_token, self.reg_token) if token is not None]
@@ -128,52 +151,91 @@ class TimmEncoder(nn.Module):
         self.outputs = outputs
 
     def forward(self, patches: Tensor, patch_coord: Tensor, patch_valid: Tensor) -> tuple[Tensor, ...]:
-        """Return `features` [B, F] (pooled, through the head) and `tokens` [B, prefix + N, C], as asked for."""
-        encoded = self.model.forward_features(
-            patches,
-            patch_coord=patch_coord,
-            patch_valid=patch_valid,
-            attn_mask=self.attention_mask(patch_valid, patches.dtype),
-        )
-        made = {"tokens": encoded["patches"]}
-        if "features" in self.outputs:
-            made["features"] = self.features(encoded["patches"], patch_valid)
+        """Return `features` (what a call of the model returns) and `tokens` [B, prefix + N, C], as asked for.
+
+        Tokens are those that the model's `forward_features` returns, in the model's own call where features are asked
+        for too.
+        """
+        inputs = {"patch_coord": patch_coord, "patch_valid": patch_valid}
+        if "features" not in self.outputs:
+            return (_patches(self.model.forward_features(patches, **inputs)),)
+        if "tokens" not in self.outputs:
+            return (one_tensor(self.model(patches, **inputs), self.model),)
+        with _hearing(self.model) as heard:
+            made = {"features": one_tensor(self.model(patches, **inputs), self.model)}
+        if not heard:
+            raise RequestError(
+                f"the forward of {type(self.model).__qualname__} does not call forward_features, so that its call "
+                "has no 'tokens': ask for outputs=('features',), or export 'tokens' alone"
+            )
+        made["tokens"] = _patches(heard[-1])
         return tuple(made[name] for name in self.outputs)
 
-    def attention_mask(self, patch_valid: Tensor, dtype: torch.dtype) -> Tensor | None:
-        """Return a mask to use in place of the model's own, or None."""
-        return None
 
-    def features(self, tokens_BNC: Tensor, patch_valid: Tensor) -> Tensor:
-        """Return the pooled features [B, F] of the encoder's tokens."""
-        return self.model.forward_head(tokens_BNC, patch_valid=patch_valid)
+def _patches(encoded: Any) -> Tensor:
+    """Return the tokens among what `forward_features` gave."""
+    return cast(Tensor, encoded["patches"] if isinstance(encoded, dict) else encoded)
 
 
-class GraphEncoder(TimmEncoder):
-    """A vectorized `TimmEncoder`, with two of timm's expressions written so that a graph of them runs anywhere.
+@contextlib.contextmanager
+def _hearing(model: nn.Module) -> Iterator[list[Any]]:
+    """Keep what `forward_features` returns, for as long as the block runs."""
+    heard: list[Any] = []
+    own = cast(Callable[..., Any], model.forward_features)
+    before = vars(model).get("forward_features")
+
+    def listened(*args: Any, **kwargs: Any) -> Any:
+        heard.append(own(*args, **kwargs))
+        return heard[-1]
+
+    vars(model)["forward_features"] = listened
+    try:
+        yield heard
+    finally:
+        if before is None:
+            del vars(model)["forward_features"]
+        else:
+            vars(model)["forward_features"] = before
+
+
+class GraphRewrites:
+    """Two of timm's expressions, written so that a graph of them runs anywhere; to be put ahead of a model's class.
 
     A key-only mask has a row for each query, which ONNX Runtime's `Attention` asks for. The masked maximum fills
     padding by a select: an assignment through a boolean index is exported as `NonZero`.
     """
 
-    def attention_mask(self, patch_valid: Tensor, dtype: torch.dtype) -> Tensor | None:
-        if not self.model.use_key_only_attn_mask:
-            return None
-        return create_attention_mask(patch_valid, self.model.num_prefix_tokens, symmetric=False, dtype=dtype)
+    def _forward_embeds(self: Any, x: Tensor, patch_coord: Any, patch_valid: Any, attn_mask: Any) -> Any:
+        dropped = self.training and self.patch_drop is not None  # which tokens are left is known later only
+        if attn_mask is None and patch_valid is not None and self.use_key_only_attn_mask and not dropped:
+            attn_mask = create_attention_mask(patch_valid, self.num_prefix_tokens, symmetric=False, dtype=x.dtype)
+        return super()._forward_embeds(x, patch_coord, patch_valid, attn_mask)  # type: ignore[misc]
 
-    def features(self, tokens_BNC: Tensor, patch_valid: Tensor) -> Tensor:
-        model = self.model
-        if model.attn_pool is not None or model.global_pool not in ("max", "avgmax"):
-            return super().features(tokens_BNC, patch_valid)
-        prefix = model.num_prefix_tokens
-        if model.pool_include_prefix:
-            read_BNC, valid_BN = tokens_BNC, nn.functional.pad(patch_valid, (prefix, 0), value=True)
+    def _pool(self: Any, x: Tensor, pool_type: str | None = None, patch_valid: Tensor | None = None) -> Tensor:
+        kind = self.global_pool if pool_type is None else pool_type
+        if self.attn_pool is not None or kind not in ("max", "avgmax") or patch_valid is None:
+            return cast(Tensor, super()._pool(x, pool_type, patch_valid))  # type: ignore[misc]
+        prefix = self.num_prefix_tokens
+        if self.pool_include_prefix:
+            read_BNC, valid_BN = x, nn.functional.pad(patch_valid, (prefix, 0), value=True)
         else:
-            read_BNC, valid_BN = tokens_BNC[:, prefix:], patch_valid
-        pooled_BC = read_BNC.masked_fill(~valid_BN.unsqueeze(-1), torch.finfo(read_BNC.dtype).min).amax(dim=1)
-        if model.global_pool == "avgmax":
-            pooled_BC = 0.5 * (model._pool(tokens_BNC, "avg", patch_valid) + pooled_BC)
-        return model.head(model.head_drop(model.fc_norm(pooled_BC)))
+            read_BNC, valid_BN = x[:, prefix:], patch_valid
+        largest_BC = read_BNC.masked_fill(~valid_BN.unsqueeze(-1), torch.finfo(read_BNC.dtype).min).amax(dim=1)
+        if kind == "max":
+            return largest_BC
+        return 0.5 * (cast(Tensor, super()._pool(x, "avg", patch_valid)) + largest_BC)  # type: ignore[misc]
+
+
+@functools.cache
+def _graph_class(kind: type[NaFlexVit]) -> type[NaFlexVit]:
+    return cast(type[NaFlexVit], type(kind.__name__, (GraphRewrites, kind), {}))
+
+
+def as_graph(model: NaFlexVit) -> NaFlexVit:
+    """Return a model that shares all with this one and computes as `GraphRewrites` has it."""
+    twin = shared_copy(model)
+    twin.__class__ = _graph_class(cast(Any, type(model)))
+    return twin
 
 
 class TimmEmbedding(nn.Module):
@@ -204,6 +266,13 @@ class TimmNaFlex(ModelAdapter):
         return isinstance(model, NaFlexVit)
 
     @property
+    def original(self) -> Original:
+        return cast(Original, self.model.embeds.original) if self.is_vectorized else Original()
+
+    def be_strict(self) -> None:
+        vars(self.model.embeds)["strict"] = True
+
+    @property
     def is_vectorized(self) -> bool:
         return isinstance(self.model.embeds, VectorizedNaFlexEmbeds)
 
@@ -213,11 +282,14 @@ class TimmNaFlex(ModelAdapter):
             return self.of(model)
         refuse_unknown(model)
         twin = shared_copy(model)
+        refuse_replaced(twin.embeds, ("forward", *vars(VectorizedNaFlexEmbeds)), "embeds")
+        refuse_replaced(twin, vars(VectorizedNaFlexVit), "model")
         twin.embeds.__class__ = VectorizedNaFlexEmbeds
         if type(twin.embeds.patch_interpolator) is PatchEmbedInterpolator:
             twin.embeds.patch_interpolator.__class__ = VectorizedPatchInterpolator
         if twin.rope is not None:
             twin.__class__ = VectorizedNaFlexVit
+        vars(twin.embeds)["original"] = Original(model, twin)
         return self.of(twin)
 
     def encoder(self, outputs: tuple[str, ...]) -> nn.Module:
@@ -227,8 +299,8 @@ class TimmNaFlex(ModelAdapter):
                 "embed_proj_type='conv' takes whole images, not patches, in timm too: "
                 "a graph of patches needs embed_proj_type='linear'"
             )
-        made = GraphEncoder if self.is_vectorized else TimmEncoder
-        return self._taking_flat_patches(made(self.model, outputs))
+        model = as_graph(self.model) if self.is_vectorized else self.model
+        return self._taking_flat_patches(TimmEncoder(model, outputs))
 
     def embedding(self) -> nn.Module:
         return self._taking_flat_patches(TimmEmbedding(self.model))

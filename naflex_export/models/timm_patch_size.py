@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from naflex_export.errors import UnsupportedModelError
 from naflex_export.grid import check_patch_sizes
-from naflex_export.models.adapter import shared_copy
+from naflex_export.models.copies import shared_copy
 from naflex_export.resample.patch_kernel import axis_pinv, resample_kernel, resample_weight
 from naflex_export.resample.weights import Mode, Resampling
 

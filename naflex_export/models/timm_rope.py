@@ -22,7 +22,7 @@ from timm.layers.pos_embed_sincos import (
 from timm.models import NaFlexVit
 from torch import Tensor
 
-from naflex_export.resample.coordinates import grids_of, inside
+from naflex_export.resample.coordinates import grids_of, inside, whole_numbers
 
 
 class VectorizedNaFlexVit(NaFlexVit):
@@ -40,6 +40,7 @@ class VectorizedNaFlexVit(NaFlexVit):
 
     def _generate_rope_naflex(self, x: Tensor, patch_coord: Tensor) -> Tensor | Iterator[Tensor]:
         """Return embeddings [B, 1, N, 2 * D] in the dtype of `x`, or for mixed RoPE [B, heads, N, 2 * D] a block."""
+        patch_coord = whole_numbers(patch_coord)
         positions_BNA = rope_positions(self.rope, patch_coord)
         kept_BN1 = inside(patch_coord)
         if self.rope_is_mixed:

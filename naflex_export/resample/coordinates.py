@@ -9,6 +9,11 @@ import torch
 from torch import Tensor
 
 
+def whole_numbers(coordinates: Tensor) -> Tensor:
+    """Return coordinates or grids as int64: a product of two would not fit in 8 bits, and an index is no float."""
+    return coordinates if coordinates.dtype == torch.int64 else coordinates.long()
+
+
 def grids_of(coord_BN2: Tensor) -> Tensor:
     """Return each image's grid [B, 2]: its largest coordinates plus one."""
     return coord_BN2.amax(dim=1) + 1

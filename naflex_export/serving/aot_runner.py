@@ -37,6 +37,6 @@ class AotRunner(Runner):
         self._run = torch._inductor.aoti_load_package(str(path))
 
     def execute(self, inputs: tuple[Tensor, ...]) -> list[Tensor]:
-        with torch.inference_mode():
+        with torch.inference_mode(False), torch.no_grad():
             outputs = self._run(*(tensor.contiguous() for tensor in inputs))
         return [outputs] if isinstance(outputs, Tensor) else list(outputs)

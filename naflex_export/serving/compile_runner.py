@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor
 from torch.export.passes import move_to_device_pass
 
 from naflex_export.serving.device import resolve_device
+from naflex_export.serving.graphs import Graphs, surroundings
 from naflex_export.serving.manifest import Manifest
 from naflex_export.serving.runner import Runner
 from naflex_export.serving.signature import padded, sizes_of, without_last
@@ -31,19 +31,22 @@ class CompileRunner(Runner):
     def __init__(self, path: Path, manifest: Manifest, device: torch.device) -> None:
         super().__init__(manifest, device)
         self.path = path
-        self._compiled = torch.compile(self.traced(), fullgraph=True, dynamic=True)
+        self._graphs = Graphs(self.traced())
 
     def execute(self, inputs: tuple[Tensor, ...]) -> list[Tensor]:
-        return self.run(self._compiled, inputs)
+        return self.run(self._graphs, inputs)
 
-    def run(self, compiled: Callable[..., Sequence[Tensor]], inputs: tuple[Tensor, ...]) -> list[Tensor]:
-        """Return what a compiled graph gives: the outputs, and after them what else it may give, as it is.
+    def run(self, graphs: Graphs, inputs: tuple[Tensor, ...]) -> list[Tensor]:
+        """Return what compiled graphs give: the outputs, and after them what else they may give, as it is.
 
         torch would specialize a single token: it gets one of padding, which the outputs are given without.
         """
-        is_single = sizes_of(self.manifest.inputs, inputs)["tokens"] == 1
-        with torch.inference_mode():
-            given = compiled(*padded(self.manifest.inputs, inputs, "tokens") if is_single else inputs)
+        sizes = sizes_of(self.manifest.inputs, inputs)
+        is_single = sizes["tokens"] == 1
+        # one mode for all callers: each of torch's would have graphs of its own, and autocast other numbers
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            taken = padded(self.manifest.inputs, inputs, "tokens") if is_single else inputs
+            given = graphs.run((sizes["batch"] == 1, surroundings()), *taken)
         specs = self.manifest.outputs
         outputs, others = given[: len(specs)], given[len(specs) :]
         if is_single:

@@ -30,10 +30,12 @@ class InputFormat(ABC):
 
     Attributes:
         names: of the tensors, in the order of the model's own forward.
+        valid: the one that says which tokens are valid.
         dims: the names of each tensor's dimensions; those of `OPEN_DIMS` may have any size, the others are the model's.
     """
 
     names: ClassVar[tuple[str, ...]]
+    valid: ClassVar[str]
     dims: ClassVar[tuple[tuple[str, ...], ...]]
 
     @abstractmethod
@@ -52,6 +54,21 @@ class InputFormat(ABC):
             InputError: they describe no grid, one that no bucket takes, or valid tokens that are no prefix.
         """
 
+    @abstractmethod
+    def check_tokens(self, inputs: Sequence[Tensor]) -> None:
+        """Check that the valid tokens of each image go row by row through its grid, whatever its size.
+
+        Raises:
+            InputError: they do not, or an image has none.
+        """
+
+    def without_padding(self, inputs: Inputs) -> Inputs:
+        """Return the tensors with zeros where patches are padding: a NaN there would spread through attention."""
+        patches, valid_BN = inputs[0], inputs[self.names.index(self.valid)].bool()
+        if bool(valid_BN.all()):
+            return inputs
+        return (torch.where(valid_BN.unsqueeze(-1), patches, 0), *inputs[1:])
+
     @property
     def open_dims(self) -> tuple[dict[int, str], ...]:
         """The names of each tensor's open dimensions, by axis."""
@@ -62,13 +79,19 @@ class TimmFormat(InputFormat):
     """timm's: `patches` [B, N, D] float, `patch_coord` [B, N, 2] int64 as (y, x), `patch_valid` [B, N] bool."""
 
     names = ("patches", "patch_coord", "patch_valid")
+    valid = "patch_valid"
     dims = (("batch", "tokens", "values"), ("batch", "tokens", "axes"), ("batch", "tokens"))
 
     def arrange(self, batch: Batch) -> Inputs:
         return batch.patches, batch.patch_coord, batch.patch_valid
 
     def check(self, inputs: Sequence[Tensor], most: int) -> None:
+        self.check_tokens(inputs)
+        _check_area(inputs[1].amax(dim=1) + 1, most)
+
+    def check_tokens(self, inputs: Sequence[Tensor]) -> None:
         _, coord_BN2, valid_BN = inputs
+        coord_BN2, valid_BN = coord_BN2.long(), valid_BN.bool()
         token_N = torch.arange(valid_BN.shape[1], device=valid_BN.device)
         _check_prefix(valid_BN, "patch_valid")
         grid_B2 = coord_BN2.amax(dim=1) + 1
@@ -81,7 +104,6 @@ class TimmFormat(InputFormat):
                 f"patch_coord of image {image} does not go row by row through a grid, as (y, x) from (0, 0), with "
                 "zeros for padding"
             )
-        _check_area(grid_B2, most)
 
 
 class TransformersFormat(InputFormat):
@@ -92,6 +114,7 @@ class TransformersFormat(InputFormat):
     """
 
     names = ("pixel_values", "pixel_attention_mask", "spatial_shapes")
+    valid = "pixel_attention_mask"
     dims = (("batch", "tokens", "values"), ("batch", "tokens"), ("batch", "axes"))
 
     def arrange(self, batch: Batch) -> Inputs:
@@ -99,17 +122,15 @@ class TransformersFormat(InputFormat):
         return batch.patches, batch.patch_valid.to(torch.int32), grid_B2
 
     def check(self, inputs: Sequence[Tensor], most: int) -> None:
+        self.check_tokens(inputs)
+        _check_area(inputs[2], most)
+
+    def check_tokens(self, inputs: Sequence[Tensor]) -> None:
         _, mask_BN, grid_B2 = inputs
         if bool(((mask_BN != 0) & (mask_BN != 1)).any()):
             raise InputError("pixel_attention_mask holds values other than 0 and 1: expected 1 for each valid token")
         _check_prefix(mask_BN.bool(), "pixel_attention_mask")
-        if bool((grid_B2 < 1).any()):
-            image = int((grid_B2 < 1).any(dim=1).int().argmax())
-            raise InputError(
-                f"spatial_shapes of image {image} is {grid_B2[image].tolist()}: expected a height and a width of at "
-                "least 1, in patches"
-            )
-        _check_area(grid_B2, most)
+        self._check_sides(grid_B2)
         count_B, area_B = mask_BN.sum(dim=1), grid_B2.prod(dim=1)
         if not torch.equal(count_B, area_B):
             image = int((count_B != area_B).int().argmax())
@@ -117,6 +138,28 @@ class TransformersFormat(InputFormat):
             raise InputError(
                 f"spatial_shapes of image {image} is {height}x{width} = {height * width} patches, and its "
                 f"pixel_attention_mask marks {int(count_B[image])}: expected the same number"
+            )
+
+    def check_grids(self, grid_B2: Tensor, tokens: int) -> None:
+        """Check the shapes of images, where that waits for no device: on a CPU, and where they have values.
+
+        Args:
+            grid_B2: [B, 2] the shapes.
+            tokens: that the images are padded to.
+
+        Raises:
+            InputError: one is below 1x1, or has more patches than there are tokens.
+        """
+        if has_values(grid_B2) and grid_B2.device.type == "cpu":
+            self._check_sides(grid_B2)
+            _check_area(grid_B2.long(), tokens, f"the {tokens} tokens that the batch is padded to")
+
+    def _check_sides(self, grid_B2: Tensor) -> None:
+        if bool((grid_B2 < 1).any()):
+            image = int((grid_B2 < 1).any(dim=1).int().argmax())
+            raise InputError(
+                f"spatial_shapes of image {image} is {grid_B2[image].tolist()}: expected a height and a width of at "
+                "least 1, in patches"
             )
 
 
@@ -144,15 +187,28 @@ def _check_prefix(valid_BN: Tensor, name: str) -> None:
     if not torch.equal(valid_BN, prefix_BN):
         image = int((valid_BN != prefix_BN).any(dim=1).int().argmax())
         raise InputError(f"{name} of image {image} has gaps: valid tokens must come first, padding after them")
+    if not bool(valid_BN[:, 0].all()):
+        image = int(valid_BN[:, 0].int().argmin())
+        raise InputError(
+            f"{name} marks no token of image {image}: expected at least one, or a batch without that image"
+        )
 
 
-def _check_area(grid_B2: Tensor, most: int) -> None:
+def _check_area(grid_B2: Tensor, most: int, limit: str = "") -> None:
     # sides are looked at too: the product of two enormous ones wraps around to anything
     large_B = (grid_B2.prod(dim=1) > most) | (grid_B2 > most).any(dim=1)
     if bool(large_B.any()):
         image = int(large_B.int().argmax())
         height, width = grid_B2[image].tolist()
-        raise InputError(
-            f"image {image} has a grid of {height}x{width} = {height * width} patches, more than the {most} tokens of "
-            "the largest bucket: export again with a larger --bucket, or resize the image"
+        limit = (
+            limit
+            or f"the {most} tokens of the largest bucket: export again with a larger --bucket, or resize the image"
         )
+        raise InputError(f"image {image} has a grid of {height}x{width} = {height * width} patches, more than {limit}")
+
+
+def has_values(tensor: Tensor) -> bool:
+    """Whether a tensor's values can be looked at: it is no stand-in of a tracer, nor of a transform of functions."""
+    kind = type(tensor)
+    plain = kind.__torch_dispatch__ is Tensor.__torch_dispatch__ and not tensor.is_meta
+    return plain and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)

@@ -20,6 +20,7 @@ class EntryPoints(Runner):
         first = next(iter(runners.values()))
         super().__init__(manifest, first.device)
         self.runners = runners
+        self.check_inputs = first.check_inputs
 
     def __getitem__(self, patch_size: int) -> Runner:
         """Return the Runner of one patch size.

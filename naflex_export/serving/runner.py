@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch import Tensor
 from naflex_export.errors import InputError
 from naflex_export.serving.input_formats import input_format_of
 from naflex_export.serving.manifest import Manifest
-from naflex_export.serving.signature import check_inputs
+from naflex_export.serving.signature import check_inputs, in_order, plain
 
 
 class Runner(ABC):
@@ -21,7 +22,9 @@ class Runner(ABC):
         manifest: what the artifact says of itself.
         input_format: how its model takes a batch.
         device: where it runs; inputs may come from anywhere, outputs are there.
-        check_inputs: look at the values of coordinates, grids and masks before each call. On a GPU this waits for them.
+        check_inputs: look at the values of coordinates, grids and masks before each call, and put zeros where patches
+            are padding. On a GPU this waits for them. Without it, a wrong grid or mask gives wrong numbers and no
+            error, an image of padding only gives features of nothing, and a NaN in padding spreads.
         folder_handle: keeps hold of the folder that the artifact was loaded from, whatever is published there since.
     """
 
@@ -32,21 +35,28 @@ class Runner(ABC):
         self.check_inputs = True
         self.folder_handle: object = None
 
-    def __call__(self, *inputs: Tensor) -> Tensor | dict[str, Tensor]:
+    def __call__(self, *inputs: Tensor | Mapping[str, Tensor], **named: Tensor) -> Tensor | dict[str, Tensor]:
         """Return what the eager model returns: a tensor for one output, a dict by name for several.
+
+        Outputs have no gradients, whatever mode the caller is in, and are in the artifact's dtype under autocast too.
 
         Args:
             inputs: tensors of the manifest's `inputs`, in that order. For a timm model: patches [B, N, D] in the
                 artifact's dtype, coordinates [B, N, 2] int64 as (y, x) and validity [B, N] bool; coordinates of
                 padding must be zero. For a transformers model: patches likewise, mask [B, N] int32 and grids [B, 2]
-                int64 as (height, width). Valid tokens come first, row by row; what padding holds of patches does not
-                matter.
+                int64 as (height, width). Valid tokens come first, row by row, at least one an image; what padding
+                holds of patches does not matter. They may be given as one mapping by name.
+            named: the same tensors, by name.
 
         Raises:
             InputError: a rank, dtype, shape, grid, batch or token count is not what the artifact accepts.
         """
-        self.check(*inputs)
-        outputs = self.execute(tuple(tensor.to(self.device) for tensor in inputs))
+        given: Any = in_order(self.manifest.inputs, inputs, named)
+        self.check(*given)
+        tensors = tuple(plain(tensor, self.device) for tensor in given)
+        if self.check_inputs:
+            tensors = self.input_format.without_padding(tensors)
+        outputs = self.execute(tensors)
         return outputs[0] if len(outputs) == 1 else dict(zip(self.output_names, outputs, strict=True))
 
     @property
@@ -65,7 +75,8 @@ class Runner(ABC):
         """Check inputs as a call does, without running anything."""
         self.check_sizes(check_inputs(self.manifest.inputs, inputs))
         if self.check_inputs:
-            self.input_format.check(inputs, max(bucket.tokens for bucket in self.manifest.buckets))
+            values = [plain(tensor, tensor.device) for tensor in inputs]
+            self.input_format.check(values, max(bucket.tokens for bucket in self.manifest.buckets))
 
     def check_sizes(self, sizes: Mapping[str, int]) -> None:
         """Check that a bucket takes inputs of these sizes, by the names of their dimensions.
