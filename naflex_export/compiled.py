@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from naflex_export.batch import noise_batch
-from naflex_export.errors import InputError, RequestError
+from naflex_export.errors import InputError, RequestError, UnsupportedModelError
 from naflex_export.graph.intermediates import (
     Once,
     Shapes,
@@ -18,7 +18,7 @@ from naflex_export.graph.intermediates import (
     listening,
 )
 from naflex_export.grid import Bucket, Grid, check_buckets
-from naflex_export.models import adapter_of
+from naflex_export.models import adapter_of, family_of, towers_in
 from naflex_export.models.vectorize import vectorize
 from naflex_export.serving.graphs import Graphs, surroundings
 from naflex_export.serving.input_formats import TransformersFormat, has_values
@@ -43,6 +43,11 @@ class CompiledModel(nn.Module):
 
     def __init__(self, model: nn.Module, buckets: Sequence[Bucket], strict: bool = False, **options: Any) -> None:
         super().__init__()
+        if family_of(model) is None and (towers := towers_in(model)):
+            raise UnsupportedModelError(
+                f"{type(model).__qualname__} is compiled with its own forward: torch.compile(nx.vectorize(model)); "
+                f"nx.compile takes the tower in it, nx.compile(model.{next(iter(towers))})"
+            )
         self.model = vectorize(model, strict)
         self._adapter = adapter_of(self.model)
         self._buckets, self._options, self._strict = check_buckets(buckets), options, strict

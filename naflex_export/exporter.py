@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import platform
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -24,10 +25,11 @@ from naflex_export.graph.build_settings import BuildSettings
 from naflex_export.graph.program import Program
 from naflex_export.graph.trace import trace
 from naflex_export.grid import Bucket, check_buckets, check_patch_sizes
-from naflex_export.models import adapter_of
+from naflex_export.models import adapter_of, family_of
 from naflex_export.models.adapter import ModelAdapter
 from naflex_export.models.exportable import refuse_modes, refuse_unexportable
 from naflex_export.models.model_sources import weights_sha256
+from naflex_export.models.towers import remarks_on
 from naflex_export.precision import FLOAT32, Precision
 from naflex_export.serving.manifest import Manifest
 from naflex_export.serving.manifest_schema import PATCH_SIZES
@@ -47,7 +49,8 @@ class ExportRequest:
         out: the artifact's folder. An artifact there is replaced, atomically; anything else is left alone.
         buckets: what the artifact serves; one of 256 tokens by default.
         precision: of the weights and of floating inputs and outputs.
-        outputs: "features" (pooled, through the head), "tokens" (the encoder's), or both.
+        outputs: "features" (pooled, through the head), "tokens" (the encoder's), or both; by default the features, or
+            the tokens of a model that pools nothing.
         patch_sizes: make an entry point for each of these patch sizes, in pixels: an artifact of its own in the folder
             `patch<size>`, with the patch projection resampled and folded into its weight. The model must have been made
             with `enable_patch_interpolator=True`. By default one artifact for the model's own size.
@@ -66,7 +69,7 @@ class ExportRequest:
     out: Path
     buckets: tuple[Bucket, ...] = (Bucket(),)
     precision: Precision = FLOAT32
-    outputs: tuple[str, ...] = ("features",)
+    outputs: tuple[str, ...] | None = None
     patch_sizes: tuple[int, ...] | None = None
     images: Path | None = None
     seed: int = 0
@@ -131,7 +134,8 @@ def export(
     """Build an artifact, reload it, judge it against the untouched eager model, and publish it if it passes.
 
     Args:
-        model: a model that `vectorize` takes, in any dtype and mode. It is not changed.
+        model: a model that `vectorize` takes, in any dtype and mode. It is not changed. Of a model that holds one, that
+            tower is exported, and a warning says so.
         target: "compile", "aot", "onnx" or "trt".
         out: the artifact's folder. An artifact there is replaced, atomically; anything else is left alone.
         buckets: what the artifact serves; one of 256 tokens by default.
@@ -155,6 +159,8 @@ def export(
     if options.get("images") is not None:
         options["images"] = Path(options["images"])
     chosen = check_buckets([Bucket()] if buckets is None else buckets)
+    if family_of(model) is None:
+        warnings.warn("; ".join(remarks_on(model)), stacklevel=2)
     return Exporter(model, ExportRequest(target, Path(out), chosen, Precision(dtype), **{**options, **lists})).run()
 
 
@@ -187,6 +193,7 @@ class Exporter:
         if adapter_of(model).is_vectorized:
             raise RequestError("the model is vectorized: pass the original, which the gate compares with")
         self.adapters = {size: adapter_of(model, size) for size in request.patch_sizes or (None,)}
+        self.outputs = request.outputs or adapter_of(model).default_outputs
         self.preprocessing = {size: adapter.preprocessing() for size, adapter in self.adapters.items()}
 
     def run(self) -> Artifact:
@@ -221,7 +228,7 @@ class Exporter:
     def build(self, adapter: ModelAdapter, folder: Path) -> Manifest:
         """Write the target's files and return the manifest of an artifact that is yet to be judged."""
         with self.observer.stage("trace"):
-            program = trace(adapter, self.request.buckets, self.request.precision, self.request.outputs)
+            program = trace(adapter, self.request.buckets, self.request.precision, self.outputs)
         with self.observer.stage("build"):
             settings = dataclasses.replace(self.request.settings, announce=self.observer.announce)
             build = self.target.build(program, folder, settings)

@@ -85,7 +85,7 @@ def gate(
     images: Path | str | None = None,
     buckets: Sequence[Bucket | int] | Bucket | None = None,
     dtype: str | None = None,
-    outputs: Sequence[str] = ("features",),
+    outputs: Sequence[str] | None = None,
     seed: int = 0,
     effort: str = "standard",
     cases: Sequence[str] = (),
@@ -101,7 +101,7 @@ def gate(
         images: a folder of photos; by default the three that ship with the package.
         buckets: what the candidate serves; a Runner's manifest says so itself, and so for the next two.
         dtype: of the candidate; it chooses the limits.
-        outputs: names of its outputs, in order.
+        outputs: names of its outputs, in order; by default the features, or the tokens of a model that pools nothing.
         seed: of the generated batches.
         effort: "quick", "standard" or "thorough": how many cases; docs/gate.md says which.
         cases: names of the only cases to judge on, as an earlier report names them.
@@ -139,7 +139,8 @@ def gate(
         report = judge(candidate, reference, photos, replace(settings, patch_size=size))
         return replace(report, artifact=summary_of(candidate.manifest))
     chosen = check_buckets([Bucket()] if buckets is None else buckets)
-    settings = GateSettings(chosen, asked or FLOAT32, tuple(outputs), selection, patch_size, locate)
+    wanted = tuple(outputs or adapter_of(reference).default_outputs)
+    settings = GateSettings(chosen, asked or FLOAT32, wanted, selection, patch_size, locate)
     return judge(candidate, reference, photos, settings)
 
 

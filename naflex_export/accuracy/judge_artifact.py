@@ -13,6 +13,7 @@ from naflex_export.accuracy.gate import GateSettings, judge, summary_of
 from naflex_export.accuracy.photos import Photos, load_photos
 from naflex_export.accuracy.results import GateReport, merged, selections_by_size
 from naflex_export.errors import BackendError, RequestError
+from naflex_export.models import adapter_of
 from naflex_export.models.model_sources import weights_sha256
 from naflex_export.serving.load import check_trusted, load_errors, open_verified
 from naflex_export.serving.manifest import Manifest
@@ -82,7 +83,7 @@ def check_same_weights(reference: nn.Module, manifest: Manifest) -> None:
     Raises:
         RequestError: it has others.
     """
-    found = weights_sha256(reference)
+    found = weights_sha256(adapter_of(reference).model)
     if found != manifest.model["weights_sha256"]:
         raise RequestError(
             f"the reference's weights ({found[:12]}) are not those the artifact was made from "

@@ -37,27 +37,54 @@ class Entry(NamedTuple):
 FAMILIES = (
     Entry("timm NaFlexVit", "timm.models.naflexvit", "timm_naflex.TimmNaFlex"),
     Entry(
-        "transformers Siglip2VisionModel or Siglip2Model",
+        "transformers Siglip2VisionModel or Siglip2Model or Siglip2ForImageClassification",
         "transformers.models.siglip2.modeling_siglip2",
         "siglip2.Siglip2",
     ),
 )
 
 
-def adapter_of(model: nn.Module, patch_size: int | None = None) -> ModelAdapter:
-    """Return a model's adapter, for flat patches of the given size where it is not the model's own.
-
-    Raises:
-        UnsupportedModelError: no family owns the model, or it takes no patches of that size.
-    """
+def family_of(model: nn.Module) -> type[ModelAdapter] | None:
+    """Return the family that owns a model itself, whatever may be inside of it."""
     for entry in FAMILIES:
         if entry.defined_in in sys.modules:
             module, name = entry.adapter.split(".")
             family: type[ModelAdapter] = getattr(importlib.import_module(f"{__name__}.{module}"), name)
             if family.owns(model):
-                adapter = family(model)
-                return adapter if patch_size is None else adapter.at_patch_size(patch_size)
+                return family
+    return None
+
+
+def towers_in(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the outermost modules of a model that a family owns, by their path; the model itself at an empty one."""
+    found = {path: module for path, module in model.named_modules() if family_of(module) is not None}
+    inner = {id(part) for tower in found.values() for part in tower.modules() if part is not tower}
+    return {path: tower for path, tower in found.items() if id(tower) not in inner}
+
+
+def adapter_of(model: nn.Module, patch_size: int | None = None) -> ModelAdapter:
+    """Return the adapter of a model, or of the only tower in it, for flat patches of a size that may not be its own.
+
+    Args:
+        model: of a family, or one that holds a model of a family.
+        patch_size: of the flat patches, where it is not the model's own.
+
+    Raises:
+        UnsupportedModelError: no family owns the model or one thing in it, or it takes no patches of that size.
+    """
+    towers = towers_in(model)
+    if len(towers) > 1:
+        raise UnsupportedModelError(
+            f"{type(model).__module__}.{type(model).__qualname__} holds {len(towers)} towers ({', '.join(towers)}): "
+            f"give one of them, such as model.{next(iter(towers))}"
+        )
+    for tower in towers.values():
+        family = family_of(tower)
+        assert family is not None  # towers_in has asked
+        adapter = family(tower)
+        return adapter if patch_size is None else adapter.at_patch_size(patch_size)
     known = ", ".join(entry.models for entry in FAMILIES)
     raise UnsupportedModelError(
-        f"{type(model).__module__}.{type(model).__qualname__} is no model this release knows: expected {known}"
+        f"{type(model).__module__}.{type(model).__qualname__} is no model this release knows, and holds none: "
+        f"expected {known}"
     )

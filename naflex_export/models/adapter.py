@@ -112,6 +112,16 @@ class ModelAdapter(ABC):
         return Original()
 
     @property
+    def default_outputs(self) -> tuple[str, ...]:
+        """The outputs of an export that asks for none: the features, where the model pools any."""
+        return ("features",)
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What a user should know of an export of the model, a sentence each: by default nothing."""
+        return ()
+
+    @property
     def ignored_inputs(self) -> tuple[str, ...]:
         """The inputs, by name, that the model itself makes no use of: by default it uses all."""
         return ()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import functools
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -47,17 +47,21 @@ class _Tensors(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def shared_copy(model: Model) -> Model:
+def shared_copy(model: Model, replaced: Mapping[int, nn.Module] | None = None) -> Model:
     """Return a copy of a model that shares every tensor with it, and its hooks.
 
     A method of the model that was put on an instance is the copy's, and so is a function that holds the model in its
     closure. What a hook keeps elsewhere, such as activations in a list, is kept there for both.
 
+    Args:
+        model: to be copied.
+        replaced: modules that stand in the copy for others, by `id` of those.
+
     Raises:
         UnsupportedModelError: it cannot be copied, or a function on it reaches the model in a way that no copy follows.
     """
     shared = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
-    return _copied(model, shared, lambda tensor: tensor)
+    return _copied(model, {**shared, **(replaced or {})}, lambda tensor: tensor)
 
 
 def whole_copy(model: Model) -> Model:

@@ -14,8 +14,8 @@ from typing import Any, Self, cast
 import torch
 from PIL.Image import Image
 from torch import Tensor, nn
-from transformers import Siglip2ImageProcessor, Siglip2Model, Siglip2VisionModel
-from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers import Siglip2ForImageClassification, Siglip2ImageProcessor, Siglip2Model, Siglip2VisionModel
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
 from transformers.models.siglip2.modeling_siglip2 import Siglip2VisionEmbeddings
 
 from naflex_export.errors import RequestError, UnsupportedModelError
@@ -124,55 +124,97 @@ class Siglip2Encoder(nn.Module):
         return tuple(made[name] for name in self.outputs)
 
 
+class Siglip2Classifier(nn.Module):
+    """An image classifier whose forward returns a tuple of the outputs asked for."""
+
+    def __init__(self, model: Siglip2ForImageClassification, outputs: tuple[str, ...]) -> None:
+        super().__init__()
+        self.model = model
+        self.outputs = outputs
+
+    def forward(self, pixel_values: Tensor, pixel_attention_mask: Tensor, spatial_shapes: Tensor) -> tuple[Tensor, ...]:
+        """Return `features` [B, K] (the logits) and `tokens` [B, N, C] (the encoder's), as asked for."""
+        inputs, made = (pixel_values, pixel_attention_mask, spatial_shapes), {}
+        if "features" in self.outputs:
+            made["features"] = self.model(*inputs, return_dict=True).logits
+        if "tokens" in self.outputs:  # a graph holds the encoder once: what is computed twice in it is one
+            made["tokens"] = self.model.vision_model(*inputs, return_dict=True).last_hidden_state
+        return tuple(made[name] for name in self.outputs)
+
+
 class Siglip2(ModelAdapter):
-    """Of transformers' `Siglip2VisionModel`, alone or as the image tower of a `Siglip2Model`."""
+    """Of transformers' `Siglip2VisionModel`, alone, in a `Siglip2Model` or in a `Siglip2ForImageClassification`."""
 
     name = "transformers Siglip2"
     package = "transformers"
     input_format = TRANSFORMERS
     options = frozenset({"output_attentions", "output_hidden_states", "return_dict"})
+    model: Any
 
     @classmethod
     def owns(cls, model: Any) -> bool:
-        return isinstance(model, Siglip2VisionModel | Siglip2Model)
+        return isinstance(model, Siglip2VisionModel | Siglip2Model | Siglip2ForImageClassification)
 
     @property
     def tower(self) -> Any:
         return self.model.vision_model if isinstance(self.model, Siglip2Model) else self.model
 
     @property
+    def _vision(self) -> Any:
+        """The vision tower itself."""
+        return self.model if isinstance(self.model, Siglip2VisionModel) else self.model.vision_model
+
+    @property
+    def _is_classifier(self) -> bool:
+        return isinstance(self.model, Siglip2ForImageClassification)
+
+    @property
     def is_vectorized(self) -> bool:
-        return isinstance(self.tower.embeddings, VectorizedSiglip2VisionEmbeddings)
+        return isinstance(self._vision.embeddings, VectorizedSiglip2VisionEmbeddings)
+
+    @property
+    def default_outputs(self) -> tuple[str, ...]:
+        return ("features",) if self._is_classifier or self._vision.use_head else ("tokens",)
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        if self._is_classifier:
+            return (f"the model is an image classifier: its features are the logits of {self.num_classes} classes",)
+        if self.default_outputs == ("tokens",):
+            return ("the model has no pooling head (vision_use_head=False): it has tokens, no features",)
+        return ()
 
     @property
     def original(self) -> Original:
-        return cast(Original, self.tower.embeddings.original) if self.is_vectorized else Original()
+        return cast(Original, self._vision.embeddings.original) if self.is_vectorized else Original()
 
     def vectorized(self) -> Self:
         if self.is_vectorized:
             return self
-        embeddings = self.tower.embeddings
+        embeddings = self._vision.embeddings
         if type(embeddings) is not Siglip2VisionEmbeddings:
             raise UnsupportedModelError(
                 f"the model's embeddings are a {type(embeddings).__qualname__}, not transformers' "
                 "Siglip2VisionEmbeddings: a subclass may resize its grid in a way we cannot know"
             )
         twin = self.of(shared_copy(self.model))
-        refuse_replaced(twin.tower.embeddings, vars(VectorizedSiglip2VisionEmbeddings), "embeddings")
-        twin.tower.embeddings.__class__ = VectorizedSiglip2VisionEmbeddings
-        vars(twin.tower.embeddings)["original"] = Original(self.model, twin.model)
+        refuse_replaced(twin._vision.embeddings, vars(VectorizedSiglip2VisionEmbeddings), "embeddings")
+        twin._vision.embeddings.__class__ = VectorizedSiglip2VisionEmbeddings
+        vars(twin._vision.embeddings)["original"] = Original(self.model, twin.model)
         return twin
 
     def encoder(self, outputs: tuple[str, ...]) -> nn.Module:
         check_outputs(outputs)
         if isinstance(self.model, Siglip2Model):
             self._refuse_own_image_features()
-        if "features" in outputs and not self.tower.use_head:
+        if self._is_classifier:
+            return Siglip2Classifier(self.model, outputs)
+        if "features" in outputs and not self._vision.use_head:
             raise RequestError(
                 "the model has no pooling head (vision_use_head=False), so it has no features: ask for "
-                "outputs=('tokens',)"
+                "outputs=('tokens',), on the command line --outputs tokens"
             )
-        return Siglip2Encoder(self.tower, outputs)
+        return Siglip2Encoder(self._vision, outputs)
 
     def _refuse_own_image_features(self) -> None:
         """Check that `get_image_features`, what a user calls, is the tower's call and nothing more.
@@ -188,19 +230,21 @@ class Siglip2(ModelAdapter):
             )
 
     def embedding(self) -> nn.Module:
-        return Siglip2Embedding(self.tower)
+        return Siglip2Embedding(self._vision)
 
     def without_position(self) -> Self:
         twin = self.of(shared_copy(self.model))
-        twin.tower.embeddings.__class__ = PatchesOnly
+        twin._vision.embeddings.__class__ = PatchesOnly
         return twin
 
     def unpack(self, output: Any) -> Any:
+        if isinstance(output, ImageClassifierOutput):
+            return {"features": output.logits}
         return _outputs(output) if isinstance(output, BaseModelOutputWithPooling) else output
 
     @property
     def token_width(self) -> int:
-        config = self.tower.config
+        config = self._vision.config
         return config.patch_size * config.patch_size * config.num_channels
 
     @property
@@ -209,18 +253,18 @@ class Siglip2(ModelAdapter):
 
     @property
     def num_classes(self) -> int:
-        return 0
+        return self.model.num_labels if self._is_classifier else 0
 
     def preprocessing(self) -> dict[str, Any]:
         processor, origin = _processor(self.model)
         settings = json.loads(processor.to_json_string())
         del settings["max_num_patches"]  # a bucket's tokens
-        settings["patch_size"] = self.tower.config.patch_size
+        settings["patch_size"] = self._vision.config.patch_size
         return {"library": "transformers.Siglip2ImageProcessor", "settings_from": origin, **settings}
 
     def transform(self, tokens: int) -> Callable[[Image], dict[str, Tensor]]:
         processor, _ = _processor(self.model)
-        patch_size = self.tower.config.patch_size
+        patch_size = self._vision.config.patch_size
 
         def patchify(image: Image) -> dict[str, Tensor]:
             made = processor(images=image, patch_size=patch_size, max_num_patches=tokens, return_tensors="pt")
@@ -234,7 +278,7 @@ class Siglip2(ModelAdapter):
         return patchify
 
     def describe(self) -> dict[str, Any]:
-        config = self.tower.config
+        config = self._vision.config
         return {
             "architecture": type(self.model).__name__,
             "attention": config._attn_implementation,

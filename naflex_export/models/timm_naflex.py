@@ -318,6 +318,15 @@ class TimmNaFlex(ModelAdapter):
         return self.of(twin)
 
     @property
+    def default_outputs(self) -> tuple[str, ...]:
+        pools = self.model.attn_pool is not None or bool(self.model.global_pool)
+        return ("features",) if pools else ("tokens",)
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        return () if self.default_outputs == ("features",) else ("the model pools nothing: it has tokens, no features",)
+
+    @property
     def ignored_inputs(self) -> tuple[str, ...]:
         knows_position = self.model.embeds.pos_embed_type != "none" or self.model.rope is not None
         return () if knows_position else ("patch_coord",)

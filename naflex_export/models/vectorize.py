@@ -6,9 +6,10 @@ from typing import TypeVar, cast
 
 from torch import nn
 
-from naflex_export.models import adapter_of
+from naflex_export.models import adapter_of, family_of
 from naflex_export.models.copies import shared_copy
 from naflex_export.models.self_check import check_embedding
+from naflex_export.models.towers import with_vectorized_towers
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -16,7 +17,8 @@ Model = TypeVar("Model", bound=nn.Module)
 def vectorize(model: Model, strict: bool = False) -> Model:
     """Return a loop-free model of the same class that shares every parameter and buffer of `model`.
 
-    With RoPE the class is a subclass of timm's `NaFlexVit`, for that is where timm has its loop.
+    With RoPE the class is a subclass of timm's `NaFlexVit`, for that is where timm has its loop. Of a model that holds
+    such models, a classifier, a wrapper or a module of one's own, all of them are loop-free in what is returned.
 
     Its outputs are those of `model` to float32 rounding, in train and eval mode, under autocast, in any dtype and on
     any device; `state_dict` keys are the same, and `model` itself is untouched. Shared parameters move together: a
@@ -36,6 +38,8 @@ def vectorize(model: Model, strict: bool = False) -> Model:
         UnsupportedModelError: the model, or one of its options, is not known to this release, or a look at its
             embedding on two tiny grids finds a difference.
     """
+    if family_of(model) is None:
+        return with_vectorized_towers(model, strict)
     adapter = adapter_of(model)
     twin = adapter.vectorized()
     if twin.model is not model:
