@@ -84,7 +84,7 @@ def bench_command(
     if path is not None:
         check_outside_artifacts(path)
     manifest = opened(artifact, lambda folder: folder.manifest)
-    source = ModelSource.noted(manifest, reference, weights, trust_source)
+    source = ModelSource.noted(manifest, reference, weights, trusted=trust_source)
     source.check()
     sizes = sizes_of(manifest, _counts(batches, "--batch"), _counts(tokens, "--tokens"))
     for images, count in sizes:

@@ -8,8 +8,11 @@ from pathlib import Path
 import click
 
 from naflex_export.cli.options import (
+    ArgumentsCommand,
+    checkpoint_state_option,
     exit_codes,
     images_option,
+    model_args_option,
     quick_option,
     quiet_libraries,
     require_run_option,
@@ -17,6 +20,7 @@ from naflex_export.cli.options import (
     thorough_option,
     verbose_option,
 )
+from naflex_export.errors import RequestError
 from naflex_export.grid import Bucket, check_buckets, parse_patch_sizes
 from naflex_export.models import DEFAULT_MODEL, TRANSFORMERS_PREFIX
 from naflex_export.precision import DTYPES, Precision
@@ -24,15 +28,18 @@ from naflex_export.targets import NAMES
 from naflex_export.version import __version__
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=ArgumentsCommand, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("model", default=DEFAULT_MODEL)
 @click.option("--target", required=True, type=click.Choice(NAMES), help="What to build.")
 @click.option(
     "--weights",
     default="pretrained",
     show_default=True,
-    help="'pretrained' (from the hub), 'random' (a dry run) or a .safetensors or .pth file.",
+    help="'pretrained' (from the hub), 'random' (a dry run), or a checkpoint: a .safetensors, .pth, .pth.tar, .ckpt or "
+    ".bin file, or a folder of shards.",
 )
+@checkpoint_state_option
+@model_args_option
 @click.option("--dtype", default="float32", show_default=True, type=click.Choice(DTYPES))
 @click.option(
     "--bucket",
@@ -49,7 +56,13 @@ from naflex_export.version import __version__
     "projection resampled and folded into the weight.  [default: the model's own]",
 )
 @click.option("--out", "folder", type=click.Path(path_type=Path), help="[default: artifacts/MODEL-TARGET]")
-@click.option("--tokens", "with_tokens", is_flag=True, help="Give the encoder's tokens beside its features.")
+@click.option(
+    "--outputs",
+    metavar="NAME,...",
+    help="features (pooled, through the head), tokens (the encoder's), or features,tokens.  [default: features, or "
+    "tokens of a model without a pooling head]",
+)
+@click.option("--tokens", "with_tokens", is_flag=True, help="The same as --outputs features,tokens.")
 @images_option
 @seed_option
 @quick_option
@@ -62,10 +75,13 @@ def export_command(
     model: str,
     target: str,
     weights: str,
+    state: str,
+    model_args: tuple[str, ...],
     dtype: str,
     buckets: tuple[str, ...],
     patch_sizes: str | None,
     folder: Path | None,
+    outputs: str | None,
     with_tokens: bool,
     images: Path | None,
     seed: int,
@@ -75,25 +91,30 @@ def export_command(
 ) -> None:
     """Export MODEL to TARGET and judge the artifact against the eager model.
 
-    MODEL is a timm name, hf: and a transformers model's folder or hub id, or module:factory. With --patch-size a timm
-    model is made with enable_patch_interpolator=True; a factory must return one that was.
+    MODEL is a timm name (hf-hub: and a hub id, or local-dir: and a folder, too), hf: and a transformers model's folder
+    or hub id, or module:factory. With --patch-size a timm model is made with enable_patch_interpolator=True; a factory
+    must return one that was.
 
     Exit codes: 0 done and passed, 1 the gate failed, 2 the request was wrong, 3 a backend or device is missing,
     70 something unexpected, 130 and 143 interrupted.
     """
+    from rich.markup import escape
+
     from naflex_export.accuracy.cases import STANDARD
     from naflex_export.cli.console import err, print_artifact, print_report
     from naflex_export.cli.progress import Stages
     from naflex_export.exporter import Exporter, ExportRequest
     from naflex_export.graph.build_settings import BuildSettings
-    from naflex_export.models.model_sources import ModelSource
+    from naflex_export.models.model_sources import ModelSource, parse_model_args
+    from naflex_export.models.towers import remarks_on
     from naflex_export.serving.publish import check_destination
 
     quiet_libraries(verbose)
     folder = folder or Path("artifacts") / f"{_file_name(model)}-{target}"
     chosen = check_buckets([Bucket.parse(text) for text in buckets] or [Bucket()])
     sizes = None if patch_sizes is None else parse_patch_sizes(patch_sizes)
-    source = ModelSource(model, weights, seed, patch_interpolator=sizes is not None)
+    asked = _outputs(outputs, with_tokens)
+    source = ModelSource(model, weights, seed, sizes is not None, parse_model_args(model_args), state)
     source.check()
     check_destination(folder)
     if weights == "random":
@@ -101,26 +122,39 @@ def export_command(
 
     stages = Stages(err, on_report=print_report)
     with stages.stage("load"):
-        loaded = source.load()
+        opened = source.open()
+    for note in (*opened.notes, *remarks_on(opened.model)):
+        err.print(f"[bold yellow]note:[/] {escape(note)}", soft_wrap=True, highlight=False)
     request = ExportRequest(
         target,
         folder,
         chosen,
         Precision(dtype),
-        outputs=("features", "tokens") if with_tokens else ("features",),
+        outputs=asked,
         patch_sizes=sizes,
         images=images,
         seed=seed,
         effort=effort or STANDARD,
         require_run=require_run,
-        source=source.describe(),
+        source=opened.source.describe(),
         settings=BuildSettings(verbose=verbose),
     )
-    artifact = Exporter(loaded, request, stages).run()
+    artifact = Exporter(opened.model, request, stages).run()
     print_artifact(artifact, stages)
 
 
+def _outputs(given: str | None, with_tokens: bool) -> tuple[str, ...] | None:
+    """Return the outputs asked for, None for the model's own default."""
+    if given is None:
+        return ("features", "tokens") if with_tokens else None
+    names = tuple(name.strip() for name in given.split(","))
+    if with_tokens and names != ("features", "tokens"):
+        raise RequestError(f"--outputs {given} and --tokens were both given: --tokens means --outputs features,tokens")
+    return names
+
+
 def _file_name(model: str) -> str:
-    if model.startswith(TRANSFORMERS_PREFIX):  # the folder's own name, or the hub id's after its owner
-        model = Path(model.removeprefix(TRANSFORMERS_PREFIX)).resolve().name
+    for prefix in (TRANSFORMERS_PREFIX, "local-dir:"):  # the folder's own name, or the hub id's after its owner
+        if model.startswith(prefix):
+            model = Path(model.removeprefix(prefix)).resolve().name
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", model)

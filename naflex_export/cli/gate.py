@@ -7,9 +7,11 @@ from pathlib import Path
 import click
 
 from naflex_export.cli.options import (
+    ArgumentsCommand,
     exit_codes,
     images_option,
     locate_option,
+    model_args_option,
     quick_option,
     quiet_libraries,
     require_run_option,
@@ -21,12 +23,13 @@ from naflex_export.cli.options import (
 from naflex_export.version import __version__
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=ArgumentsCommand, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.option("--reference", metavar="MODEL", help="The model to compare with.  [default: the one exported]")
 @click.option("--weights", help="Its weights.  [default: those it was exported with]")
 @trust_source_option
 @click.option("--untrusted", is_flag=True, help="Refuse an artifact that holds code: compile, aot and trt ones.")
+@model_args_option
 @click.option(
     "--report",
     "reports",
@@ -57,6 +60,7 @@ def gate_command(
     weights: str | None,
     trust_source: bool,
     untrusted: bool,
+    model_args: tuple[str, ...],
     reports: tuple[Path, ...],
     cases: tuple[str, ...],
     images: Path | None,
@@ -80,7 +84,7 @@ def gate_command(
     from naflex_export.accuracy.report.formats import check_report, write
     from naflex_export.cli.console import err, out, print_report
     from naflex_export.cli.progress import Stages
-    from naflex_export.models.model_sources import ModelSource
+    from naflex_export.models.model_sources import ModelSource, parse_model_args
     from naflex_export.serving.load import check_trusted
     from naflex_export.serving.opened import opened
     from naflex_export.serving.publish import check_outside_artifacts
@@ -91,7 +95,7 @@ def gate_command(
         check_outside_artifacts(path)
     manifest = opened(artifact, lambda folder: folder.manifest)
     check_trusted(manifest, not untrusted)
-    source = ModelSource.noted(manifest, reference, weights, trust_source)
+    source = ModelSource.noted(manifest, reference, weights, parse_model_args(model_args), trust_source)
     stages = Stages(err)
     with stages.stage("load"):
         loaded = source.load()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import signal
 import sys
 import traceback
@@ -88,6 +89,43 @@ trust_source_option = click.option(
     is_flag=True,
     help="Run the python factory, or fetch the hub repository, that the artifact names as its model. Whoever made the "
     "artifact chose it.",
+)
+
+
+class ArgumentsCommand(click.Command):
+    """A command whose `--model-args` takes several `name=value` behind it, as timm's command lines have them."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Put the option ahead of each `name=value` that follows it, as click knows a repeated option."""
+        spread: list[str] = []
+        following = False
+        for index, arg in enumerate(args):
+            if arg == "--":
+                spread += args[index:]
+                break
+            following = following and _ARGUMENT.match(arg) is not None
+            spread += [MODEL_ARGS, arg] if following and args[index - 1] != MODEL_ARGS else [arg]
+            following = following or arg == MODEL_ARGS or arg.startswith(f"{MODEL_ARGS}=")
+        return super().parse_args(ctx, spread)
+
+
+MODEL_ARGS = "--model-args"
+_ARGUMENT = re.compile(r"[A-Za-z_]\w*=")
+
+model_args_option = click.option(
+    MODEL_ARGS,
+    "model_args",
+    multiple=True,
+    metavar="NAME=VALUE...",
+    help="What timm's constructor, or the factory, is given: num_classes=30 in_chans=4 img_size=384.",
+)
+checkpoint_state_option = click.option(
+    "--checkpoint-state",
+    "state",
+    default="",
+    metavar="NAME",
+    help="Which state of the checkpoint to take, such as state_dict or state_dict_ema.  [default: the average (EMA) "
+    "where there is one, and it is said which]",
 )
 images_option = click.option(
     "--images",

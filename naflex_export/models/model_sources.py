@@ -5,35 +5,38 @@ One never stands in for another: what was asked for is loaded, or the request fa
 
 from __future__ import annotations
 
+import ast
 import contextlib
+import dataclasses
 import difflib
 import hashlib
 import importlib
 import importlib.util
+import inspect
+import json
 import math
-import pickle
 import re
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from timm.models import NaFlexVit, clean_state_dict
-from timm.models.naflexvit import checkpoint_filter_fn
-from torch import Tensor, nn
+from timm.models import NaFlexVit, load_model_config_from_hf
+from torch import nn
 
 from naflex_export.errors import BackendError, RequestError
-from naflex_export.models import DEFAULT_MODEL, TRANSFORMERS_PREFIX, adapter_of
-from naflex_export.serving.manifest import MANIFEST, Manifest, sha256_of
+from naflex_export.models import DEFAULT_MODEL, TRANSFORMERS_PREFIX, adapter_of, towers_in
+from naflex_export.models.checkpoint_files import check_checkpoint, checkpoint_sha256
+from naflex_export.models.checkpoints import load_checkpoint, some_keys
+from naflex_export.serving.manifest import MANIFEST, Manifest
 
-SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 _TIMM_NAME = re.compile(r"[\w.-]*", re.ASCII)
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_TIMM_SOURCES = {"hf-hub": "hf-hub", "hf_hub": "hf-hub", "local-dir": "local-dir"}
+_SAID_BY_WEIGHTS = ("pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict")
 
 
 @dataclass(frozen=True)
@@ -41,22 +44,31 @@ class ModelSource:
     """A model as a user names it.
 
     Attributes:
-        model: a timm name, `hf:` and the folder or hub id of a transformers model, or `module:factory` for a callable
-            that returns a model.
+        model: a timm name, such as timm itself takes it (`hf-hub:` and a hub id, `local-dir:` and a folder too), `hf:`
+            and the folder or hub id of a transformers model, or `module:factory` for a callable that returns a model.
         weights: "pretrained" (from the hub or the folder, or as the factory returns it), "random", or the path of a
-            checkpoint.
+            checkpoint, a file or a folder of shards.
         seed: of random weights.
         patch_interpolator: make a timm model that takes other patch sizes than its own. A factory decides by itself.
+        model_args: what timm's constructor or the factory is given besides, by name.
+        state: which state of a checkpoint to take, where it holds several, such as `state_dict_ema`.
     """
 
     model: str = DEFAULT_MODEL
     weights: str = "pretrained"
     seed: int = 0
     patch_interpolator: bool = False
+    model_args: Mapping[str, Any] = field(default_factory=dict)
+    state: str = ""
 
     @classmethod
     def noted(
-        cls, manifest: Manifest, model: str | None = None, weights: str | None = None, trusted: bool = False
+        cls,
+        manifest: Manifest,
+        model: str | None = None,
+        weights: str | None = None,
+        model_args: Mapping[str, Any] | None = None,
+        trusted: bool = False,
     ) -> ModelSource:
         """Return where an artifact's model came from, as its manifest has it, but for what the caller says.
 
@@ -64,6 +76,7 @@ class ModelSource:
             manifest: the artifact's.
             model: in place of the one that the manifest names.
             weights: in place of those that the manifest names.
+            model_args: in place of those that the manifest names; those go with its model.
             trusted: run a factory, or fetch from a hub, that the manifest alone names.
 
         Raises:
@@ -75,13 +88,22 @@ class ModelSource:
                 f"{MANIFEST} names {noted['model'][:200]!r} as the model, {reason}; whoever made the artifact chose "
                 "it: say the model yourself with --reference MODEL, or give --trust-source if you know who made it"
             )
+        kept = noted.get("model_args", {}) if model in (None, noted.get("model")) else {}
+        same_weights = weights in (None, noted.get("weights"))
         model, weights = model or noted.get("model"), weights or noted.get("weights")
         if model is None or weights is None:
             raise RequestError(
                 f"{MANIFEST} does not say where the model came from (it was exported from Python): "
                 "give --reference MODEL and --weights WEIGHTS"
             )
-        return cls(model, weights, noted.get("seed", 0), noted.get("patch_interpolator", False))
+        return cls(
+            model,
+            weights,
+            noted.get("seed", 0),
+            noted.get("patch_interpolator", False),
+            model_args or {name: _hashable(value) for name, value in kept.items()},
+            noted.get("checkpoint_state", "") if same_weights else "",
+        )
 
     def load(self) -> nn.Module:
         """Return the model, in float32 and eval mode.
@@ -90,27 +112,47 @@ class ModelSource:
             RequestError: there is no such model or checkpoint, or they do not fit each other.
             BackendError: the model is transformers', which is not installed.
         """
+        return self.open().model
+
+    def open(self) -> Opened:
+        """Return the model, in float32 and eval mode, with what there is to say of where it came from.
+
+        Raises:
+            RequestError: there is no such model or checkpoint, or they do not fit each other.
+            BackendError: the model is transformers', which is not installed.
+        """
         self.check()
-        model = self._create()
+        model, source, notes = self._create(), self, []
+        path = Path(self._timm_source[1] if self._is_local_dir and self.weights == "pretrained" else self.weights)
         if self.weights == "random":
             randomize(model, self.seed)
-        elif self.weights != "pretrained":
-            _load_checkpoint(model, Path(self.weights))
-        return model.float().eval()
+        elif self.weights != "pretrained" or self._is_local_dir:
+            taken = load_checkpoint(model, path, self.state)
+            source, notes = dataclasses.replace(self, state=taken.label), [taken.note] if taken.note else []
+        return Opened(model.float().eval(), source, tuple(notes))
 
     def check(self) -> None:
         """Check what can be checked before any work: that folders and files are there, and of a kind we read."""
         if self._is_transformers:
             _check_transformers(self.model.removeprefix(TRANSFORMERS_PREFIX))
-        if self.weights in ("pretrained", "random"):
-            return
-        path = Path(self.weights)
-        if not path.is_file():
-            raise RequestError(f"checkpoint {self.weights!r} does not exist: expected 'pretrained', 'random' or a file")
-        suffixes = SUFFIXES[:1] if self._is_transformers else SUFFIXES
-        if path.suffix not in suffixes:
+            if self.model_args:
+                raise RequestError(
+                    f"--model-args {next(iter(self.model_args))}=... cannot be given for {self.model!r}: what a model "
+                    "of transformers is made of stands in its config.json"
+                )
+        for name in _SAID_BY_WEIGHTS:
+            if name in self.model_args:
+                raise RequestError(f"--model-args {name}=... cannot be given: --weights says which weights to load")
+        if self._is_local_dir and not (Path(self._timm_source[1]) / "config.json").is_file():
             raise RequestError(
-                f"checkpoint {self.weights!r} ends in {path.suffix!r}: expected one of {', '.join(suffixes)}"
+                f"model {self.model!r} is no folder of timm's: expected one with a config.json, as timm.models."
+                "save_for_hf writes it"
+            )
+        if self.weights not in ("pretrained", "random"):
+            check_checkpoint(Path(self.weights), safe_only=self._is_transformers)
+        elif self.state and not (self._is_local_dir and self.weights == "pretrained"):
+            raise RequestError(
+                f"state {self.state!r} cannot be taken of {self.weights} weights: expected the --weights of a file"
             )
 
     def describe(self) -> dict[str, Any]:
@@ -118,45 +160,162 @@ class ModelSource:
         model = self.model
         if self._is_transformers and (folder := Path(model.removeprefix(TRANSFORMERS_PREFIX))).is_dir():
             model = f"{TRANSFORMERS_PREFIX}{folder.resolve()}"
+        elif self._is_local_dir:
+            model = f"local-dir:{Path(self._timm_source[1]).resolve()}"
         described: dict[str, Any] = {"model": model, "weights": self.weights}
         if self.weights == "random":
             described["seed"] = self.seed
         elif self.weights != "pretrained":
             path = Path(self.weights)
-            described |= {"weights": str(path.resolve()), "checkpoint_sha256": sha256_of(path)}
+            described |= {"weights": str(path.resolve()), "checkpoint_sha256": checkpoint_sha256(path)}
+        if self.state:
+            described["checkpoint_state"] = self.state
         if self.patch_interpolator:
             described["patch_interpolator"] = True
+        if self.model_args:
+            described["model_args"] = dict(self.model_args)
         return described
 
     @property
     def _is_transformers(self) -> bool:
         return self.model.startswith(TRANSFORMERS_PREFIX)
 
+    @property
+    def _timm_source(self) -> tuple[str, str]:
+        """Return timm's word for where a model comes from, empty for its own registry, and what follows it."""
+        source, colon, rest = self.model.partition(":")
+        known = _TIMM_SOURCES.get(source.lower(), "") if colon else ""
+        return (known, rest) if known else ("", self.model)
+
+    @property
+    def _is_local_dir(self) -> bool:
+        return self._timm_source[0] == "local-dir"
+
     def _create(self) -> nn.Module:
         if self._is_transformers:
             return _create_transformers(self.model.removeprefix(TRANSFORMERS_PREFIX), self.weights)
-        if ":" in self.model and not self.model.startswith("hf-hub:"):
-            return _call_factory(self.model)
-        name = self.model.split(".")[0]
-        if not timm.is_model(name):
-            raise RequestError(_unknown_model(self.model))
-        options: dict[str, Any] = {} if name.startswith("naflexvit") else {"use_naflex": True}
+        source, rest = self._timm_source
+        if not source and ":" in self.model:
+            return _call_factory(self.model, self.model_args)
+        return self._create_timm(source, rest)
+
+    def _create_timm(self, source: str, name: str) -> nn.Module:
+        """Return a NaFlexVit of timm, with its pretrained weights where they come from the hub."""
+        architecture = _architecture_of(source, name) if source else name.partition(".")[0]
+        if not timm.is_model(architecture):
+            raise RequestError(_unknown_model(self.model if not source else architecture))
+        options: dict[str, Any] = {} if architecture.startswith("naflexvit") else {"use_naflex": True}
         if self.patch_interpolator:
             options["enable_patch_interpolator"] = True
+        options |= self.model_args
+        from_hub = self.weights == "pretrained" and source != "local-dir"
+        given = " ".join(f"{key}={value}" for key, value in self.model_args.items())
         try:
-            model = timm.create_model(self.model, pretrained=self.weights == "pretrained", **options)
+            with _heard_loads() as left_random:
+                model = timm.create_model(f"{source}:{name}" if source else name, pretrained=from_hub, **options)
         except TypeError as error:
             raise RequestError(f"timm's {self.model!r} cannot be built as a NaFlexVit: {error}") from error
         except Exception as error:  # the hub's client raises classes of many libraries
-            if self.weights != "pretrained":
+            if from_hub:
+                raise RequestError(
+                    f"pretrained weights of {self.model!r} cannot be had: {_first_line(error)}. "
+                    "Give --weights FILE for a local checkpoint, or --weights random for a dry run"
+                ) from error
+            if not given:
                 raise
             raise RequestError(
-                f"pretrained weights of {self.model!r} cannot be had: {_first_line(error)}. "
-                "Give --weights FILE for a local checkpoint, or --weights random for a dry run"
+                f"timm's {self.model!r} cannot be built with --model-args {given}: {_first_line(error)}"
             ) from error
-        if not isinstance(model, NaFlexVit):
+        if not towers_in(model):
             raise RequestError(f"timm builds {self.model!r} as a {type(model).__name__}: expected a NaFlexVit")
+        if from_hub and left_random:
+            raise RequestError(
+                f"pretrained weights of {self.model!r} do not fill a model of --model-args {given}: "
+                f"{some_keys('missing', left_random)}which would be left random; give --weights FILE for a checkpoint "
+                "of just this model"
+            )
         return model
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model that was loaded.
+
+    Attributes:
+        model: in float32 and eval mode.
+        source: where it came from, with the state that was taken of its checkpoint.
+        notes: what was chosen on the way, a sentence each, for the user to read.
+    """
+
+    model: nn.Module
+    source: ModelSource
+    notes: tuple[str, ...] = ()
+
+
+def parse_model_args(texts: Sequence[str]) -> dict[str, Any]:
+    """Return arguments written as timm's command lines have them, `num_classes=30 global_pool=avg`, by name.
+
+    A value is a Python literal where it reads as one, else the text itself.
+
+    Raises:
+        RequestError: one is no `name=value`, or given twice.
+    """
+    found: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name.isidentifier():
+            raise RequestError(f"--model-args {text!r} is malformed: expected name=value, such as num_classes=30")
+        if name in found:
+            raise RequestError(f"--model-args {name} is given twice ({found[name]!r} and {value!r}): expected it once")
+        try:
+            found[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            found[name] = value
+    try:
+        json.dumps(found)  # the manifest notes them
+    except (TypeError, ValueError) as error:
+        raise RequestError(f"--model-args cannot be noted in a manifest ({error}): expected plain values") from error
+    return found
+
+
+def _hashable(value: Any) -> Any:
+    """Return a value as it was before JSON made lists of its tuples."""
+    return tuple(map(_hashable, value)) if isinstance(value, list) else value
+
+
+def _architecture_of(source: str, name: str) -> str:
+    """Return which of timm's architectures a folder, or a repository of the hub, holds."""
+    try:
+        if source == "local-dir":
+            config = json.loads((Path(name) / "config.json").read_text(encoding="utf-8"))
+            found = config.get("architecture") or config.get("pretrained_cfg", {}).get("architecture")
+        else:
+            found = load_model_config_from_hf(name)[1]
+    except Exception as error:  # the hub's client raises classes of many libraries
+        raise RequestError(f"model '{source}:{name}' cannot be had: {_first_line(error)}") from error
+    if not isinstance(found, str):
+        raise RequestError(f"config.json of '{source}:{name}' names no architecture: is it a model of timm's?")
+    return found
+
+
+@contextlib.contextmanager
+def _heard_loads() -> Iterator[list[str]]:
+    """Yield a list that takes the parameters which a load of pretrained weights left as they were.
+
+    timm loads them without `strict` where the classes differ, and says nothing of what stays random.
+    """
+    missing: list[str] = []
+
+    def heard(self: NaFlexVit, *args: Any, **kwargs: Any) -> Any:
+        result = nn.Module.load_state_dict(self, *args, **kwargs)
+        missing.extend(sorted(result.missing_keys))
+        return result
+
+    NaFlexVit.load_state_dict = heard
+    try:
+        yield missing
+    finally:
+        del NaFlexVit.load_state_dict
 
 
 def randomize(model: nn.Module, seed: int) -> None:
@@ -190,46 +349,6 @@ def weights_sha256(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _load_checkpoint(model: nn.Module, path: Path) -> None:
-    state = _read_checkpoint(path)
-    if isinstance(model, NaFlexVit) and set(state) != set(model.state_dict()):
-        state = checkpoint_filter_fn(state, model)  # timm's own conversion, from a classic ViT's names
-    own = model.state_dict()
-    missing, unexpected = sorted(set(own) - set(state)), sorted(set(state) - set(own))
-    if missing or unexpected:
-        raise RequestError(
-            f"checkpoint {str(path)!r} does not fit the model: "
-            f"{_some('missing', missing)}{_some('unexpected', unexpected)}is it a checkpoint of this architecture?"
-        )
-    for name, tensor in state.items():
-        if tensor.shape != own[name].shape:
-            raise RequestError(
-                f"checkpoint {str(path)!r} does not fit the model: {name} is {list(tensor.shape)}, "
-                f"expected {list(own[name].shape)}"
-            )
-    model.load_state_dict(state)
-
-
-def _read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a checkpoint; nothing in it is run."""
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        raise RequestError(
-            f"checkpoint {str(path)!r} ({path.stat().st_size} bytes) cannot be read: {_first_line(error)}. "
-            "Is it whole, and tensors only?"
-        ) from error
-    for key in ("state_dict_ema", "model_ema", "state_dict", "model"):  # what training scripts wrap a state in
-        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
-            loaded = loaded[key]
-            break
-    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
-        raise RequestError(f"checkpoint {str(path)!r} holds no state dict: expected tensors by parameter name")
-    return clean_state_dict(loaded)
-
-
 def _check_transformers(name: str) -> None:
     """Check that transformers is there, and a folder or hub id by its form."""
     if importlib.util.find_spec("transformers") is None:
@@ -259,15 +378,16 @@ def _create_transformers(name: str, weights: str) -> nn.Module:
     with _quiet_transformers(local=Path(name).is_dir()):
         try:
             config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+            saved = _saved_class(config)
             with torch.device("meta"):
-                outline = AutoModel.from_config(config, trust_remote_code=False)
+                outline = _uninitialized(saved, config)
         except Exception as error:  # transformers and the hub's client raise classes of many libraries
             raise RequestError(f"model 'hf:{name}' cannot be built: {_first_line(error)}") from error
         adapter_of(outline)  # before any weights are fetched
         if weights != "pretrained":
-            return AutoModel.from_config(config, trust_remote_code=False, dtype=torch.float32)
+            return _uninitialized(saved, config, dtype=torch.float32)
         try:
-            model, loading = AutoModel.from_pretrained(
+            model, loading = (saved or AutoModel).from_pretrained(
                 name, config=config, use_safetensors=True, trust_remote_code=False, output_loading_info=True
             )
         except Exception as error:
@@ -278,9 +398,32 @@ def _create_transformers(name: str, weights: str) -> nn.Module:
     missing = sorted(loading["missing_keys"])
     if missing:  # transformers would leave them random, and say so in a warning
         raise RequestError(
-            f"weights of 'hf:{name}' do not fit its config.json: {_some('missing', missing)}is it whole?"
+            f"weights of 'hf:{name}' do not fit its config.json: {some_keys('missing', missing)}is it whole?"
         )
     return model
+
+
+def _saved_class(config: Any) -> Any:
+    """Return the class that a config says its weights were saved by, such as an image classifier; None if unknown.
+
+    `AutoModel` would make the model without what the class has on top of it.
+    """
+    import transformers
+
+    for name in config.architectures or ():
+        found = getattr(transformers, name, None) if name.isidentifier() else None
+        if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
+            return found
+    return None
+
+
+def _uninitialized(saved: Any, config: Any, **options: Any) -> Any:
+    """Return a model of a config, of the class that it was saved by, its weights yet to come."""
+    from transformers import AutoModel
+
+    if saved is None:
+        return AutoModel.from_config(config, trust_remote_code=False, **options)
+    return saved._from_config(config, **options)
 
 
 @contextlib.contextmanager
@@ -307,10 +450,12 @@ def _why_untrusted(model: str) -> str:
         return "" if is_local else "a repository on a hub, which would be fetched"
     if model.startswith(("hf-hub:", "hf_hub:")):
         return "a repository on a hub, which would be fetched"
+    if model.startswith("local-dir:"):
+        return ""
     return "" if _TIMM_NAME.fullmatch(model) else "a python factory, which would run"
 
 
-def _call_factory(text: str) -> nn.Module:
+def _call_factory(text: str, arguments: Mapping[str, Any]) -> nn.Module:
     """Return what `module:factory` names: a model, or what a callable returns. Modules of the current folder count.
 
     Raises:
@@ -329,7 +474,14 @@ def _call_factory(text: str) -> nn.Module:
     if not callable(factory):
         raise RequestError(f"factory {text!r} is a {type(factory).__name__}: expected a callable, or a torch module")
     try:
-        model = factory()
+        inspect.signature(factory).bind(**arguments)
+    except (TypeError, ValueError) as error:
+        given = " ".join(f"{name}={value}" for name, value in arguments.items())
+        raise RequestError(
+            f"factory {text!r} cannot be called with {f'--model-args {given}' if given else 'no arguments'}: {error}"
+        ) from error
+    try:
+        model = factory(**arguments)
     except (Exception, SystemExit) as error:
         raise RequestError(f"factory {text!r} raised {_named(error)}: expected a torch module") from error
     if not isinstance(model, nn.Module):
@@ -344,14 +496,8 @@ def _named(error: BaseException) -> str:
 def _unknown_model(name: str) -> str:
     naflex = timm.list_models("naflexvit*")
     close = difflib.get_close_matches(name, [*naflex, *timm.list_models()], n=3, cutoff=0.5) or naflex[:3]
-    return f"model {name!r} does not exist; the closest are {', '.join(close)}"
-
-
-def _some(kind: str, names: list[str]) -> str:
-    if not names:
-        return ""
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"{len(names)} keys {kind} ({', '.join(names[:3])}{more}); "
+    hint = f". A hub id is hf-hub:{name} for timm, hf:{name} for transformers" if "/" in name else ""
+    return f"model {name!r} does not exist; the closest are {', '.join(close)}{hint}"
 
 
 def _first_line(error: BaseException) -> str:

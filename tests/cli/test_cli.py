@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
 from safetensors.torch import save_file
 
@@ -205,3 +206,56 @@ def test_skipped_photos_are_counted_and_named(artifact: Path, tmp_path: Path) ->
     assert done.exit_code == 0, done.output
     assert "skipped notes.txt: not an image" in flat(done.stdout)
     assert "1 of the files among the photos were skipped" in flat(done.stdout)
+
+
+def test_arguments_a_state_and_outputs_are_taken_and_noted(tmp_path: Path) -> None:
+    """As timm's command lines spell them: several behind one option, and other options after them."""
+    weights = tmp_path / "w.pth.tar"
+    arguments = {"num_classes": 30, "in_chans": 3, "embed_dim": 32, "depth": 1, "num_heads": 2, "patch_size": 4}
+    made = ModelSource("naflexvit_base_patch16_gap", "random", model_args=arguments).load()
+    state = {f"module.{name}": tensor for name, tensor in made.state_dict().items()}
+    torch.save({"state_dict": {n: 2 * t for n, t in state.items()}, "state_dict_ema": state, "epoch": 3}, weights)
+    given = [f"{name}={value}" for name, value in arguments.items()]
+    done = export(
+        "naflexvit_base_patch16_gap", "--model-args", *given[:3], "--target", "onnx", "--weights", weights, "--quick",
+        "--model-args", *given[3:], "--bucket", "16:1,2,4", "--outputs", "tokens", "--out", tmp_path / "a",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert "note: checkpoint" in flat(done.stderr) and "took 'state_dict_ema', an average (EMA)" in flat(done.stderr)
+    source = json.loads((tmp_path / "a" / "manifest.json").read_text())["model"]["source"]
+    assert source["model_args"] == arguments and source["checkpoint_state"] == "state_dict_ema"
+    assert "out tokens" in flat(done.stdout) and "out features" not in flat(done.stdout)
+    again = gate(tmp_path / "a", "--quick")
+    assert again.exit_code == 0, again.output
+    other = gate(tmp_path / "a", "--quick", "--model-args", *given[:2], "depth=2", "embed_dim=32", "num_heads=2")
+    assert other.exit_code == 2, other.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["tiny:siglip", "--outputs", "logits"], "outputs=('logits',): expected 'features', 'tokens' or both"),
+        (["tiny:siglip", "--outputs", "tokens", "--tokens"], "--outputs tokens and --tokens were both given"),
+        (["tiny:siglip", "--model-args", "num_classes"], "--model-args 'num_classes' is malformed"),
+        (["tiny:siglip", "--model-args", "nope=3"], "cannot be called with --model-args nope=3"),
+        (["tiny:siglip", "--checkpoint-state", "ema"], "state 'ema' cannot be taken of pretrained weights"),
+        (["naflexvit_base_patch16_siglip", "--model-args", "depth=1", "30", "--weights", "random"], "unexpected extra"),
+    ],
+)
+def test_wrong_arguments_and_outputs_are_exit_code_2(arguments: list[str], message: str, tmp_path: Path) -> None:
+    refused = export(*arguments, "--target", "onnx", "--bucket", "9", "--out", tmp_path / "a")
+    assert refused.exit_code == 2, refused.output
+    assert message in flat(refused.stderr)
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_checkpoint_of_other_classes_says_what_to_give(tmp_path: Path) -> None:
+    weights, arguments = tmp_path / "w.ckpt", {"num_classes": 30, "depth": 1, "embed_dim": 24, "num_heads": 2}
+    made = ModelSource("naflexvit_base_patch16_gap", "random", model_args=arguments).load()
+    torch.save({"state_dict": made.state_dict()}, weights)
+    refused = export(
+        "naflexvit_base_patch16_gap", "--weights", weights, "--target", "onnx", "--out", tmp_path / "a",
+        "--model-args", "depth=1", "embed_dim=24", "num_heads=2",
+    )  # fmt: skip
+    assert refused.exit_code == 2
+    assert "it is one of num_classes=30: give --model-args num_classes=30" in flat(refused.stderr)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import timm
 import tiny
 import torch
 from safetensors.torch import save_file
-from timm.models import NaFlexVit
+from timm.models import NaFlexVit, save_for_hf
 
 import naflex_export as nx
-from naflex_export.models.model_sources import ModelSource, randomize, weights_sha256
+from naflex_export.models.model_sources import ModelSource, parse_model_args, randomize, weights_sha256
 
 
 def saved(path: Path, **wrapped: Any) -> Path:
@@ -138,3 +141,128 @@ def test_randomize_reaches_every_parameter() -> None:
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     randomize(model, seed=77)
     assert all(not torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
+
+
+# --- what timm takes ---------------------------------------------------------------------------------------------
+
+
+TINY = {"embed_dim": 48, "depth": 1, "num_heads": 3, "num_classes": 7}
+
+
+@pytest.fixture
+def timm_folder(tmp_path: Path) -> tuple[Path, NaFlexVit]:
+    """A folder as timm saves it, of a classic name built as a NaFlexVit, and the model that it holds."""
+    model = timm.create_model("vit_tiny_patch16_224", use_naflex=True, **TINY)
+    randomize(model, seed=3)
+    save_for_hf(model, tmp_path / "saved", model_args=TINY, safe_serialization=True)
+    return tmp_path / "saved", model
+
+
+@pytest.mark.parametrize("prefix", ["local-dir:", "LOCAL-DIR:"])
+def test_a_folder_of_timms_is_loaded(timm_folder: tuple[Path, NaFlexVit], prefix: str) -> None:
+    folder, model = timm_folder
+    source = ModelSource(f"{prefix}{folder}")
+    loaded = source.load()
+    assert isinstance(loaded, NaFlexVit) and weights_sha256(loaded) == weights_sha256(model)
+    assert source.describe()["model"] == f"local-dir:{folder}"
+    other = ModelSource(f"{prefix}{folder}", "random").load()
+    assert other.num_classes == 7 and weights_sha256(other) != weights_sha256(model)
+
+
+def test_a_folder_of_timms_is_read_as_tensors_only(timm_folder: tuple[Path, NaFlexVit]) -> None:
+    folder, _ = timm_folder
+    (folder / "model.safetensors").unlink()
+    write(folder / "pytorch_model.bin", pickle.dumps(Payload(), protocol=2))
+    with pytest.raises(nx.RequestError, match="cannot be read: .*tensors only"):
+        ModelSource(f"local-dir:{folder}").load()
+    (folder / "config.json").unlink()
+    with pytest.raises(nx.RequestError, match="is no folder of timm's: expected one with a config.json"):
+        ModelSource(f"local-dir:{folder}").check()
+
+
+@pytest.mark.parametrize("prefix", ["hf-hub:", "hf_hub:"])
+def test_a_hub_id_goes_to_timm(prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def config_of(name: str, cache_dir: None = None) -> Any:
+        asked.append(name)
+        raise OSError("the hub is out of reach")
+
+    monkeypatch.setattr("naflex_export.models.model_sources.load_model_config_from_hf", config_of)
+    with pytest.raises(nx.RequestError, match="model 'hf-hub:owner/name' cannot be had: the hub is out of reach"):
+        ModelSource(f"{prefix}owner/name").load()
+    assert asked == ["owner/name"]
+    with pytest.raises(nx.RequestError, match="A hub id is hf-hub:owner/name for timm, hf:owner/name for transformers"):
+        ModelSource("owner/name", "random").load()
+
+
+def test_arguments_are_given_to_timm_and_noted() -> None:
+    arguments = parse_model_args(
+        ["num_classes=30", "in_chans=4", "pos_embed_grid_size=5,6", "global_pool=avg", "depth=1"]
+    )
+    assert arguments["pos_embed_grid_size"] == (5, 6) and arguments["global_pool"] == "avg"
+    source = ModelSource(
+        "naflexvit_base_patch16_gap", "random", model_args={**arguments, "embed_dim": 24, "num_heads": 2}
+    )
+    model = source.load()
+    assert (model.num_classes, model.in_chans, len(model.blocks)) == (30, 4, 1)
+    assert model.embeds.pos_embed.shape == (1, 5, 6, 24)
+    noted = json.loads(json.dumps({"source": source.describe()}))
+    again = ModelSource.noted(SimpleNamespace(model=noted))  # type: ignore[arg-type]
+    assert again == source and weights_sha256(again.load()) == weights_sha256(model)
+    assert ModelSource.noted(SimpleNamespace(model=noted), "tiny:classifier").model_args == {}  # type: ignore[arg-type]
+
+
+def test_a_size_in_pixels_is_an_argument_too() -> None:
+    arguments = {"img_size": 384, "depth": 1, "embed_dim": 24, "num_heads": 2}
+    assert ModelSource("vit_base_patch16_224", "random", model_args=arguments).load().embeds.pos_embed.shape[1] == 24
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (["num_classes"], "'num_classes' is malformed: expected name=value"),
+        (["a-b=3"], "'a-b=3' is malformed"),
+        (["depth=1", "depth=2"], "depth is given twice"),
+        (["depth={1,2}"], "cannot be noted in a manifest"),
+    ],
+)
+def test_malformed_arguments_are_refused(texts: list[str], message: str) -> None:
+    with pytest.raises(nx.RequestError, match=message):
+        parse_model_args(texts)
+
+
+@pytest.mark.parametrize(
+    ("model", "arguments", "message"),
+    [
+        ("naflexvit_base_patch16_gap", {"no_such": 1}, r"cannot be built as a NaFlexVit: .*no_such"),
+        ("naflexvit_base_patch16_gap", {"pos_embed": "nope"}, r"cannot be built with --model-args pos_embed=nope"),
+        ("naflexvit_base_patch16_gap", {"checkpoint_path": "w.pth"}, "--weights says which weights to load"),
+        (
+            "naflexvit_base_patch16_gap",
+            {"features_only": True, "depth": 1},
+            "cannot be built with --model-args features",
+        ),
+        ("tiny:classifier", {"no_such": 1}, "factory 'tiny:classifier' cannot be called with --model-args no_such=1"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused(model: str, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(nx.RequestError, match=message):
+        ModelSource(model, "random", model_args=arguments).load()
+
+
+def test_a_factory_is_given_its_arguments() -> None:
+    assert ModelSource("tiny:naflexvit", model_args={"depth": 3}).load().embeds is not None
+    assert len(ModelSource("tiny:naflexvit", model_args={"depth": 3}).load().blocks) == 3
+
+
+def test_a_pretrained_model_is_not_left_half_random(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With other classes timm makes a new head, and does not say that it is random."""
+    tiny_args = {"embed_dim": 48, "depth": 1, "num_heads": 3}
+    state = timm.create_model("vit_tiny_patch16_224", use_naflex=True, **tiny_args).state_dict()
+    monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", lambda *args, **options: dict(state))
+    loaded = ModelSource("vit_tiny_patch16_224", model_args=tiny_args).load()
+    assert torch.equal(loaded.head.weight, state["head.weight"])
+    assert ModelSource("vit_tiny_patch16_224", model_args={**tiny_args, "num_classes": 0}).load().num_classes == 0
+    with pytest.raises(nx.RequestError, match=r"2 keys missing \(head.bias, head.weight\); which would be left random"):
+        ModelSource("vit_tiny_patch16_224", model_args={**tiny_args, "num_classes": 30}).load()
