@@ -47,6 +47,30 @@ def strip_traces(model: ir.Model) -> None:
             node.metadata_props[_SCOPES] = scopes
 
 
+def drop_value_info(model: ir.Model) -> None:
+    """Drop what the graph says of the types and shapes inside of it, which ONNX's own rules tell anyone who asks.
+
+    Tools that rewrite a graph take such a note for true after they have changed what it is about:
+    onnxruntime.quantization transposes a weight and then fails on the shape that was noted for it.
+    """
+    values = [out for node in model.graph.all_nodes() for out in node.outputs]
+    for value in [*values, *model.graph.initializers.values()]:
+        if not value.is_graph_output() and not value.is_graph_input():
+            value.type, value.shape = None, None
+            value.metadata_props.clear()
+
+
+def infer_types(model: ir.Model) -> None:
+    """Note the types and shapes inside of a graph where it does not say them, by ONNX's own rules."""
+    silent = [out for node in model.graph for out in node.outputs if out.dtype is None or out.shape is None]
+    said = inferred_types(model) if silent else {}
+    for value in silent:
+        if (known := said.get(value.name or "")) is not None:
+            value.type = ir.TensorType(ir.DataType(known.elem_type))
+            value.shape = ir.Shape([dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None
+                                    for dim in known.shape.dim])  # fmt: skip
+
+
 def without_weights(model: ir.Model) -> onnx.ModelProto:
     """Return a copy of the graph, in ONNX's own classes, whose weights are inputs: megabytes become kilobytes.
 
@@ -100,6 +124,7 @@ def tap_modules(model: ir.Model, modules: Collection[str]) -> list[tuple[str, st
     Returns:
         (module, name of a value of the graph) for each; several of a module, or none where it cannot be said.
     """
+    infer_types(model)  # a file holds none
     found = module_outputs(_edges(model))
     chosen = [(name, value) for name, values in found.items() if name in modules for value in values]
     for value in dict.fromkeys(value for _, value in chosen):

@@ -47,8 +47,10 @@ def write_onnx(
     weights = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
     external = weights > settings.external_data_bytes
     settings.announce("writing the weights" + (" to a file of their own" if external else ""))
+    nodes = model.graph.num_nodes()
+    passes.drop_value_info(model)
     ir.save(model, folder / FILE, external_data=WEIGHTS if external else None)
-    return {"opset": opset, "nodes": model.graph.num_nodes(), "external_data": external}
+    return {"opset": opset, "nodes": nodes, "external_data": external}
 
 
 def translate(
