@@ -1,25 +1,50 @@
 """What this release knows of timm's options; a model with any other is refused by name.
 
 A newer timm may add an option that changes what a position embedding means. Were it ignored, the vectorized model would
-come out wrong, so names are compared with those of timm 1.0.31 before anything is converted.
+come out wrong, so names are compared with those of timm 1.0.31 before anything is converted. An older timm lacks some
+of them; what it does in their place is the default that a newer one has, but for what `_refuse_old` names.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields
+from typing import Any
 
-from timm.layers.pos_embed_sincos import (
-    RotaryEmbeddingCat,
-    RotaryEmbeddingDinoV3,
-    RotaryEmbeddingMixed,
-    RotaryEmbeddingMRope,
-)
+from timm import __version__ as timm_version
+from timm.layers import pos_embed_sincos
 from timm.models import NaFlexVit
 from timm.models.naflexvit import NaFlexEmbeds, NaFlexVitCfg
 from torch import nn
 
 from naflex_export.errors import UnsupportedModelError
 from naflex_export.models.copies import replaced_methods
+
+OLD_DEFAULTS: dict[str, Any] = {
+    "pos_embed_antialias": True,
+    "pos_embed_align_corners": False,
+    "use_key_only_attn_mask": False,
+    "channels_last": True,
+    "rotate_half": False,
+    "aug_active": False,
+    "shift_coords": None,
+    "jitter_coords": None,
+    "rescale_coords": None,
+}
+"""What timm did before it had these options."""
+
+ROPE_SINCE = (1, 0, 31)
+"""The release since which all of RoPE's options mean what `timm_rope` computes."""
+
+
+def option_of(module: Any, name: str) -> Any:
+    """Return an option of timm's that a release may lack, with what it does then."""
+    return getattr(module, name, OLD_DEFAULTS[name])
+
+
+def is_rope(rope: Any, name: str) -> bool:
+    """Whether a module is just the one of timm's RoPE modules; some releases lack some."""
+    return type(rope) is getattr(pos_embed_sincos, name, None)
 
 
 def _names(text: str) -> frozenset[str]:
@@ -49,18 +74,22 @@ EMBEDS = _names("""
 
 _ALL_ROPES = _names("dim temperature grid_indexing aug_active shift_coords jitter_coords rescale_coords")
 
-ROPES: dict[type[nn.Module], frozenset[str]] = {
-    RotaryEmbeddingCat: _ALL_ROPES
+_HELD_BY_ROPE = {
+    "RotaryEmbeddingCat": _ALL_ROPES
     | _names("""
         bands feat_shape grid_offset grid_type in_pixels linear_bands max_res normalize_coords pos_embed ref_feat_shape
         rotate_half
     """),
-    RotaryEmbeddingDinoV3: _ALL_ROPES
+    "RotaryEmbeddingDinoV3": _ALL_ROPES
     | _names("""
         feat_shape grid_offset max_period min_period normalize_coords periods pos_embed_cached rotate_half
     """),
-    RotaryEmbeddingMRope: _ALL_ROPES | _names("axis inv_freq mrope_section"),
-    RotaryEmbeddingMixed: _ALL_ROPES | _names("depth feat_shape freqs num_heads t_x t_y"),
+    "RotaryEmbeddingMRope": _ALL_ROPES | _names("axis inv_freq mrope_section"),
+    "RotaryEmbeddingMixed": _ALL_ROPES | _names("depth feat_shape freqs num_heads t_x t_y"),
+}
+
+ROPES: dict[type[nn.Module], frozenset[str]] = {
+    getattr(pos_embed_sincos, name): held for name, held in _HELD_BY_ROPE.items() if hasattr(pos_embed_sincos, name)
 }
 """The RoPE modules that a `NaFlexVit` may have, and what each holds."""
 
@@ -98,6 +127,25 @@ def refuse_unknown(model: NaFlexVit) -> None:
             "cannot know; expected NaFlexVit itself"
         )
     _refuse_names(_held_by(rope) - ROPES[type(rope)], type(rope).__qualname__)
+    _refuse_old(rope)
+
+
+def _refuse_old(rope: nn.Module) -> None:
+    """Check that an older timm's RoPE has no option that meant something else then.
+
+    Raises:
+        UnsupportedModelError: it has one.
+    """
+    release = tuple(int(part) for part in re.findall(r"\d+", timm_version)[:3])
+    if release >= ROPE_SINCE:
+        return
+    changed = ("ref_feat_shape", "shift_coords", "jitter_coords", "rescale_coords")
+    for name in changed:
+        if getattr(rope, name, None) is not None:
+            raise UnsupportedModelError(
+                f"`{name}` of timm {timm_version} is not known here: RoPE did something else with it before timm "
+                "1.0.31; install timm 1.0.31 or newer"
+            )
 
 
 def _held_by(module: nn.Module) -> set[str]:

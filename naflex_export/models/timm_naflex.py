@@ -24,7 +24,7 @@ from naflex_export.errors import RequestError, UnsupportedModelError
 from naflex_export.models.adapter import ModelAdapter, check_outputs, one_tensor, refuse_replaced
 from naflex_export.models.copies import shared_copy
 from naflex_export.models.original import Original, is_watched
-from naflex_export.models.timm_known import refuse_unknown
+from naflex_export.models.timm_known import option_of, refuse_unknown
 from naflex_export.models.timm_patch_size import (
     Unflattened,
     VectorizedPatchInterpolator,
@@ -84,7 +84,7 @@ class VectorizedNaFlexEmbeds(NaFlexEmbeds):
         A position is added in place, and autograd copies the whole of what a view is of, in either direction.
         """
         if self.enable_patch_interpolator and x.ndim == 5:
-            patch_size = tuple(x.shape[2:4] if self.channels_last else x.shape[3:5])
+            patch_size = tuple(x.shape[2:4] if option_of(self, "channels_last") else x.shape[3:5])
             x = self.patch_interpolator(x, self.proj.weight, self.proj.bias, patch_size=patch_size, is_linear=True)
         else:
             x = x.flatten(2)
@@ -137,8 +137,8 @@ def resampling_of(embeds: NaFlexEmbeds) -> Resampling:
         return Resampling("bilinear", antialias=False)
     return Resampling(
         mode=cast(Mode, embeds.pos_embed_interp_mode),
-        antialias=embeds.pos_embed_antialias and not embeds.pos_embed_use_grid_sample,
-        align_corners=embeds.pos_embed_align_corners,
+        antialias=option_of(embeds, "pos_embed_antialias") and not embeds.pos_embed_use_grid_sample,
+        align_corners=option_of(embeds, "pos_embed_align_corners"),
     )
 
 
@@ -207,7 +207,7 @@ class GraphRewrites:
 
     def _forward_embeds(self: Any, x: Tensor, patch_coord: Any, patch_valid: Any, attn_mask: Any) -> Any:
         dropped = self.training and self.patch_drop is not None  # which tokens are left is known later only
-        if attn_mask is None and patch_valid is not None and self.use_key_only_attn_mask and not dropped:
+        if attn_mask is None and patch_valid is not None and option_of(self, "use_key_only_attn_mask") and not dropped:
             attn_mask = create_attention_mask(patch_valid, self.num_prefix_tokens, symmetric=False, dtype=x.dtype)
         return super()._forward_embeds(x, patch_coord, patch_valid, attn_mask)  # type: ignore[misc]
 
@@ -309,7 +309,7 @@ class TimmNaFlex(ModelAdapter):
         """Return a module of the model that takes flat patches, of another size than the model's own too."""
         if self.patch_size is None or self.is_vectorized:
             return module
-        return Unflattened(module, self.patch_size, self.model.embeds.channels_last)
+        return Unflattened(module, self.patch_size, option_of(self.model.embeds, "channels_last"))
 
     def without_position(self) -> Self:
         twin = shared_copy(self.model)
@@ -357,7 +357,7 @@ class TimmNaFlex(ModelAdapter):
             "std": list(data["std"]),
             "interpolation": data["interpolation"],
             "patch_size": list(self._patch_size),
-            "channels_last": getattr(self.model.embeds, "channels_last", True),
+            "channels_last": option_of(self.model.embeds, "channels_last"),
         }
 
     def transform(self, tokens: int) -> Callable[[Image], dict[str, Tensor]]:
@@ -367,6 +367,8 @@ class TimmNaFlex(ModelAdapter):
                 f"the model takes images of {self.model.embeds.in_chans} channels, and photos have 3: it cannot be "
                 "judged"
             )
+        # an older timm knows one order of a patch's values only, and no argument for it
+        order = {} if settings["channels_last"] else {"patchify_channels_last": False}
         return create_transform(
             is_training=False,
             naflex=True,
@@ -376,7 +378,7 @@ class TimmNaFlex(ModelAdapter):
             mean=settings["mean"],
             std=settings["std"],
             interpolation=settings["interpolation"],
-            patchify_channels_last=settings["channels_last"],
+            **order,
         )
 
     def describe(self) -> dict[str, Any]:
@@ -393,8 +395,8 @@ class TimmNaFlex(ModelAdapter):
             "pos_embed_grid": list(embeds.pos_embed_grid_size or ()),
             "pos_embed_mode": embeds.pos_embed_interp_mode,
             "pos_embed_ar_preserving": embeds.pos_embed_ar_preserving,
-            "pos_embed_antialias": embeds.pos_embed_antialias,
-            "pos_embed_align_corners": embeds.pos_embed_align_corners,
+            "pos_embed_antialias": option_of(embeds, "pos_embed_antialias"),
+            "pos_embed_align_corners": option_of(embeds, "pos_embed_align_corners"),
             "pos_embed_use_grid_sample": embeds.pos_embed_use_grid_sample,
             "rope": "" if naflex.rope is None else type(naflex.rope).__name__,
         }

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from naflex_export.errors import UnsupportedModelError
 from naflex_export.grid import check_patch_sizes
 from naflex_export.models.copies import shared_copy
+from naflex_export.models.timm_known import option_of
 from naflex_export.resample.patch_kernel import axis_pinv, resample_kernel, resample_weight
 from naflex_export.resample.weights import Mode, Resampling
 
@@ -26,7 +27,7 @@ class VectorizedPatchInterpolator(PatchEmbedInterpolator):
     """
 
     def resample_linear_weight(self, weight: Tensor, target_patch_size: tuple[int, int]) -> Tensor:
-        base, resampling, last = self.base_patch_size, interpolation_of(self), self.channels_last
+        base, resampling, last = self.base_patch_size, interpolation_of(self), option_of(self, "channels_last")
         return resample_weight(weight, base, target_patch_size, resampling, channels_last=last)
 
     def resample_conv_weight(self, weight: Tensor, target_patch_size: tuple[int, int]) -> Tensor:
@@ -57,7 +58,9 @@ def check_interpolates(model: NaFlexVit, patch_size: int) -> None:
         UnsupportedModelError: the model does not; the message says how to make one that does.
     """
     check_patch_sizes([patch_size])
-    if model.embeds.supports_patch_interpolation:
+    embeds = model.embeds
+    supports = embeds.is_linear and embeds.norm_input is None and embeds.patch_interpolator is not None
+    if getattr(embeds, "supports_patch_interpolation", supports):
         return
     if model.embeds.patch_interpolator is None:
         why, remedy = (
@@ -76,9 +79,8 @@ def folded(model: NaFlexVit, patch_size: int) -> NaFlexVit:
     embeds, size = twin.embeds, (patch_size, patch_size)
     resampling = interpolation_of(embeds.patch_interpolator)
     with torch.no_grad():
-        weight = resample_weight(
-            embeds.proj.weight, embeds.patch_size, size, resampling, channels_last=embeds.channels_last
-        )
+        last = option_of(embeds, "channels_last")
+        weight = resample_weight(embeds.proj.weight, embeds.patch_size, size, resampling, channels_last=last)
     projection = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     projection.weight = nn.Parameter(weight)
     projection.bias = embeds.proj.bias

@@ -14,14 +14,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from timm.layers.pos_embed_sincos import (
-    RotaryEmbeddingDinoV3,
-    RotaryEmbeddingMixed,
-    RotaryEmbeddingMRope,
-)
+from timm.layers.pos_embed_sincos import RotaryEmbeddingMixed
 from timm.models import NaFlexVit
 from torch import Tensor
 
+from naflex_export.models.timm_known import is_rope, option_of
 from naflex_export.resample.coordinates import grids_of, inside, whole_numbers
 
 
@@ -77,14 +74,14 @@ def rope_positions(rope: Any, coord_BN2: Tensor) -> Tensor:
         position_BN2 = 2.0 * position_BN2 - 1.0
     if rope.grid_indexing == "xy":
         position_BN2 = position_BN2.flip(-1)
-    if rope.training and rope.aug_active:
+    if rope.training and option_of(rope, "aug_active"):
         position_BN2 = _augmented(rope, position_BN2, grids_of(coord_BN2))
     return position_BN2
 
 
 def _grid_type(rope: Any) -> str:
     """Return "index" (patches), "pixel" (-1 to 1, edges included) or "centered" (-1 to 1, centres of patches)."""
-    return "centered" if isinstance(rope, RotaryEmbeddingDinoV3) else getattr(rope, "grid_type", "index")
+    return "centered" if is_rope(rope, "RotaryEmbeddingDinoV3") else getattr(rope, "grid_type", "index")
 
 
 def _normalizer(grid_B12: Tensor, normalize_coords: str) -> Tensor:
@@ -129,17 +126,17 @@ def _draw_of(grid_B2: Tensor) -> Tensor:
 
 def _axial_embeds(rope: Any, position_BNA: Tensor) -> Tensor:
     """Return sines and cosines [B, N, 2 * D] of a module whose blocks and heads share their frequencies."""
-    if isinstance(rope, RotaryEmbeddingMRope):
+    if is_rope(rope, "RotaryEmbeddingMRope"):
         # channels of the temporal axis stand at 0, which rotates by nothing
         still_BN1 = torch.zeros_like(position_BNA[..., :1])
         angle_BNF = torch.cat([still_BN1, position_BNA], dim=-1)[..., rope.axis] * rope.inv_freq
         return _layout(angle_BNF, rotate_half=True)
-    if isinstance(rope, RotaryEmbeddingDinoV3):
+    if is_rope(rope, "RotaryEmbeddingDinoV3"):
         position_BNA1 = position_BNA.unsqueeze(-1).to(rope.periods.dtype)
         angle_BNF = (2 * math.pi * position_BNA1 / rope.periods).flatten(-2)
     else:
         angle_BNF = (position_BNA.unsqueeze(-1) * rope.bands).flatten(-2)
-    return _layout(angle_BNF, rope.rotate_half)
+    return _layout(angle_BNF, option_of(rope, "rotate_half"))
 
 
 def _mixed_embeds(
