@@ -17,6 +17,7 @@ from naflex_export.models.adapter import ModelAdapter
 from naflex_export.models.copies import whole_copy
 from naflex_export.precision import Precision
 from naflex_export.serving.runner import Runner
+from naflex_export.serving.signature import plain
 
 Candidate = Callable[..., Any]
 Outputs = dict[str, Tensor]
@@ -68,7 +69,7 @@ class Comparison:
         inputs = self.inputs(batch)
         with torch.no_grad():
             if isinstance(self.candidate, Runner) and not checked:
-                given = self.candidate.execute(tuple(tensor.to(self.candidate.device) for tensor in inputs))
+                given = self.candidate.execute(tuple(plain(tensor, self.candidate.device) for tensor in inputs))
                 return dict(zip(self.outputs, given, strict=True))
             return self.named(self.candidate(*inputs))
 

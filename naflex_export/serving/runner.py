@@ -53,10 +53,11 @@ class Runner(ABC):
         """
         given: Any = in_order(self.manifest.inputs, inputs, named)
         self.check(*given)
-        tensors = tuple(plain(tensor, self.device) for tensor in given)
-        if self.check_inputs:
-            tensors = self.input_format.without_padding(tensors)
-        outputs = self.execute(tensors)
+        with torch.inference_mode(False), torch.no_grad():  # one mode for all callers: tensors know where they were made
+            tensors = tuple(plain(tensor, self.device) for tensor in given)
+            if self.check_inputs:
+                tensors = self.input_format.without_padding(tensors)
+            outputs = self.execute(tensors)
         return outputs[0] if len(outputs) == 1 else dict(zip(self.output_names, outputs, strict=True))
 
     @property
@@ -75,7 +76,8 @@ class Runner(ABC):
         """Check inputs as a call does, without running anything."""
         self.check_sizes(check_inputs(self.manifest.inputs, inputs))
         if self.check_inputs:
-            values = [plain(tensor, tensor.device) for tensor in inputs]
+            with torch.inference_mode(False), torch.no_grad():
+                values = [plain(tensor, tensor.device) for tensor in inputs]
             self.input_format.check(values, max(bucket.tokens for bucket in self.manifest.buckets))
 
     def check_sizes(self, sizes: Mapping[str, int]) -> None:

@@ -94,7 +94,7 @@ def plain(tensor: Tensor, device: torch.device) -> Tensor:
         tensor: checked by `check_inputs`.
         device: where it is to be.
     """
-    with torch.inference_mode(False), torch.no_grad(), torch._C.DisableTorchFunction():
+    with torch._C.DisableTorchFunction():
         found = tensor.detach().to(device).resolve_neg().contiguous()
         alone = torch.empty(0, dtype=found.dtype, device=found.device)
         return alone.set_(found.untyped_storage(), found.storage_offset(), found.shape, _strides_of(found.shape))
