@@ -31,7 +31,18 @@ from naflex_export.errors import InputError
 from naflex_export.grid import Grid
 
 RESULTS = Path(__file__).parent / "results" / "request_fuzz.csv"
-COLUMNS = ("target", "torch", "seed", "first", "count", "answered", "refused", "refused_in_vain", "different", "traceback")
+COLUMNS = (
+    "target",
+    "torch",
+    "seed",
+    "first",
+    "count",
+    "answered",
+    "refused",
+    "refused_in_vain",
+    "different",
+    "traceback",
+)
 BUCKET = nx.Bucket(20, (1, 3, 6))
 NAMES = ("patches", "patch_coord", "patch_valid")
 FAR = 1e-4
@@ -176,7 +187,12 @@ def request_of(seed: int, number: int) -> tuple[list[str], Request]:
         height = draw.randint(1, tokens)
         grids.append(Grid(height, draw.randint(1, tokens // height)))
     batch = noise_batch(f"fuzz {seed} {number}", grids, tokens, 48)
-    request: Request = {**{name: getattr(batch, name) for name in NAMES}, "call": "in order", "mode": "", "as_made": batch}
+    request: Request = {
+        **{name: getattr(batch, name) for name in NAMES},
+        "call": "in order",
+        "mode": "",
+        "as_made": batch,
+    }
     names: list[str] = []
     for name in draw.sample(sorted(CHANGES), draw.choice([0, 1, 1, 2])):
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import random
 import re
 from collections.abc import Callable, Sequence
@@ -185,10 +186,24 @@ def generated_batch(name: str, bucket: Bucket, token_width: int) -> Batch:
         name: the batch's.
         bucket: what the candidate serves.
         token_width: values in a flattened patch.
+
+    Raises:
+        RequestError: it would not fit into this machine's memory.
     """
     kind, number, seed = _parsed(name)
     plan = _plans(kind, bucket, seed)[number]
+    needed, there = 4 * len(plan.grids) * plan.tokens * token_width, _memory()
+    if needed > there // 2:
+        raise RequestError(
+            f"case {name!r} has {len(plan.grids)} images of {plan.tokens} tokens, {needed / 2**30:.0f} GiB of patches, "
+            f"and this machine has {there / 2**30:.0f}: judge other cases with --case, or export smaller buckets"
+        )
     return noise_batch(name, plan.grids, plan.tokens, token_width, plan.scale)
+
+
+def _memory() -> int:
+    """Return the bytes of this machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 2**40
 
 
 def _names(kind: str, bucket: Bucket, seed: int) -> list[str]:

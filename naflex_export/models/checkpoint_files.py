@@ -10,7 +10,6 @@ import pathlib
 import pickle
 import re
 import types
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from naflex_export.errors import RequestError
+from naflex_export.serving.archive import expansion
 from naflex_export.serving.manifest import sha256_of
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar", ".pth.tar")
@@ -130,7 +130,8 @@ def _read_file(path: Path) -> Any:
             raise RequestError(f"checkpoint {str(path)!r} is a Git LFS pointer, not the file itself: run git lfs pull")
         if path.suffix == ".safetensors" or start[8:9] == b"{":
             return load_file(path)
-        _refuse_bomb(path)
+        if reason := expansion(path):
+            raise ValueError(reason)
         with torch.serialization.safe_globals(_safe_globals()):
             return torch.load(path, map_location="cpu", weights_only=True)
     except _UNREADABLE as error:
@@ -154,23 +155,6 @@ def _reason(error: BaseException, path: Path) -> str:
                 f"tensors alone, torch.save(model.state_dict(), FILE), where the file is trusted"
             )
     return said
-
-
-def _refuse_bomb(path: Path) -> None:
-    """Check that a file is not compressed to a fraction of what it would take in memory: torch compresses nothing.
-
-    Raises:
-        RequestError: it is.
-    """
-    if not zipfile.is_zipfile(path):
-        return
-    with zipfile.ZipFile(path) as archive:
-        size = sum(member.file_size for member in archive.infolist())
-    if size > 2 * path.stat().st_size + 2**20:
-        raise RequestError(
-            f"checkpoint {str(path)!r} ({path.stat().st_size} bytes) would expand to {size} bytes: torch.save "
-            "compresses nothing; save it again"
-        )
 
 
 def _safe_globals() -> list[Any]:

@@ -53,11 +53,12 @@ def add_resampled(
     """Add a learned grid, resized for each image, to each of its tokens.
 
     A graph that leaves torch gets `resample_at`: no loop, no look at the grids, nothing but operators that every
-    backend has; so do a device without an evaluation of its own, and `torch.func`. Everything else gets its device's, as one operator.
+    backend has; so do a device without an evaluation of its own, and `torch.func`. Everything else gets its device's,
+    as one operator.
 
     Args:
-        x: [B * N, C] or [B, N, C], any floating dtype; changed in place, but for `torch.func`. Where it is a view, autograd makes copies of
-            it: better pass what is none.
+        x: [B * N, C] or [B, N, C], any floating dtype; changed in place, but for `torch.func`. Where it is a view,
+            autograd makes copies of it: better pass what is none.
         grid_HWC: [H, W, C] the source grid, any floating dtype; resampled in float32.
         coord_BN2: [B, N, 2] integer (y, x) of each token; padding holds zeros.
         resampling: the resize to reproduce.
@@ -69,7 +70,7 @@ def add_resampled(
     """
     if not torch.compiler.is_compiling() and torch._C._functorch.maybe_current_level() is not None:
         # transforms of torch.func have no rule for the operator, and write batched values into nothing unbatched
-        pos_BNC = resample_at(grid_HWC, coord_BN2, how, lengths_B2, fill_padding=fill_padding)
+        pos_BNC = resample_at(grid_HWC, coord_BN2, resampling, lengths_B2, fill_padding=fill_padding)
         return x + pos_BNC.to(x.dtype).view(x.shape)
     if _has_own_evaluation(x.device) and not _leaves_torch():
         return add_by_operator(x, grid_HWC, coord_BN2, resampling, lengths_B2, fill_padding=fill_padding)

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from naflex_export.errors import BackendError
+from naflex_export.errors import ArtifactError, BackendError
+from naflex_export.serving.archive import damage
 from naflex_export.serving.device import resolve_device
 from naflex_export.serving.manifest import Manifest
 from naflex_export.serving.runner import Runner
@@ -26,6 +27,8 @@ def open(folder: Path, manifest: Manifest, device: torch.device | None) -> Runne
         raise BackendError(
             f"this artifact is native code for {built_for}, not {device.type}: export it on {device.type}"
         )
+    if reason := damage(folder / FILE):
+        raise ArtifactError(f"{FILE} cannot be loaded ({reason}): export again")
     return AotRunner(folder / FILE, manifest, device)
 
 

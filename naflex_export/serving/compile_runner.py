@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.export.passes import move_to_device_pass
 
+from naflex_export.errors import ArtifactError
+from naflex_export.serving.archive import damage
 from naflex_export.serving.device import resolve_device
+from naflex_export.serving.graph_signature import check_program
 from naflex_export.serving.graphs import Graphs, surroundings
 from naflex_export.serving.manifest import Manifest
 from naflex_export.serving.runner import Runner
@@ -22,6 +28,8 @@ def require_run() -> None:
 
 
 def open(folder: Path, manifest: Manifest, device: torch.device | None) -> Runner:
+    if reason := damage(folder / FILE):
+        raise ArtifactError(f"{FILE} cannot be loaded ({reason}): export again")
     return CompileRunner(folder / FILE, manifest, resolve_device(device))
 
 
@@ -55,5 +63,19 @@ class CompileRunner(Runner):
 
     def traced(self) -> torch.fx.GraphModule:
         """Return the graph as it was traced, on the runner's device."""
-        exported = move_to_device_pass(torch.export.load(self.path), str(self.device))  # constants too
-        return exported.module()
+        with _quiet():
+            loaded = torch.export.load(self.path)
+        check_program(self.manifest, loaded)
+        return move_to_device_pass(loaded, str(self.device)).module()  # constants too
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch from printing the traceback of an error that is raised as well."""
+    logger = logging.getLogger("torch.export")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

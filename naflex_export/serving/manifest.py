@@ -192,10 +192,10 @@ def _read(path: Path, folder: Path) -> str:
         raise ArtifactError(f"{str(folder)!r} is no artifact: it has no {MANIFEST}") from error
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{str(path)!r} cannot be read ({error}): export again") from error
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise ArtifactError(f"{str(path)!r} cannot be read (it is no plain file): export again")
     with os.fdopen(handle, "rb") as file:
-        found = os.fstat(handle)
-        if not stat.S_ISREG(found.st_mode):
-            raise ArtifactError(f"{str(path)!r} cannot be read (it is no plain file): export again")
         try:
             content = file.read(MOST_BYTES + 1)
             if len(content) > MOST_BYTES:

@@ -38,6 +38,14 @@ MOST_SIZE = 2**31 - 1
 """Of a dimension: no backend takes more."""
 
 _TENSOR_DTYPES = (*DTYPES, "float64", "int64", "int32", "int16", "int8", "uint8", "bool")
+_DTYPE_OF = {
+    "patch_coord": "int64",
+    "patch_valid": "bool",
+    "pixel_attention_mask": "int32",
+    "spatial_shapes": "int64",
+}
+"""Of inputs whose dtype is not the artifact's: native code would read past them in another."""
+
 _NAME = re.compile(r"[A-Za-z_][\w.]{0,99}", re.ASCII)
 _EXPRESSION = re.compile(r"[\w+*/(), -]{1,200}", re.ASCII)
 _FOLDER = re.compile(r"[A-Za-z0-9][\w-]{0,63}", re.ASCII)
@@ -103,6 +111,8 @@ def _check_format(fields: Mapping[str, Any]) -> None:
             is_open = isinstance(found, str)
             _require(is_right and not (is_open and dim == "values" and fields["kind"] == ENCODER), name, shape, dim)
             _require(dim != "axes" or found == 2, name, shape, "2 axes")
+        expected = _DTYPE_OF.get(spec["name"], spec["dtype"])
+        _require(spec["dtype"] == expected, f"the dtype of {spec['name']}", spec["dtype"], expected)
     _require(
         specs[0]["dtype"] == fields["dtype"], f"the dtype of {specs[0]['name']}", specs[0]["dtype"], fields["dtype"]
     )

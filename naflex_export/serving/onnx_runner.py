@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 from naflex_export.batch import noise_batch
-from naflex_export.errors import BackendError
+from naflex_export.errors import ArtifactError, BackendError
 from naflex_export.grid import Grid
+from naflex_export.serving.graph_signature import check_graph
 from naflex_export.serving.manifest import Manifest
 from naflex_export.serving.runner import Runner
+from naflex_export.serving.signature import TensorSpec
 
 FILE = "model.onnx"
 
@@ -42,6 +44,7 @@ class OnnxRunner(Runner):
         super().__init__(manifest, device)
         self.path = path
         self._session = open_session(path, device)
+        check_graph(manifest, _specs(self._session.get_inputs()), _specs(self._session.get_outputs()))
 
     def trim(self) -> None:
         """Run one small batch at whose end the session's arena shrinks to it; nothing else makes it shrink."""
@@ -105,11 +108,33 @@ _ELEMENTS: dict[torch.dtype, Any] = {
 }
 
 
+def _specs(nodes: Sequence[Any]) -> list[TensorSpec]:
+    """Return what ONNX Runtime says of a graph's inputs or outputs, in torch's words."""
+    names = {"float": "float32", "double": "float64"}
+    kinds = [node.type.removeprefix("tensor(").removesuffix(")") for node in nodes]
+    shapes = [tuple(dim if isinstance(dim, int) else str(dim) for dim in node.shape) for node in nodes]
+    return [
+        TensorSpec(node.name, names.get(kind, kind), shape)
+        for node, kind, shape in zip(nodes, kinds, shapes, strict=True)
+    ]
+
+
+_DAMAGED = ("InvalidProtobuf", "InvalidGraph", "NoSuchFile", "NoModel", "InvalidArgument", "Fail")
+"""What ONNX Runtime raises of a file that is no graph, or a wrong one."""
+
+_TOO_NEW = ("opset", "IR version", "ir_version")
+"""What it says of a graph that a newer release of it would take."""
+
+
 def open_session(path: Path, device: torch.device) -> Any:
-    """Return a session on one provider, or raise BackendError: ONNX Runtime itself falls back to the CPU unasked.
+    """Return a session on one provider: ONNX Runtime itself falls back to the CPU unasked.
 
     It uses as many threads as torch does in this process. By itself it would take a core each, whatever
     `OMP_NUM_THREADS` or `torch.set_num_threads` say.
+
+    Raises:
+        ArtifactError: the file is no graph, or a wrong one.
+        BackendError: ONNX Runtime cannot run it here.
     """
     import onnxruntime
 
@@ -126,6 +151,10 @@ def open_session(path: Path, device: torch.device) -> Any:
     try:
         session = onnxruntime.InferenceSession(path, options, providers=[provider], enable_fallback=0)
     except Exception as error:  # onnxruntime raises classes of its own for every cause
+        is_too_new = any(word in str(error) for word in _TOO_NEW)
+        if device.type == "cpu" and type(error).__name__ in _DAMAGED and not is_too_new:
+            reason = str(error).strip()[:500]
+            raise ArtifactError(f"{path.name} is no graph that ONNX Runtime reads ({reason}): export again") from error
         raise BackendError(f"ONNX Runtime cannot run {path.name} on {device}: {error}") from error
     if wanted not in session.get_providers():
         raise BackendError(

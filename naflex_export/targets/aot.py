@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import shutil
 from pathlib import Path
 from typing import Any
@@ -30,10 +32,16 @@ def require_build() -> None:
 def build(program: Program, folder: Path, settings: BuildSettings) -> dict[str, Any]:
     device = next(iter(program.exported.state_dict.values())).device
     settings.announce(f"compiling native code for {device.type}")
+    content = io.BytesIO()  # torch's own writer ends the process where the disk is full
     try:
-        torch._inductor.aoti_compile_and_package(program.exported, package_path=str(folder / FILE))
+        torch._inductor.aoti_compile_and_package(program.exported, package_path=content)
+    except OSError:
+        raise
     except Exception as error:  # whatever inductor raises, it is about this model's graph
+        if "No space left on device" in str(error):
+            raise OSError(errno.ENOSPC, "the compiler says: No space left on device") from error
         raise BuildError(f"AOTInductor refused the model: {error}") from error
+    (folder / FILE).write_bytes(content.getbuffer())
     capability = list(torch.cuda.get_device_capability(device)) if device.type == "cuda" else None
     return {"device": device.type, "compute_capability": capability}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,9 @@ def require_build() -> None:
 
 def build(program: Program, folder: Path, settings: BuildSettings) -> dict[str, Any]:
     settings.announce("saving the traced graph")
-    torch.export.save(program.exported, folder / FILE)
+    content = io.BytesIO()  # torch's own writer ends the process where the disk is full
+    torch.export.save(program.exported, content)
+    (folder / FILE).write_bytes(content.getbuffer())
     return {"compiled": "where it is loaded"}
 
 

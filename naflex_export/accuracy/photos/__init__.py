@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import errno
 import itertools
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -22,46 +23,76 @@ class Photos:
     """The photos of a folder.
 
     Attributes:
-        images: RGB images by file name.
+        images: RGB images by file name, with the folders that it lies in; decoded when they are looked up.
         skipped: for each file left out, its name and why.
     """
 
-    images: dict[str, Image.Image]
+    images: Mapping[str, Image.Image]
     skipped: dict[str, str]
 
 
 def load_photos(folder: Path | None = None) -> Photos:
-    """Return the photos of a folder, by default the three that ship with the package.
+    """Return the photos of a folder and of the folders in it, by default the three that ship with the package.
 
     A file that is no image is skipped, and counted in `skipped`.
 
     Raises:
         RequestError: the folder is missing, cannot be read, or holds no image.
     """
-    pattern = "*.jpg" if folder is None else "*"
+    pattern = "*.jpg" if folder is None else "**/*"
     folder = folder or Path(str(resources.files(__name__)))
     try:
         if not folder.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, "not a folder" if folder.exists() else "it does not exist")
-        paths = sorted(path for path in folder.glob(pattern) if path.is_file() and not path.name.startswith("."))
+        found = {path.relative_to(folder).as_posix(): path for path in sorted(folder.glob(pattern)) if path.is_file()}
     except OSError as error:
         raise RequestError(
             f"image folder {str(folder)!r} cannot be read ({error.strerror}): expected a folder of photos"
         ) from error
-    images: dict[str, Image.Image] = {}
+    paths = {name: path for name, path in found.items() if not re.search(r"(^|/)\.", name)}
+    images: dict[str, Path] = {}
     skipped: dict[str, str] = {}
-    for path in paths:
+    for name, path in paths.items():
         try:
-            with Image.open(path) as image:
-                images[path.name] = image.convert("RGB")
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            _decoded(path)
+            images[name] = path
+        except Exception as error:  # decoders raise errors of any class on damaged files
             truncated = isinstance(error, OSError) and "truncated" in str(error)
-            skipped[path.name] = "truncated image" if truncated else "not an image"
+            skipped[name] = "truncated image" if truncated else "not an image"
     if not images:
         raise RequestError(
             f"image folder {str(folder)!r} holds no image among its {len(paths)} files: expected at least one photo"
         )
-    return Photos(images, skipped)
+    return Photos(DecodedOnce(images), skipped)
+
+
+class DecodedOnce(Mapping[str, Image.Image]):
+    """Photos by name, each decoded when it is looked up and kept by nobody: of a folder all would be gigabytes.
+
+    Args:
+        paths: of photos that can be decoded, by name.
+    """
+
+    def __init__(self, paths: Mapping[str, Path]) -> None:
+        self._paths = dict(paths)
+
+    def __getitem__(self, name: str) -> Image.Image:
+        path = self._paths[name]
+        try:
+            return _decoded(path)
+        except Exception as error:  # it could be decoded a moment ago
+            raise RequestError(f"photo {str(path)!r} cannot be read any more: {error}") from error
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._paths)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+
+def _decoded(path: Path) -> Image.Image:
+    with Image.open(path) as image:
+        return image.convert("RGB")
 
 
 def photo_batches(
