@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import tiny
 import torch
+from artifacts import edit
 from click.testing import CliRunner, Result
 
 import naflex_export as nx
@@ -179,8 +181,6 @@ def test_a_wrong_fold_fails_the_gate(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_damage_inside_an_entry_point_is_refused(artifact: nx.Artifact, tmp_path: Path) -> None:
-    import shutil
-
     copied = Path(shutil.copytree(artifact.path, tmp_path / "a"))
     (copied / "patch6" / "model.onnx").write_bytes(b"short")
     with pytest.raises(nx.ArtifactError, match=r"'patch6/model\.onnx' has 5 bytes, the manifest says"):
@@ -189,6 +189,16 @@ def test_damage_inside_an_entry_point_is_refused(artifact: nx.Artifact, tmp_path
     fields["build"]["entry_points"]["6"] = "../elsewhere"
     (copied / "manifest.json").write_text(json.dumps(fields))
     with pytest.raises(nx.ArtifactError, match="is damaged"):
+        nx.load(copied)
+
+
+def test_swapped_sizes_are_refused(artifact: nx.Artifact, tmp_path: Path) -> None:
+    """All hashes are right: what refuses them is what each says of itself."""
+    copied = Path(shutil.copytree(artifact.path, tmp_path / "a"))
+    edit(copied, lambda fields: fields["build"].update(entry_points={"3": "patch4", "4": "patch3", "6": "patch6"}))
+    with pytest.raises(
+        nx.ArtifactError, match="patch4' is damaged: it holds patch size 4, .* entry point of patch size 3"
+    ):
         nx.load(copied)
 
 
