@@ -1,0 +1,69 @@
+"""Write the tables of docs/reliability.md from tools/results.
+
+python tools/reliability_page.py            # print them
+python tools/reliability_page.py --write
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+
+import fuzz_artifacts
+import kill_exports
+import record
+from markdown_text import section, span, table
+
+PAGE = record.ROOT / "docs" / "reliability.md"
+MARKS = {
+    name: (f"<!-- {name}: written by tools/reliability_page.py -->", f"<!-- /{name} -->") for name in ("fuzz", "kill")
+}
+
+
+def fuzz_table(rows: Sequence[Mapping[str, str]]) -> str:
+    """Return how often each damage came to each outcome, over all rows."""
+    if not rows:
+        return "Not measured yet."
+    outcomes = fuzz_artifacts.OUTCOMES
+    damages = dict.fromkeys(row["damage"] for row in sorted(rows, key=lambda row: row["damage"]))
+    lines = [
+        [damage, *(str(_sum(rows, outcome, damage)) for outcome in outcomes)] for damage in [*damages, "all"] if damage
+    ]
+    cases = sum(_sum(rows, outcome, "all") for outcome in outcomes)
+    subjects = ", ".join(sorted({row["subject"] for row in rows} - {"any"}))
+    days = span(sorted({row["date"] for row in rows}))
+    head = ["what was damaged", *(outcome.replace("_", " ") for outcome in outcomes)]
+    return f"{cases} cases, of {subjects}, {days}:\n\n{table(head, lines)}"
+
+
+def _sum(rows: Sequence[Mapping[str, str]], outcome: str, damage: str) -> int:
+    return sum(int(row[outcome]) for row in rows if damage in ("all", row["damage"]))
+
+
+def kill_table(rows: Sequence[Mapping[str, str]]) -> str:
+    """Return the counts of killed exports, a line for each run."""
+    if not rows:
+        return "Not measured yet."
+    head = ["day", *(name.replace("_", " ") for name in kill_exports.COUNTS)]
+    return table(head, [[row["date"], *(row[name] for name in kill_exports.COUNTS)] for row in rows])
+
+
+def page(text: str) -> str:
+    """Return the page with its tables written anew."""
+    text = section(text, *MARKS["fuzz"], fuzz_table(record.read(fuzz_artifacts.RESULTS)))
+    return section(text, *MARKS["kill"], kill_table(record.read(kill_exports.RESULTS)))
+
+
+def main() -> None:
+    """Print the page, or write it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true")
+    made = page(PAGE.read_text(encoding="utf-8"))
+    if parser.parse_args().write:
+        PAGE.write_text(made, encoding="utf-8")
+    else:
+        print(made)
+
+
+if __name__ == "__main__":
+    main()
