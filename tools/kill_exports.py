@@ -52,13 +52,25 @@ def make(folder: Path) -> None:
     """
     batch = noise_batch("kill", [Grid(3, 4), Grid(2, 2)], 16, 48)
     inputs = batch.patches, batch.patch_coord, batch.patch_valid
-    answers = {}
     for name, seed in (("first", 1), ("second", 2)):
         model = tiny.siglip()
         randomize(model, seed)
         nx.export(model, "onnx", folder / name, [nx.Bucket(16, (1, 2, 4))], effort="quick")
+    note_answers(folder, inputs)
+
+
+def note_answers(folder: Path, inputs: tuple[torch.Tensor, ...]) -> None:
+    """Write beside two artifacts what each answers.
+
+    Args:
+        folder: where they are, as `first` and `second`.
+        inputs: of the call.
+    """
+    answers = {}
+    for name in ("first", "second"):
         run = nx.load(folder / name, "cpu")
         answers[run.manifest.model["weights_sha256"]] = (name, run(*inputs))
+    assert len({float(answer.sum()) for _, answer in answers.values()}) == 2  # type: ignore[union-attr]
     torch.save({"inputs": inputs, "answers": answers}, folder / "answers.pt")
 
 
@@ -110,9 +122,22 @@ def kill(out: Path, folder: Path, kills: int, seed: int) -> dict[str, int]:
     draw = random.Random(seed)
     replace(out, folder, draw)
     ask = [sys.executable, __file__, "--load", str(out), "--made", str(folder)]
-    loader = subprocess.Popen(ask, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert loader.stdin is not None and loader.stdout is not None
-    loader.stdout.readline()
+    publishes = out.parent / f"{out.name}.publishes"
+    with subprocess.Popen(ask, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as loader:
+        assert loader.stdin is not None and loader.stdout is not None
+        loader.stdout.readline()
+        _kill_some(out, folder, kills, seed)
+        loader.stdin.close()
+        counts = json.loads(loader.stdout.read())
+    done = publishes.stat().st_size if publishes.exists() else 0
+    publishes.unlink(missing_ok=True)
+    replace(out, folder, draw)
+    left = len([path for path in out.parent.iterdir() if path != out])
+    return {**dict.fromkeys(COUNTS, 0), **counts, "kills": kills, "publishes": done, "left_over": left}
+
+
+def _kill_some(out: Path, folder: Path, kills: int, seed: int) -> None:
+    draw = random.Random(f"moments {seed}")
     publishes = out.parent / f"{out.name}.publishes"
     for number in range(kills):
         child = os.fork()
@@ -125,14 +150,6 @@ def kill(out: Path, folder: Path, kills: int, seed: int) -> dict[str, int]:
         time.sleep(draw.uniform(0, LONGEST))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-    loader.stdin.close()
-    counts = json.loads(loader.stdout.read())
-    loader.wait()
-    done = publishes.stat().st_size if publishes.exists() else 0
-    publishes.unlink(missing_ok=True)
-    replace(out, folder, draw)
-    left = len([path for path in out.parent.iterdir() if path != out])
-    return {**dict.fromkeys(COUNTS, 0), **counts, "kills": kills, "publishes": done, "left_over": left}
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import sys
 import zipfile
@@ -10,6 +11,9 @@ from pathlib import Path
 
 MOST_EXPANSION = 4
 """How many times its own size the content of an archive may have. torch writes archives without compression."""
+
+_END = b"PK\5\6".ljust(22, b"\0")
+"""What ends an archive without a comment, in its form: torch writes none."""
 
 
 def expansion(path: Path) -> str:
@@ -30,6 +34,10 @@ def damage(path: Path) -> str:
     if reason := expansion(path):
         return reason
     try:
+        with path.open("rb") as file:
+            file.seek(-len(_END), os.SEEK_END)
+            if not file.read().startswith(_END[:4]):  # zipfile would take an archive inside this one for it
+                return "it is no whole archive: it has no end"
         with zipfile.ZipFile(path) as archive:
             return _damaged_member(archive)
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError, EOFError, zlib.error) as error:

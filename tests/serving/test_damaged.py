@@ -17,6 +17,7 @@ from unittest.mock import Mock
 import artifacts
 import fuzz_artifacts as fuzz
 import kill_exports
+import onnx_ir as ir
 import pytest
 import tiny
 import torch
@@ -295,9 +296,22 @@ def test_sizes_are_bounded_before_anything_is_allocated() -> None:
         generated_batch("square-1048576-seed0", bucket, 10**6)
 
 
-def test_a_load_meets_one_artifact_whatever_is_published(tmp_path: Path) -> None:
+def test_a_load_meets_one_artifact_whatever_is_published(subject: fuzz.Subject, tmp_path: Path) -> None:
     """Another process publishes one of two artifacts again and again, and is killed again and again."""
-    kill_exports.make(tmp_path / "made")
+    for name in ("first", "second"):
+        shutil.copytree(subject.folder, tmp_path / "made" / name)
+    graph = ir.load(tmp_path / "made" / "second" / "model.onnx")
+    for value in graph.graph.initializers.values():
+        if (
+            value.const_value is not None
+            and value.const_value.dtype == ir.DataType.FLOAT
+            and value.const_value.size > 99
+        ):
+            value.const_value = ir.tensor(value.const_value.numpy() * 1.1, name=value.name)
+    ir.save(graph, tmp_path / "made" / "second" / "model.onnx")
+    edit(tmp_path / "made" / "second", put("model", "weights_sha256", "1" * 64))
+    fuzz.relist(tmp_path / "made" / "second")
+    kill_exports.note_answers(tmp_path / "made", subject.inputs)
     (tmp_path / "published").mkdir()
     counts = kill_exports.kill(tmp_path / "published" / "a", tmp_path / "made", kills=4, seed=0)
     assert counts["loads"] > 0 and counts["first"] + counts["second"] == counts["loads"]
