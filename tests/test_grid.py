@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 
 from naflex_export.errors import RequestError
-from naflex_export.grid import Bucket, Grid, check_buckets
+from naflex_export.grid import Bucket, Grid, check_buckets, check_patch_sizes
 
 
 def test_grid_counts_and_lists_its_patches() -> None:
@@ -55,3 +56,14 @@ def test_a_bucket_has_a_range_for_each_named_dimension() -> None:
     assert bucket.takes({"batch": 2, "tokens": 1}) and bucket.takes({"batch": 8, "tokens": 24})
     assert not bucket.takes({"batch": 1, "tokens": 24}) and not bucket.takes({"batch": 9, "tokens": 24})
     assert not bucket.takes({"batch": 2, "tokens": 25})
+
+
+def test_a_bucket_or_a_number_stands_for_a_list() -> None:
+    assert check_buckets([256]) == check_buckets(256) == check_buckets(Bucket(256)) == (Bucket(256),)
+    assert check_patch_sizes(16) == (16,)
+
+
+@pytest.mark.parametrize("wrong", ["256", None, [None], [Bucket, 3], [True], 0, 2.0])
+def test_what_is_no_bucket_is_refused(wrong: Any) -> None:
+    with pytest.raises(RequestError, match="expected"):
+        check_buckets(wrong)

@@ -1,12 +1,12 @@
 """Sends a runner requests that people send by accident, and counts what comes of them.
 
-Each request is an ordinary batch, changed in up to two of the ways of `CHANGES`, all drawn from a seed and the request's
+Each request is an ordinary batch, changed in up to two of the ways of `CHANGES`, all drawn from a seed and its
 number, so that any of them can be sent again. What must come of it: eager's own numbers, or an `InputError`. Anything
 else, a traceback or other numbers, is printed and makes the tool end with 1.
 
     python tools/fuzz_requests.py --target onnx --count 10000
 
-It adds a row to tools/results/request_fuzz.csv after each thousand, and goes on from there when it is started again.
+It adds a row to tools/results/request_fuzz.csv after each 500, and goes on from there when it is started again.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ COLUMNS = (
 BUCKET = nx.Bucket(20, (1, 3, 6))
 NAMES = ("patches", "patch_coord", "patch_valid")
 FAR = 1e-4
+CHUNK = 100
 
 Request = dict[str, Any]
 
@@ -303,7 +304,7 @@ def main(target: str, count: int, seed: int) -> None:
         model, runner = artifact(target, Path(folder))
         first = _done(target, seed)
         while first < count:
-            numbers = range(first, min(first + 1000, count))
+            numbers = range(first, min(first + CHUNK, count))
             counts: collections.Counter[str] = collections.Counter()
             for number in numbers:
                 kind, said = outcome(runner, model, seed, number)

@@ -53,8 +53,8 @@ def add_resampled(
     """Add a learned grid, resized for each image, to each of its tokens.
 
     A graph that leaves torch gets `resample_at`: no loop, no look at the grids, nothing but operators that every
-    backend has; so do a device without an evaluation of its own, and `torch.func`. Everything else gets its device's,
-    as one operator.
+    backend has; so do a device without an evaluation of its own, and `torch.func`. Everything else gets its
+    device's, as one operator.
 
     Args:
         x: [B * N, C] or [B, N, C], any floating dtype; changed in place, but for `torch.func`. Where it is a view,

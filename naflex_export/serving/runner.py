@@ -53,10 +53,7 @@ class Runner(ABC):
         """
         given: Any = in_order(self.manifest.inputs, inputs, named)
         self.check(*given)
-        with (
-            torch.inference_mode(False),
-            torch.no_grad(),
-        ):  # one mode for all callers: tensors know where they were made
+        with torch.inference_mode(False), torch.no_grad():  # one mode for all: tensors know theirs
             tensors = tuple(plain(tensor, self.device) for tensor in given)
             if self.check_inputs:
                 tensors = self.input_format.without_padding(tensors)

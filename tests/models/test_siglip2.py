@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import functools
 import subprocess
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +16,7 @@ from torch import Tensor, nn
 pytest.importorskip("transformers")
 
 from siglip2_tiny import BUCKET, COLUMNS, MIXED, UNSEEN, assert_close, batch_of, two_towers, vision
-from transformers import Siglip2VisionModel
+from transformers import Siglip2Model, Siglip2VisionModel
 from transformers.models.siglip2.modeling_siglip2 import Siglip2VisionEmbeddings
 
 import naflex_export as nx
@@ -256,4 +259,50 @@ def test_a_model_without_a_head_has_tokens_only() -> None:
     model = vision(vision_use_head=False)
     assert [spec.name for spec in trace(adapter_of(model), [BUCKET], outputs=("tokens",)).outputs] == ["tokens"]
     with pytest.raises(nx.RequestError, match="no pooling head"):
+        trace(adapter_of(model), [BUCKET])
+
+
+@pytest.mark.parametrize("made", [nx.vectorize, functools.partial(nx.compile, backend="eager")], ids=["v", "c"])
+def test_shapes_that_eager_refuses_are_refused_on_a_cpu(made: Callable[..., Any], model: Siglip2VisionModel) -> None:
+    fast = made(model)
+    pixels, mask, shapes = batch_of([Grid(2, 3), Grid(1, 3)], 6)
+    for shape, message in (([0, 3], "is \\[0, 3\\]: expected a height"), ([4, 3], "4x3 = 12 patches, more than the 6")):
+        wrong = torch.tensor([shapes[0].tolist(), shape])
+        with pytest.raises((RuntimeError, ValueError)):
+            model(pixels, mask, wrong)
+        with pytest.raises(nx.InputError, match=message):
+            fast(pixels, mask, wrong)
+
+
+def test_arguments_of_a_text_tower_are_refused() -> None:
+    fast, inputs = nx.compile(two_towers(), [BUCKET], backend="eager"), batch_of(MIXED, 26)
+    with pytest.raises(nx.InputError, match="'input_ids' is nothing that the model reads: expected pixel_values"):
+        fast(*inputs, input_ids=torch.ones(7, 3, dtype=torch.int64))
+
+
+def test_a_hook_and_a_subclass_are_part_of_the_call(model: Siglip2VisionModel) -> None:
+    class Doubled(Siglip2VisionModel):
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            given = super().forward(*args, **kwargs)
+            given.pooler_output = 2 * given.pooler_output
+            return given
+
+    twin, inputs = vision(), batch_of(MIXED, 26)
+    twin.__class__ = Doubled
+    (features,) = trace(adapter_of(twin), [BUCKET]).exported.module()(*inputs)
+    with torch.no_grad():
+        assert_close(features, 2 * model(*inputs).pooler_output)
+    twin.register_forward_hook(lambda module, args, given: given.pooler_output)
+    with pytest.raises(nx.BuildError, match="returns a Tensor: expected a BaseModelOutputWithPooling"):
+        trace(adapter_of(twin), [BUCKET])
+
+
+def test_image_features_of_a_subclass_are_not_lost() -> None:
+    class Normalized(Siglip2Model):
+        def get_image_features(self, *args: Any, **kwargs: Any) -> Any:
+            return super().get_image_features(*args, **kwargs)
+
+    model = two_towers()
+    model.__class__ = Normalized
+    with pytest.raises(nx.UnsupportedModelError, match=r"get_image_features of .*Normalized is not transformers' own"):
         trace(adapter_of(model), [BUCKET])
