@@ -382,10 +382,10 @@ class Context:
         if missing:
             return self._refuse(f"no address is set for {missing}")
         self._check_order(stream)
-        at = len(stream.queue)
-        shapes = {name: self.get_tensor_shape(name) for name in self.engine.names}
+        at, engine = len(stream.queue), self.engine  # the queue must not be what keeps the context
+        shapes = {name: self.get_tensor_shape(name) for name in engine.names}
         addresses = dict(self.addresses)
-        stream.add(lambda: _compute(self.engine, shapes, addresses, stream, at))
+        stream.add(lambda: _compute(engine, shapes, addresses, stream, at))
         self.last = (stream, at + 1)
         self._leave()
         return True

@@ -25,6 +25,7 @@ from naflex_export.graph.trace import trace
 from naflex_export.grid import Grid
 from naflex_export.models import adapter_of
 from naflex_export.serving import tensorrt_runner
+from naflex_export.serving.gpu import Gpu
 from naflex_export.serving.manifest import Manifest
 from naflex_export.serving.tensorrt_runner import TensorRTRunner
 from naflex_export.targets.tensorrt import profiles_of
@@ -336,6 +337,17 @@ def test_an_engine_is_refused_where_it_cannot_run(program: Program, folder: Path
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with pytest.raises(nx.BackendError, match="an engine runs on a GPU, and device 'cpu' was asked for"):
         tensorrt_runner.open(folder, manifest_of(program), torch.device("cpu"))
+
+
+def test_torchs_own_memory_is_taken_as_it_is_or_copied() -> None:
+    """What the stand-in replaces, as far as it runs on a CPU."""
+    gpu, values = Gpu(torch.device("cpu")), torch.arange(4096.0)
+    aligned = values[-values.data_ptr() % 256 // 4 :]
+    assert gpu.readable(aligned) is aligned
+    for part in (aligned[1:], aligned[::2], aligned[:64].view(8, 8).T):
+        copy = gpu.readable(part)
+        assert torch.equal(copy, part) and copy.is_contiguous() and copy.dtype == part.dtype
+        assert copy.untyped_storage().data_ptr() != part.untyped_storage().data_ptr()
 
 
 def test_the_stand_in_has_no_name_that_tensorrt_has_not() -> None:
