@@ -48,10 +48,10 @@ CODE_MUTANTS = (
         (f"{TIMM}aspect_is_kept_for_every_grid",),
     ),
     CodeMutant(
-        "max pooling without fc_norm",
+        "the masked maximum reads padding",
         "models/timm_naflex.py",
-        "model.head(model.head_drop(model.fc_norm(pooled_BC)))",
-        "model.head(model.head_drop(pooled_BC))",
+        "read_BNC.masked_fill(~valid_BN.unsqueeze(-1),",
+        "read_BNC.masked_fill(valid_BN.unsqueeze(-1) & False,",
         (f"{TIMM}the_graphs_own_pooling_equals_timms",),
     ),
     CodeMutant(
@@ -64,8 +64,8 @@ CODE_MUTANTS = (
     CodeMutant(
         "a folded patch weight ignores channels-first",
         "models/timm_patch_size.py",
-        "embeds.patch_size, size, how, channels_last=embeds.channels_last)",
-        "embeds.patch_size, size, how, channels_last=True)",
+        "embeds.patch_size, size, resampling, channels_last=last)",
+        "embeds.patch_size, size, resampling, channels_last=True)",
         ("tests/serving/test_patch_sizes.py::test_a_folded_weight_equals_timms_own_resampling",),
     ),
     CodeMutant(
@@ -92,8 +92,8 @@ CODE_MUTANTS = (
     CodeMutant(
         "the order of a patch's values dropped",
         "models/timm_naflex.py",
-        '            patchify_channels_last=settings["channels_last"],\n',
-        "",
+        'order = {} if settings["channels_last"] else {"patchify_channels_last": False}',
+        "order: dict[str, bool] = {}",
         PREPROCESSING,
     ),
     CodeMutant(
@@ -162,15 +162,15 @@ CODE_MUTANTS = (
     CodeMutant(
         "links to folders inside an artifact are followed",
         "serving/manifest.py",
-        "if path.is_symlink() or not path.is_dir()",
-        "if not path.is_dir()",
+        "return path.is_dir() and not path.is_symlink()",
+        "return path.is_dir()",
         MANIFEST,
     ),
     CodeMutant(
         "the destination is not looked at again before the swap",
         "serving/publish.py",
-        "        yield folder\n        check_destination(out)\n",
-        "        yield folder\n",
+        "    check_destination(out)\n    old = None\n",
+        "    old = None\n",
         MANIFEST,
     ),
     CodeMutant(
@@ -183,7 +183,7 @@ CODE_MUTANTS = (
     CodeMutant(
         "an artifact is its owner's alone",
         "serving/publish.py",
-        "        folder.chmod(0o755)\n",
+        "            folder.chmod(0o755)\n",
         "",
         MANIFEST,
     ),
@@ -224,7 +224,7 @@ CODE_MUTANTS = (
     ),
     CodeMutant(
         "tensors in attributes stay bfloat16",
-        "graph/onnx_passes.py",
+        "graph/onnx_rounding.py",
         "attribute.type == ir.AttributeType.TENSOR and attribute.as_tensor().dtype == narrow",
         "False",
         PASSES,
