@@ -7,6 +7,7 @@ Everything else, the patch projection, encoder, attention mask and pooling head,
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self, cast
@@ -29,6 +30,8 @@ from naflex_export.resample.weights import Resampling
 from naflex_export.serving.input_formats import TRANSFORMERS
 
 BILINEAR = Resampling(mode="bilinear", antialias=True, align_corners=False)
+
+_DEFAULTS = "defaults"
 
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 """Where transformers saves an image processor: alone, or with a tokenizer's as part of a processor."""
@@ -178,11 +181,15 @@ class Siglip2(ModelAdapter):
 
     @property
     def remarks(self) -> tuple[str, ...]:
+        found = []
         if self._is_classifier:
-            return (f"the model is an image classifier: its features are the logits of {self.num_classes} classes",)
+            found.append(f"the model is an image classifier: its features are the logits of {self.num_classes} classes")
         if self.default_outputs == ("tokens",):
-            return ("the model has no pooling head (vision_use_head=False): it has tokens, no features",)
-        return ()
+            found.append("the model has no pooling head (vision_use_head=False): it has tokens, no features")
+        processor, origin = _processor(self.model)
+        if origin not in (_DEFAULTS, self.model.name_or_path):
+            found.append(_said_of_defaults(origin, json.loads(processor.to_json_string())))
+        return tuple(found)
 
     @property
     def original(self) -> Original:
@@ -258,6 +265,8 @@ class Siglip2(ModelAdapter):
     def preprocessing(self) -> dict[str, Any]:
         processor, origin = _processor(self.model)
         settings = json.loads(processor.to_json_string())
+        if origin not in (_DEFAULTS, self.model.name_or_path):
+            warnings.warn(_said_of_defaults(origin, settings), stacklevel=2)
         del settings["max_num_patches"]  # a bucket's tokens
         settings["patch_size"] = self._vision.config.patch_size
         return {"library": "transformers.Siglip2ImageProcessor", "settings_from": origin, **settings}
@@ -290,19 +299,32 @@ def _outputs(encoded: BaseModelOutputWithPooling) -> dict[str, Tensor]:
     return {"features": encoded.pooler_output, "tokens": encoded.last_hidden_state}
 
 
+def _said_of_defaults(origin: str, settings: dict[str, Any]) -> str:
+    """Return what a user must know where a model's own image processor could not be had."""
+    given = ", ".join(f"{name} {settings[name]}" for name in ("image_mean", "image_std", "resample"))
+    return (
+        f"preprocessing is by {origin}: {given}. Check that they are the model's, or load it from a folder with its "
+        f"{PROCESSOR_FILES[0]}"
+    )
+
+
 def _processor(model: Any) -> tuple[Any, str]:
     """Return the image processor saved beside the model's weights, or a default one where none is, and which it is.
 
+    A hub that is out of reach gives no processor either; every published SigLIP 2 has the default one.
+
     Raises:
-        RequestError: there should be one and it cannot be read.
+        RequestError: there is one in the model's folder and it cannot be read.
     """
     origin = model.name_or_path
     folder = Path(origin)
     if not origin or (folder.is_dir() and not any((folder / name).is_file() for name in PROCESSOR_FILES)):
-        return Siglip2ImageProcessor(), "defaults"
+        return Siglip2ImageProcessor(), _DEFAULTS
     try:
         return Siglip2ImageProcessor.from_pretrained(origin), origin
     except Exception as error:  # the hub's client raises classes of many libraries
+        if not folder.exists():
+            return Siglip2ImageProcessor(), f"{_DEFAULTS}, since that of {origin} cannot be had"
         raise RequestError(
             f"the image processor of {origin!r}, where the model was loaded from, cannot be had "
             f"({str(error).strip().splitlines()[0][:300]}): expected a {PROCESSOR_FILES[0]} there"

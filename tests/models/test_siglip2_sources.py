@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -161,3 +162,20 @@ def test_a_damaged_processor_is_not_replaced(folder: Path) -> None:
     settings = adapter_of(loaded).preprocessing()
     assert settings["settings_from"] == "defaults" and settings["image_mean"] == [0.5, 0.5, 0.5]
     json.dumps(settings)
+
+
+def test_a_processor_out_of_reach_is_replaced_by_the_defaults_and_said(
+    model: Siglip2VisionModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after the weights came from the hub's cache, and the network is gone."""
+
+    def out_of_reach(name: str) -> None:
+        raise OSError(f"{name} is out of reach")
+
+    monkeypatch.setattr(Siglip2ImageProcessor, "from_pretrained", out_of_reach)
+    monkeypatch.setattr(model, "name_or_path", "owner/name")
+    said = r"preprocessing is by defaults, since that of owner/name cannot be had: image_mean \[0.5, 0.5, 0.5\]"
+    with pytest.warns(UserWarning, match=said):
+        settings = adapter_of(model).preprocessing()
+    assert settings["settings_from"] == "defaults, since that of owner/name cannot be had"
+    assert re.match(said, adapter_of(model).remarks[-1])
