@@ -39,6 +39,7 @@ from naflex_export.grid import Bucket, check_buckets
 from naflex_export.models import adapter_of
 from naflex_export.models.adapter import ModelAdapter
 from naflex_export.models.exportable import refuse_modes
+from naflex_export.models.model_sources import weights_sha256
 from naflex_export.precision import FLOAT32, Precision
 from naflex_export.serving.manifest import Manifest
 from naflex_export.serving.patch_sizes import EntryPoints
@@ -175,6 +176,7 @@ def judge(candidate: Candidate, reference: nn.Module, photos: Photos, settings: 
         effort=cases.effort,
         only=cases.only,
         skipped_photos=dict(photos.skipped),
+        reference_sha256=weights_sha256(comparison.reference.model),
     )
     if report.passed and not settings.locate:
         return report

@@ -18,7 +18,7 @@ from naflex_export.batch import Batch, noise_batch, picked
 from naflex_export.grid import Bucket, Grid
 
 Run = Callable[[Batch], Tensor]
-"""Returns the candidate's features [B, F] of a batch."""
+"""Returns the candidate's features [B, F] of a batch; unpooled ones [B, N, F] with zeros for padding."""
 
 MASKING = "masking a valid token"
 """The one check that must move the features."""
@@ -79,8 +79,16 @@ def _found(name: str, check: Callable[[], float], floor: float, bucket: str) -> 
 
 
 def _moved(before: Tensor, after: Tensor) -> float:
-    """Return the relative L2 change; not a number where the features hold one, which passes no check."""
+    """Return the relative L2 change; not a number where the features hold one, which passes no check.
+
+    Of unpooled features those tokens are compared that are valid in both: `Run` has zeros for the others.
+    """
     before, after = before.detach().cpu().double(), after.detach().cpu().double()
+    if before.ndim == 3:
+        tokens = min(before.shape[1], after.shape[1])
+        before, after = before[:, :tokens], after[:, :tokens]
+        both = (before != 0).any(dim=-1) & (after != 0).any(dim=-1)
+        before, after = before[both], after[both]
     return float((after - before).norm() / before.norm())
 
 

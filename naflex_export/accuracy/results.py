@@ -202,6 +202,8 @@ class GateReport:
         judged: what ran as the candidate.
         not_run: what was built and could not be run here; empty where the artifact itself was judged.
         skipped_photos: why each file among the photos was left out.
+        reference_sha256: of the reference's weights, as manifests have it. A vectorized copy that is rounded rounds the
+            model that it shares parameters with: reports on one model then hold different hashes.
     """
 
     dtype: str
@@ -219,6 +221,7 @@ class GateReport:
     judged: str = "the candidate"
     not_run: str = ""
     skipped_photos: dict[str, str] = field(default_factory=dict)
+    reference_sha256: str = ""
 
     @property
     def passed(self) -> bool:

@@ -278,6 +278,7 @@ def test_coordinates_of_any_dtype_are_whole_numbers(dtype: torch.dtype) -> None:
     assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
 def test_transforms_of_functions_take_a_vectorized_model() -> None:
     model = tiny.siglip()
     fast = nx.vectorize(model)
@@ -305,15 +306,38 @@ def test_modes_and_wrappers_are_named_before_anything_is_built(tmp_path: Path) -
     model._original_forward = model.forward
     with pytest.raises(nx.UnsupportedModelError, match=r"prepared by accelerate.*unwrap_model"):
         nx.export(model, "onnx", tmp_path / "a")
-    quantized = torch.ao.quantization.quantize_dynamic(tiny.siglip(), {nn.Linear})
+    with warnings.catch_warnings(action="ignore"):
+        quantized = torch.ao.quantization.quantize_dynamic(tiny.siglip(), {nn.Linear})
     with pytest.raises(nx.UnsupportedModelError, match=r"is a quantized layer, .*before it was quantized"):
         nx.export(quantized, "onnx", tmp_path / "a")
+
+
+def fault_of_an_ignored_mask(model: nn.Module) -> bool:
+    """Whether the gate sees that a candidate takes padding for tokens, in which no pooling helps it."""
+
+    def deaf(patches: Tensor, coord: Tensor, valid: Tensor) -> Tensor:
+        return model(patches, coord, torch.ones_like(valid))
+
+    report = nx.gate(deaf, model, buckets=[24], effort="quick")
+    return any("masking a valid token did not move" in failure for failure in report.failures)
 
 
 def test_unpooled_features_are_compared_where_they_are_valid(tmp_path: Path) -> None:
     model = tiny.naflexvit("naflexvit_base_patch16_gap", num_classes=0, global_pool="")
     run = nx.load(nx.export(model, "onnx", tmp_path / "a", buckets=[24], effort="quick").path)
+    assert fault_of_an_ignored_mask(model)
     with torch.no_grad():
         expected = model(*INPUTS)
     prefix = model.num_prefix_tokens
     assert (run(*INPUTS) - expected)[:, prefix:][INPUTS[2]].abs().max() <= 1e-5 * expected.abs().max()
+
+
+def test_a_report_says_which_weights_the_reference_had() -> None:
+    """Halving a vectorized copy rounds the original too, and nothing but its hash can tell afterwards."""
+    model = tiny.siglip()
+    before = nx.gate(nx.vectorize(model), model, buckets=[24], cases=["mixed-24-seed0"]).reference_sha256
+    fast = nx.vectorize(model)
+    assert before == nx.gate(fast, model, buckets=[24], cases=["mixed-24-seed0"]).reference_sha256 != ""
+    fast.half().float()
+    rounded = nx.gate(fast, model, buckets=[24], cases=["mixed-24-seed0"])
+    assert rounded.passed and rounded.reference_sha256 != before
