@@ -119,8 +119,9 @@ class Siglip2Encoder(nn.Module):
         """Return `features` [B, C] (the pooling head's) and `tokens` [B, N, C] (the encoder's), as asked for."""
         given = self.model(pixel_values, pixel_attention_mask, spatial_shapes, return_dict=True)
         if not isinstance(given, BaseModelOutputWithPooling):
+            kind = "Tensor" if isinstance(given, Tensor) else type(given).__qualname__  # tracers have their own
             raise UnsupportedModelError(
-                f"a call of the model, a {type(self.model).__qualname__}, returns a {type(given).__qualname__}: "
+                f"a call of the model, a {type(self.model).__qualname__}, returns a {kind}: "
                 "expected a BaseModelOutputWithPooling. Does its forward, or a hook on it, return something else?"
             )
         made = _outputs(given)
