@@ -386,7 +386,7 @@ def test_training_resumes_across_the_two(pictures: Path) -> None:
 
 
 def test_timms_optimizer_decays_the_same_parameters() -> None:
-    """Some are spared by name in timm, the position embedding among them; a compiled model's names have a prefix."""
+    """Some are spared by name in timm, the position embedding among them; a compiled model has the model's names."""
     eager = trainee()
     compiled = nx.compile(eager, backend="eager")
 
@@ -396,8 +396,8 @@ def test_timms_optimizer_decays_the_same_parameters() -> None:
         return [decay[id(parameter)] for parameter in eager.parameters()]
 
     expected = decayed(eager)
-    assert decayed(nx.vectorize(eager)) == decayed(compiled.model) == expected
-    assert decayed(compiled) != expected  # as docs/training.md warns
+    assert decayed(nx.vectorize(eager)) == decayed(compiled.model) == decayed(compiled) == expected
+    assert True in expected and False in expected
 
 
 def test_timms_moving_average_follows() -> None:

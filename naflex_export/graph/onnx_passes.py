@@ -61,14 +61,31 @@ def drop_value_info(model: ir.Model) -> None:
 
 
 def infer_types(model: ir.Model) -> None:
-    """Note the types and shapes inside of a graph where it does not say them, by ONNX's own rules."""
+    """Note the types and shapes inside of a graph where it does not say them, by ONNX's own rules.
+
+    These leave open what a Reshape does to a dimension whose number is computed in the graph. Where it is the only one
+    that the Reshape may change, it stays what it was, for the number of values does.
+    """
     silent = [out for node in model.graph for out in node.outputs if out.dtype is None or out.shape is None]
     said = inferred_types(model) if silent else {}
     for value in silent:
         if (known := said.get(value.name or "")) is not None:
             value.type = ir.TensorType(ir.DataType(known.elem_type))
-            value.shape = ir.Shape([dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None
-                                    for dim in known.shape.dim])  # fmt: skip
+            value.shape = ir.Shape([_size_of(dim) for dim in known.shape.dim])
+    for node in model.graph:
+        given = node.inputs[0].shape if node.op_type == "Reshape" and node.inputs[0] is not None else None
+        made = node.outputs[0].shape
+        if given is not None and made is not None and len(given) == len(made):
+            changed = [axis for axis in range(len(made)) if made[axis] != given[axis]]
+            if len(changed) == 1 and ir.SymbolicDim(None) == made[changed[0]]:
+                made[changed[0]] = given[changed[0]]
+
+
+def _size_of(dim: onnx.TensorShapeProto.Dimension) -> int | str | None:
+    """Return a dimension's number or name; None where ONNX's rules made up a name of their own."""
+    if dim.HasField("dim_value"):
+        return dim.dim_value
+    return None if dim.dim_param.startswith("unk__") else dim.dim_param or None
 
 
 def without_weights(model: ir.Model) -> onnx.ModelProto:

@@ -318,13 +318,13 @@ def fault_of_an_ignored_mask(model: nn.Module) -> bool:
     def deaf(patches: Tensor, coord: Tensor, valid: Tensor) -> Tensor:
         return model(patches, coord, torch.ones_like(valid))
 
-    report = nx.gate(deaf, model, buckets=[24], effort="quick")
+    report = nx.gate(deaf, model, buckets=[24], outputs=["features"], effort="quick")
     return any("masking a valid token did not move" in failure for failure in report.failures)
 
 
 def test_unpooled_features_are_compared_where_they_are_valid(tmp_path: Path) -> None:
     model = tiny.naflexvit("naflexvit_base_patch16_gap", num_classes=0, global_pool="")
-    run = nx.load(nx.export(model, "onnx", tmp_path / "a", buckets=[24], effort="quick").path)
+    run = nx.load(nx.export(model, "onnx", tmp_path / "a", buckets=[24], outputs=("features",), effort="quick").path)
     assert fault_of_an_ignored_mask(model)
     with torch.no_grad():
         expected = model(*INPUTS)
