@@ -122,15 +122,24 @@ class TransformersFormat(InputFormat):
         return batch.patches, batch.patch_valid.to(torch.int32), grid_B2
 
     def check(self, inputs: Sequence[Tensor], most: int) -> None:
-        self.check_tokens(inputs)
-        _check_area(inputs[2], most)
+        _, mask_BN, grid_B2 = inputs
+        self._check_mask(mask_BN)
+        self._check_sides(grid_B2)
+        _check_area(grid_B2, most)
+        self._check_counts(mask_BN, grid_B2)
 
     def check_tokens(self, inputs: Sequence[Tensor]) -> None:
         _, mask_BN, grid_B2 = inputs
+        self._check_mask(mask_BN)
+        self._check_sides(grid_B2)
+        self._check_counts(mask_BN, grid_B2)
+
+    def _check_mask(self, mask_BN: Tensor) -> None:
         if bool(((mask_BN != 0) & (mask_BN != 1)).any()):
             raise InputError("pixel_attention_mask holds values other than 0 and 1: expected 1 for each valid token")
         _check_prefix(mask_BN.bool(), "pixel_attention_mask")
-        self._check_sides(grid_B2)
+
+    def _check_counts(self, mask_BN: Tensor, grid_B2: Tensor) -> None:
         count_B, area_B = mask_BN.sum(dim=1), grid_B2.prod(dim=1)
         if not torch.equal(count_B, area_B):
             image = int((count_B != area_B).int().argmax())

@@ -21,6 +21,7 @@ from transformers import Siglip2VisionModel
 import naflex_export as nx
 from naflex_export.accuracy.reference import SoundInterpolate
 from naflex_export.grid import Grid
+from naflex_export.models import adapter_of
 from naflex_export.serving.runner import Runner
 
 
@@ -114,9 +115,12 @@ def test_the_gate_rejects_wrong_inputs(model: Siglip2VisionModel, fault: Callabl
 def test_the_gate_rejects_another_resize(
     model: Siglip2VisionModel, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
 ) -> None:
+    """So does `vectorize`, at first sight."""
     how = nx.models.siglip2.Resampling(**{"mode": "bilinear", **change})
     monkeypatch.setattr("naflex_export.models.siglip2.BILINEAR", how)
-    report = nx.gate(nx.vectorize(model), reference=model, buckets=[BUCKET])
+    with pytest.raises(nx.UnsupportedModelError, match="embeds grids of 2x3 and 3x2 patches otherwise"):
+        nx.vectorize(model)
+    report = nx.gate(adapter_of(model).vectorized().model, reference=model, buckets=[BUCKET])
     with pytest.raises(nx.GateFailure, match="photos-30-0"):
         report.raise_for_failure()
 
