@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from naflex_export.grid import Bucket, Grid
     from naflex_export.models.vectorize import vectorize
     from naflex_export.serving.load import load
-    from naflex_export.serving.patch_sizes import EntryPoints
+    from naflex_export.serving.patch_sizes import PatchSizesRunner
     from naflex_export.serving.runner import Runner
 
 _MODULES = {
@@ -39,7 +39,7 @@ _MODULES = {
     "Bucket": "grid",
     "BuildError": "errors",
     "CompiledModel": "compiled",
-    "EntryPoints": "serving.patch_sizes",
+    "PatchSizesRunner": "serving.patch_sizes",
     "GateFailure": "errors",
     "GateReport": "accuracy.results",
     "Grid": "grid",
@@ -63,12 +63,12 @@ __all__ = [
     "Bucket",
     "BuildError",
     "CompiledModel",
-    "EntryPoints",
     "GateFailure",
     "GateReport",
     "Grid",
     "InputError",
     "NaflexExportError",
+    "PatchSizesRunner",
     "RequestError",
     "Runner",
     "UnsupportedModelError",

@@ -114,13 +114,13 @@ class Artifact:
         path: its folder.
         manifest: what it says of itself.
         report: the gate's report; of all patch sizes together where there are several.
-        entry_points: the artifact of each patch size, if `patch_sizes` were asked for.
+        by_patch_size: the artifact of each patch size, if `patch_sizes` were asked for.
     """
 
     path: Path
     manifest: Manifest
     report: GateReport
-    entry_points: dict[int, Artifact] = field(default_factory=dict)
+    by_patch_size: dict[int, Artifact] = field(default_factory=dict)
 
 
 def export(
@@ -205,15 +205,15 @@ class Exporter:
 
     def make_all(self, staging: Path) -> Artifact:
         """Return the artifact that holds one for each patch size."""
-        entry_points = {}
+        by_patch_size = {}
         for size in self.request.patch_sizes or ():
             folder = staging / f"patch{size}"
             folder.mkdir()
-            entry_points[size] = self.make(self.adapters[size], folder)
-        report = merged({size: artifact.report for size, artifact in entry_points.items()})
+            by_patch_size[size] = self.make(self.adapters[size], folder)
+        report = merged({size: artifact.report for size, artifact in by_patch_size.items()})
         write(report, staging / REPORT)
-        manifest = _manifest_of(entry_points, report).write(staging)
-        return Artifact(self.request.out, manifest, report, entry_points)
+        manifest = _manifest_of(by_patch_size, report).write(staging)
+        return Artifact(self.request.out, manifest, report, by_patch_size)
 
     def make(self, adapter: ModelAdapter, folder: Path) -> Artifact:
         """Return the artifact of one patch size, built in its folder and judged."""
@@ -294,16 +294,16 @@ class Exporter:
             named.raise_for_failure()
 
 
-def _manifest_of(entry_points: dict[int, Artifact], report: GateReport) -> Manifest:
+def _manifest_of(by_patch_size: dict[int, Artifact], report: GateReport) -> Manifest:
     """Return the manifest of the folder that holds an artifact for each patch size: what they have in common."""
-    first = next(iter(entry_points.values())).manifest
+    first = next(iter(by_patch_size.values())).manifest
     patches, *others = first.inputs
     return dataclasses.replace(
         first,
         inputs=(dataclasses.replace(patches, shape=(*patches.shape[:-1], "values")), *others),
         model={key: value for key, value in first.model.items() if key != "patch_size"},
-        preprocessing={**first.preprocessing, "patch_size": [[size, size] for size in entry_points]},
-        build={"entry_points": {str(size): artifact.path.name for size, artifact in entry_points.items()}},
+        preprocessing={**first.preprocessing, "patch_size": [[size, size] for size in by_patch_size]},
+        build={"entry_points": {str(size): artifact.path.name for size, artifact in by_patch_size.items()}},
         gate=verdict(report),
         kind=PATCH_SIZES,
     )

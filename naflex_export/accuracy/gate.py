@@ -42,7 +42,7 @@ from naflex_export.models.exportable import refuse_modes
 from naflex_export.models.model_sources import weights_sha256
 from naflex_export.precision import FLOAT32, Precision
 from naflex_export.serving.manifest import Manifest
-from naflex_export.serving.patch_sizes import EntryPoints
+from naflex_export.serving.patch_sizes import PatchSizesRunner
 from naflex_export.serving.runner import Runner
 
 
@@ -125,7 +125,7 @@ def gate(
             own, buckets=check_buckets(own.buckets if buckets is None else buckets), precision=asked or own.precision
         )
 
-    if isinstance(candidate, EntryPoints):
+    if isinstance(candidate, PatchSizesRunner):
         parts = selections_by_size(selection, list(candidate.runners))
         report = merged(
             {

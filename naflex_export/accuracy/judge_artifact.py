@@ -58,8 +58,8 @@ def judge_artifact(path: Path, reference: nn.Module, request: JudgeRequest | Non
         """Open all that is there, so that everything judged is of the same artifact."""
         check_trusted(folder.manifest, request.trusted)
         check_same_weights(reference, folder.manifest)
-        if folder.manifest.entry_points:
-            return {size: open_to_judge(part) for size, part in folder.entry_points().items()}
+        if folder.manifest.by_patch_size:
+            return {size: open_to_judge(part) for size, part in folder.by_patch_size().items()}
         return {None: open_to_judge(folder)}
 
     found = opened(path, use)

@@ -91,7 +91,7 @@ def open_timed(path: Path, device: torch.device | None = None, stand_in: bool = 
 
     def open_all(folder: VerifiedFolder) -> list[TimedArtifact]:
         name = f"the artifact ({folder.manifest.target})"
-        sizes = folder.entry_points()
+        sizes = folder.by_patch_size()
         if not sizes:
             return [open_one(folder, name)]
         return [open_one(inner, f"{name} at patch size {size}") for size, inner in sizes.items()]

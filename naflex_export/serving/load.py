@@ -13,7 +13,7 @@ from naflex_export.errors import ArtifactError, BackendError, NaflexExportError
 from naflex_export.serving.device import check_device
 from naflex_export.serving.manifest import Manifest
 from naflex_export.serving.opened import VerifiedFolder, opened
-from naflex_export.serving.patch_sizes import EntryPoints
+from naflex_export.serving.patch_sizes import PatchSizesRunner
 from naflex_export.serving.runner import Runner
 
 _RUNNERS = {"compile": "compile_runner", "aot": "aot_runner", "onnx": "onnx_runner", "trt": "tensorrt_runner"}
@@ -28,7 +28,7 @@ def load(
 ) -> Runner:
     """Return a Runner for an artifact, after checking size and sha256 of each of its files.
 
-    An artifact of several patch sizes gives `EntryPoints`: a Runner that picks by the width of the patches, and
+    An artifact of several patch sizes gives `PatchSizesRunner`: a Runner that picks by the width of the patches, and
     `run[16]` for one size. The folder of one size can be loaded by itself.
 
     What a `compile`, `aot` or `trt` artifact holds runs as code in this process: load such a one only from where you
@@ -49,15 +49,15 @@ def load(
 
     def use(folder: VerifiedFolder) -> Runner:
         check_trusted(folder.manifest, trusted)
-        if not folder.manifest.entry_points:
+        if not folder.manifest.by_patch_size:
             runner = open_verified(folder, at)
             runner.check_inputs = check_inputs
             return runner
         runners = {}
-        for size, inner in folder.entry_points().items():
+        for size, inner in folder.by_patch_size().items():
             runners[size] = open_verified(inner, at)
             runners[size].check_inputs = check_inputs
-        return EntryPoints(folder.manifest, runners)
+        return PatchSizesRunner(folder.manifest, runners)
 
     return opened(Path(path), use)
 

@@ -89,7 +89,7 @@ class Manifest:
         return Precision(self.dtype)
 
     @property
-    def entry_points(self) -> dict[int, str]:
+    def by_patch_size(self) -> dict[int, str]:
         """Folders of whole artifacts inside this one, by patch size; empty for an artifact of one size."""
         if self.kind != PATCH_SIZES:
             return {}

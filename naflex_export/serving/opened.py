@@ -75,14 +75,14 @@ class VerifiedFolder:
     handle: FolderHandle
     shown: Path
 
-    def entry_points(self) -> dict[int, VerifiedFolder]:
+    def by_patch_size(self) -> dict[int, VerifiedFolder]:
         """Return the artifact of each patch size; none of one size.
 
         Raises:
             ArtifactError: one is of another patch size, target, dtype or model than the manifest on top says.
         """
         found = {}
-        for size, name in self.manifest.entry_points.items():
+        for size, name in self.manifest.by_patch_size.items():
             inner = VerifiedFolder(self.path / name, Manifest.read(self.path / name), self.handle, self.shown / name)
             _check_entry_point(size, inner, self.manifest)
             found[size] = inner

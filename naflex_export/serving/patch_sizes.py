@@ -9,7 +9,7 @@ from naflex_export.serving.manifest import Manifest
 from naflex_export.serving.runner import Runner
 
 
-class EntryPoints(Runner):
+class PatchSizesRunner(Runner):
     """Runs an artifact of several patch sizes: each call by the entry point that its patches' width asks for.
 
     Attributes:

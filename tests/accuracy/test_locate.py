@@ -32,7 +32,7 @@ from naflex_export.serving.aot_runner import AotRunner
 from naflex_export.serving.compile_runner import CompileRunner
 from naflex_export.serving.manifest import Manifest
 from naflex_export.serving.onnx_runner import OnnxRunner
-from naflex_export.serving.patch_sizes import EntryPoints
+from naflex_export.serving.patch_sizes import PatchSizesRunner
 from naflex_export.serving.runner import Runner
 from naflex_export.serving.tensorrt_runner import TensorRTRunner
 from naflex_export.targets import compile as compiled
@@ -419,7 +419,7 @@ def test_several_patch_sizes_carry_the_one_that_failed(classifier: nn.Module) ->
 def test_an_artifact_of_several_patch_sizes_is_looked_into(
     classifier: nn.Module, onnx_runner: Callable[[str], Runner]
 ) -> None:
-    runner = EntryPoints(onnx_runner("float32").manifest, {4: onnx_runner("float32")})
+    runner = PatchSizesRunner(onnx_runner("float32").manifest, {4: onnx_runner("float32")})
     right = nx.gate(runner, classifier, effort="quick", locate=True).location
     assert right is not None and right.first is None and right.case == "patch4/photos-24-0"
     inputs = (torch.randn(1, 3, 48), torch.zeros(1, 3, 2, dtype=torch.int64), torch.ones(1, 3, dtype=torch.bool))

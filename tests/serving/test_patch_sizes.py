@@ -42,7 +42,7 @@ def share(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def test_each_size_is_a_whole_artifact(artifact: nx.Artifact) -> None:
-    assert list(artifact.entry_points) == list(SIZES)
+    assert list(artifact.by_patch_size) == list(SIZES)
     folders = sorted(path.name for path in artifact.path.iterdir())
     assert folders == ["gate", "manifest.json", "patch3", "patch4", "patch6"]
     for size in SIZES:
@@ -80,7 +80,7 @@ def test_an_artifact_of_one_size_is_as_it_was(tmp_path: Path) -> None:
     one = nx.export(tiny.flexible(), "onnx", tmp_path / "a", BUCKETS)
     fields = json.loads((tmp_path / "a" / "manifest.json").read_text())
     assert (fields["kind"], fields["schema"]) == ("encoder", 4)
-    assert "patch_size" not in fields["model"] and not one.entry_points
+    assert "patch_size" not in fields["model"] and not one.by_patch_size
     assert list(fields) == [
         "target", "dtype", "inputs", "outputs", "buckets", "model", "preprocessing", "versions", "build", "gate",
         "files", "kind", "schema", "sha256",
@@ -90,7 +90,7 @@ def test_an_artifact_of_one_size_is_as_it_was(tmp_path: Path) -> None:
 def test_a_runner_picks_by_the_width_of_the_patches(artifact: nx.Artifact) -> None:
     eager = tiny.flexible()
     run = nx.load(artifact.path)
-    assert isinstance(run, nx.EntryPoints)
+    assert isinstance(run, nx.PatchSizesRunner)
     for size in SIZES:
         batch = batch_of(size)
         rest = (batch.patch_coord, batch.patch_valid)
