@@ -143,6 +143,7 @@ def test_two_images_are_not_taken_for_the_two_axes(first: int, siglip: nn.Module
     assert counter.graphs == 2
 
 
+@pytest.mark.full
 def test_many_models_and_modes_do_not_use_up_torchs_limit(mixed: Batch) -> None:
     """Left alone, torch stops at eight graphs of one piece of code, whichever models and modes they are of."""
     inputs = mixed.patches, mixed.patch_coord, mixed.patch_valid

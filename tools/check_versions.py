@@ -82,6 +82,9 @@ def main() -> None:
         for row in checked(asked[1]):
             print(json.dumps(row), flush=True)
         return
+    unknown = [one for one in asked if one != "here" and "==" not in one]
+    if unknown:
+        sys.exit(f"{unknown[0]!r} is no release, such as timm==1.0.19, and not 'here' or --page\n\n{__doc__}")
     for one in asked or ["here"]:
         append(ROWS, FIELDS, check_beside(one))
 

@@ -121,6 +121,7 @@ def test_a_broken_library_names_its_reason(monkeypatch: pytest.MonkeyPatch, fold
         ModelSource(f"hf:{folder}", "random").load()
 
 
+@pytest.mark.full
 def test_the_command_line_exports_and_judges_a_folder(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -53,6 +53,7 @@ def test_a_classifier_gives_its_logits() -> None:
         assert_close(nx.compile(model, backend="eager")(*inputs).logits, expected)
 
 
+@pytest.mark.full
 def test_a_classifier_is_exported_with_its_classes(tmp_path: Path) -> None:
     """Its features need no pooling head: it averages the tokens by itself."""
     model, inputs = classifier(vision_use_head=False), batch_of(MIXED, 26)

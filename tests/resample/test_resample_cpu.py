@@ -147,7 +147,7 @@ def test_an_image_alone_with_its_grid_may_lie_in_any_memory(memory: str, grid: G
 
 @each_way_to_read
 def test_images_of_one_grid_are_resized_to_lengths_of_their_own(
-    how: Resampling, cells: int, kind: str, fill: bool, monkeypatch: pytest.MonkeyPatch
+    resampling: Resampling, cells: int, kind: str, fill: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Lengths are a caller's choice: a grid may be a corner of a larger resize for one image and not for the next."""
     monkeypatch.setattr(resample, "DENSE_CELLS", cells)
@@ -156,8 +156,8 @@ def test_images_of_one_grid_are_resized_to_lengths_of_their_own(
     lengths = grids + extra % torch.tensor([2, 3])
     assert (grids[-1] == grids[0]).all() and (lengths[-1] != lengths[0]).any()
     source = torch.randn(9, 7, 8, generator=torch.Generator().manual_seed(1))
-    found = add_to_zeros(source, coord, how, lengths, fill_padding=fill)
-    expected = resample_at(source, coord, how, lengths, fill_padding=fill)
+    found = add_to_zeros(source, coord, resampling, lengths, fill_padding=fill)
+    expected = resample_at(source, coord, resampling, lengths, fill_padding=fill)
     assert (found - expected).abs().max() <= 1e-6 * expected.abs().max()
 
 

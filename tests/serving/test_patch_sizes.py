@@ -259,6 +259,7 @@ def cli(*arguments: object) -> Result:
     return CliRunner().invoke(export_command, [str(argument) for argument in arguments])
 
 
+@pytest.mark.full
 def test_the_command_line_makes_and_judges_them(tmp_path: Path) -> None:
     out = tmp_path / "a"
     done = cli(

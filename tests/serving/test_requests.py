@@ -49,6 +49,7 @@ def test_the_fuzzer_sees_wrong_numbers_and_tracebacks(served: tuple[nn.Module, n
     assert kinds == ["traceback", "refused_in_vain", "different"]
 
 
+@pytest.mark.full
 def test_threads_in_different_modes_share_a_runner(served: tuple[nn.Module, nx.Runner]) -> None:
     """Eight threads, each in a mode of its own, begin at once; compiling is for one at a time, and for all."""
     model, runner = served
