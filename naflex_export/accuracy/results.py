@@ -44,9 +44,9 @@ class BaselineResult:
     """How a candidate's error compares with that of eager in the candidate's dtype, for one output over all cases.
 
     Attributes:
-        output: its name.
+        output: name of the output that was compared.
         candidate: root mean square over the cases of its relative L2 error against the float32 reference.
-        baseline: the same of eager in the candidate's dtype.
+        baseline: the same error of eager in the candidate's dtype.
     """
 
     output: str
@@ -68,9 +68,9 @@ class Distribution:
     """How large the errors of single values are, for one output over all cases.
 
     Attributes:
-        output: its name.
-        of: "candidate" or "baseline".
-        dtype: that it ran in.
+        output: name of the output that was compared.
+        of: whose errors are counted, "candidate" or "baseline".
+        dtype: the dtype that it ran in.
         decades: powers of ten of the bins' upper edges, as shares of the reference's root mean square in each case.
         counts: values with an error up to each edge and above the one before it, and last those above all.
     """

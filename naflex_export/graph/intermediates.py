@@ -113,8 +113,8 @@ class Place:
     """Where in a model a node of a graph belongs.
 
     Attributes:
-        modules: those that it is in, from the innermost to the outermost; none for the model's own code.
-        certain: whether that is all; else it may be in further ones.
+        modules: the modules that the value is in, from the innermost to the outermost; none for the model's own code.
+        certain: whether those are all; if not, it may be in further modules.
     """
 
     modules: frozenset[str] = frozenset()

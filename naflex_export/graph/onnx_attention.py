@@ -43,7 +43,8 @@ class _Rule:
     Values that `pattern` names are given to `check` and `rewrite` by these names.
 
     Attributes:
-        parts: that rows of [batch, tokens, parts * heads * width] are split into, where one projection makes several.
+        parts: how many parts rows of [batch, tokens, parts * heads * width] are split into, where one projection makes
+            several.
     """
 
     parts = 1

@@ -45,7 +45,7 @@ class Step:
 
     Attributes:
         op: the operator, such as `MatMul` or `aten.linear.default`.
-        name: the node's own.
+        name: the name of the node in its graph.
         module: the module of the model that it came from, such as `blocks.7.attn`; empty for the encoder's own forward.
         reads: the values whose contents it uses.
         writes: the values it makes.
@@ -68,8 +68,8 @@ class GraphView:
 
     Attributes:
         inputs, outputs: the graph's values under their public names.
-        steps: in the order in which they run.
-        dtypes: of each tensor, in torch's words; weights too.
+        steps: the operators' steps, in the order in which they run.
+        dtypes: the dtype of each tensor, weights too, as torch names it.
         storage: the value in whose memory another lies, as a view or after a change in place: what changes one of them
             changes both.
     """
