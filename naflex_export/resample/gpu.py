@@ -147,24 +147,21 @@ class _CellReader(_KernelReader):
 
     def add_to_(self, x_BNC: Tensor, grid_HWC: Tensor) -> None:
         """Add to each token the resized grid's value there."""
-        self._run(kernels.add_cells, _dense(x_BNC), grid_HWC)
+        self._run(kernels.add_cells, x_ptr=_dense(x_BNC), grid_ptr=grid_HWC)
 
     def gradient(self, grad_BNC: Tensor, source: tuple[int, int]) -> Tensor:
         """Return the source grid's gradient [H, W, C] float32; its sums are made in no fixed order."""
         total_HWC = grad_BNC.new_zeros(*source, grad_BNC.shape[-1], dtype=torch.float32)
-        self._run(kernels.gradient_of_cells, total_HWC, grad_BNC.contiguous())
+        self._run(kernels.gradient_of_cells, grad_ptr=grad_BNC.contiguous(), total_ptr=total_HWC)
         return total_HWC
 
-    def _run(self, kernel: kernels.Kernel, changed: Tensor, read: Tensor) -> None:
-        """Run a kernel that changes its first tensor and reads its second, one of which is a batch."""
+    def _run(self, kernel: kernels.Kernel, **tensors: Tensor) -> None:
+        """Run a kernel on a batch and a source grid, which it takes by these names."""
         images, tokens, _ = self.coord_BN2.shape
-        channels = changed.shape[-1]
+        channels = next(iter(tensors.values())).shape[-1]
         programs = images, _blocks(tokens, CELL_BLOCKS["BLOCK_X"]), _blocks(channels, CELL_BLOCKS["BLOCK_C"])
-        batch, grid = (changed, read) if kernel is kernels.add_cells else (read, changed)
-        places = {"coord_ptr": self.coord_BN2, "plan_ptr": self.plan_B3, "lengths_ptr": self.lengths_B2}
-        names = ("x_ptr", "grid_ptr") if kernel is kernels.add_cells else ("grad_ptr", "total_ptr")
         kernel[programs](
-            **dict(zip(names, (batch, grid), strict=True)), **places,
+            **tensors, coord_ptr=self.coord_BN2, plan_ptr=self.plan_B3, lengths_ptr=self.lengths_B2,
             N=tokens, H=self.source[0], W=self.source[1], C=channels, **CELL_BLOCKS, **self._options(),
         )  # fmt: skip
 
