@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 import torch
 from torch import Tensor, nn
 
@@ -209,6 +210,26 @@ def test_artifacts_are_judged_on_the_gpu(target: str, dtype: str, model: nn.Modu
     if ON_GPU:
         assert artifact.report.judged == f"the artifact, on {nx.load(tmp_path / 'a').device}"
     print(f"{target} {dtype}: {artifact.report.worst}")
+
+
+OTHER_MODELS = {
+    "averaged": tiny.classifier,
+    "rotary": lambda: tiny.naflexvit(pos_embed="none", rope_type="axial"),
+    "128x128": lambda: tiny.naflexvit(pos_embed_grid_size=(128, 128), pos_embed_antialias=False),
+    "factorized": lambda: tiny.naflexvit(pos_embed="factorized"),
+    "siglip2": tiny.siglip2,
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("kind", OTHER_MODELS)
+def test_onnx_runtime_has_a_kernel_for_all_that_models_do(kind: str, dtype: str, tmp_path: Path) -> None:
+    """Its CUDA provider lacks some operators in some dtypes: what it leaves to the CPU is refused."""
+    backend_or_skip("onnx")
+    model = OTHER_MODELS[kind]().to(DEVICE)
+    artifact = nx.export(model, "onnx", tmp_path / "a", [BUCKET], dtype, effort="quick", require_run=ON_GPU)
+    if ON_GPU:
+        assert artifact.report.judged == f"the artifact, on {nx.load(tmp_path / 'a').device}"
 
 
 def test_memory_of_a_call_is_its_peak() -> None:

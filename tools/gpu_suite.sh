@@ -66,7 +66,7 @@ else
     model=naflexvit_base_patch16_siglip rounds=5 total=${TOTAL:-420} workers=8
     embed_batches=(256 512) sources=(16 32 128) encoder_batches=(256) tokens=(256) encoder_dtype=bfloat16
     siglip2=''
-    limits=(110 30 90 60 150 60 110)
+    limits=(180 30 90 60 150 60 150)
 fi
 mkdir -p "$out"
 out=$(realpath "$out")

@@ -125,9 +125,19 @@ _DAMAGED = ("InvalidProtobuf", "InvalidGraph", "NoSuchFile", "NoModel", "Invalid
 _TOO_NEW = ("opset", "IR version", "ir_version")
 """What it says of a graph that a newer release of it would take."""
 
+_OF_SHAPES = {
+    *("Shape", "Size", "Constant", "ConstantOfShape", "Gather", "Slice", "Split", "Concat", "Squeeze", "Unsqueeze"),
+    *("Reshape", "Identity", "Cast", "Range", "Expand", "Where", "Equal", "Less", "Greater", "Not", "And", "Or"),
+    *("Add", "Sub", "Mul", "Div", "Mod", "Neg", "Abs", "Min", "Max"),
+}
+"""Operators that compute sizes from sizes, which ONNX Runtime does on the CPU for the GPU's sake."""
+
 
 def open_session(path: Path, device: torch.device) -> Any:
     """Return a session on one provider: ONNX Runtime itself falls back to the CPU unasked.
+
+    On a GPU it still computes the sizes of tensors on the CPU, and refuses every graph of open sizes where that is
+    forbidden (`session.disable_cpu_ep_fallback`): so it is asked afterwards what runs where.
 
     It uses as many threads as torch does in this process. By itself it would take a core each, whatever
     `OMP_NUM_THREADS` or `torch.set_num_threads` say.
@@ -147,7 +157,7 @@ def open_session(path: Path, device: torch.device) -> Any:
     if device.type == "cuda":
         wanted = "CUDAExecutionProvider"
         provider = (wanted, {"device_id": device.index or 0, "use_tf32": 0})
-        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     try:
         session = onnxruntime.InferenceSession(path, options, providers=[provider], enable_fallback=0)
     except Exception as error:  # onnxruntime raises classes of its own for every cause
@@ -161,4 +171,24 @@ def open_session(path: Path, device: torch.device) -> Any:
             f"ONNX Runtime offers {session.get_providers()} and not {wanted}: install onnxruntime-gpu and its CUDA "
             "libraries, or load with device='cpu'"
         )
+    if device.type == "cuda" and (strays := left_to_cpu(session)):
+        raise BackendError(
+            f"ONNX Runtime's CUDA provider has no kernel for {', '.join(strays)} of {path.name}, which would run on "
+            "the CPU: take a newer onnxruntime-gpu, export in another dtype, or load with device='cpu'"
+        )
     return session
+
+
+def left_to_cpu(session: Any) -> list[str]:
+    """Return the nodes that a session for a GPU would run on the CPU, but for those that compute sizes.
+
+    Args:
+        session: made with `session.record_ep_graph_assignment_info`.
+    """
+    return [
+        f"{node.op_type} {node.name!r}"
+        for part in session.get_provider_graph_assignment_info()
+        if part.ep_name == "CPUExecutionProvider"
+        for node in part.get_nodes()
+        if node.op_type not in _OF_SHAPES
+    ]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import onnxruntime
 import pytest
 import tiny
 import torch
+from onnx import NodeProto, TensorProto, helper
 from torch import Tensor, nn
 
 import naflex_export as nx
@@ -14,6 +16,7 @@ from naflex_export.batch import noise_batch
 from naflex_export.exporter import export
 from naflex_export.grid import Grid
 from naflex_export.serving.load import load
+from naflex_export.serving.onnx_runner import left_to_cpu
 
 BUCKETS = [nx.Bucket(16, (1, 2, 8)), nx.Bucket(24, (1, 2, 2))]
 Inputs = tuple[Tensor, Tensor, Tensor]
@@ -119,3 +122,21 @@ def test_checks_of_values_can_be_left_out(path: Path) -> None:
     trusting(P, C, without_prefix(V))
     with pytest.raises(nx.InputError, match="patches is float16"):
         trusting(P.half(), C, V)
+
+
+def test_only_what_computes_sizes_may_run_beside_a_gpu() -> None:
+    """A session on a CPU stands in for one for a GPU that leaves all its nodes to the CPU."""
+    sizes, product = [helper.make_node("Shape", ["x"], ["size"])], [helper.make_node("MatMul", ["x", "x"], ["y"])]
+    assert left_to_cpu(session_of(sizes, "size", TensorProto.INT64, [2])) == []
+    assert left_to_cpu(session_of([*sizes, *product], "y", TensorProto.FLOAT, ["n", "n"])) == ["MatMul ''"]
+
+
+def session_of(nodes: list[NodeProto], output: str, dtype: int, shape: list[int | str]) -> onnxruntime.InferenceSession:
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", "n"])]
+    outputs = [helper.make_tensor_value_info(output, dtype, shape)]
+    model = helper.make_model(
+        helper.make_graph(nodes, "g", inputs, outputs), opset_imports=[helper.make_opsetid("", 20)], ir_version=10
+    )
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
