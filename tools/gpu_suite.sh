@@ -105,7 +105,7 @@ step() {
 
 echo "$named"
 NAFLEX_GPU_TESTS_ON=$device step tests \
-    "$python" -m pytest -q -n "$workers" --dist load -m gpu -k "not memory" -v -rs -p no:cacheprovider tests/test_gpu.py
+    "$python" -m pytest -q -n "$workers" --dist load -m gpu -k "not memory" -v -rs --show-capture=no --tb=short -p no:cacheprovider tests/test_gpu.py
 NAFLEX_GPU_TESTS_ON=$device step memory \
     "$python" -m pytest -q -n 0 -m gpu -k memory -p no:cacheprovider tests/test_gpu.py  # of the device: nobody beside it
 for dtype in float32 bfloat16; do

@@ -47,6 +47,22 @@ def strip_traces(model: ir.Model) -> None:
             node.metadata_props[_SCOPES] = scopes
 
 
+def expand_for_tile(model: ir.Model) -> None:
+    """Replace each Tile that only repeats axes of one value by the Expand that it is.
+
+    ONNX Runtime's CUDA provider tiles no booleans, and would take a mask to the CPU and back.
+    """
+    for node in model.graph.all_nodes():
+        given, repeats = (*node.inputs, None, None)[:2]
+        if node.op_type != "Tile" or given is None or repeats is None or given.shape is None:
+            continue
+        times = ir.convenience.get_const_tensor(repeats)
+        if times is not None and all(
+            count == 1 or size == 1 for count, size in zip(times.numpy().tolist(), given.shape, strict=True)
+        ):
+            node.op_type = "Expand"
+
+
 def drop_value_info(model: ir.Model) -> None:
     """Drop what the graph says of the types and shapes inside of it, which ONNX's own rules tell anyone who asks.
 

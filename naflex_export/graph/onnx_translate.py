@@ -78,6 +78,7 @@ def translate(
     passes.rename_dims(model, program.dim_names)
     passes.rename_outputs(model, [spec.name for spec in program.outputs])
     read_heads_in_rows(model)
+    passes.expand_for_tile(model)
     passes.strip_traces(model)
     graph_checks.require(graph_checks.check_onnx(model, program, opset, refusals))
     return model

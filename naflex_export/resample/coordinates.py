@@ -22,8 +22,8 @@ def grids_of(coord_BN2: Tensor) -> Tensor:
 def inside(coord_BN2: Tensor) -> Tensor:
     """Return [B, N, 1] bool: True for the first h * w tokens of each image, False for its padding."""
     token_N = torch.arange(coord_BN2.shape[1], device=coord_BN2.device)
-    height_B1, width_B1 = grids_of(coord_BN2).split(1, dim=1)  # multiplied: ONNX Runtime has no ReduceProd on a GPU
-    return (token_N < height_B1 * width_B1).unsqueeze(-1)
+    height_B, width_B = grids_of(coord_BN2).unbind(dim=1)  # multiplied: ONNX Runtime has no ReduceProd on a GPU
+    return (token_N < (height_B * width_B).unsqueeze(-1)).unsqueeze(-1)
 
 
 def positions(coord_BN2: Tensor, lengths_B2: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -26,7 +26,9 @@ def check_device(device: torch.device | str) -> torch.device:
 
 
 def resolve_device(device: torch.device | None) -> torch.device:
-    """Return the device asked for, by default a GPU where there is one.
+    """Return the device asked for, by default a GPU where there is one; of GPUs, with its number.
+
+    A traced graph takes `cuda` and `cuda:0` for two devices.
 
     Raises:
         BackendError: it is not on this machine.
@@ -36,4 +38,6 @@ def resolve_device(device: torch.device | None) -> torch.device:
         raise BackendError(f"device {str(device)!r} was asked for, and torch finds no CUDA device: use device='cpu'")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise BackendError(f"device {str(device)!r} was asked for, and torch finds {torch.cuda.device_count()} of them")
+    if device == torch.device("cuda"):
+        return torch.device("cuda", torch.cuda.current_device())
     return device

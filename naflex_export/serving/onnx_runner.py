@@ -15,6 +15,7 @@ from torch import Tensor
 from naflex_export.batch import noise_batch
 from naflex_export.errors import ArtifactError, BackendError
 from naflex_export.grid import Grid
+from naflex_export.serving.device import resolve_device
 from naflex_export.serving.graph_signature import check_graph
 from naflex_export.serving.manifest import Manifest
 from naflex_export.serving.runner import Runner
@@ -29,12 +30,20 @@ def require_run() -> None:
 
 
 def open(folder: Path, manifest: Manifest, device: torch.device | None) -> Runner:
-    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = resolve_device(device or default_device())
     if manifest.dtype == "bfloat16" and device.type == "cpu":
         raise BackendError(
             "ONNX Runtime's CPU provider has no bfloat16: run this artifact on a GPU, or export in another dtype"
         )
     return OnnxRunner(folder / FILE, manifest, device)
+
+
+def default_device() -> torch.device:
+    """Return where a graph runs unless told: a GPU where there is one and the ONNX Runtime that is installed has it."""
+    import onnxruntime
+
+    has_gpu = torch.cuda.is_available() and "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+    return torch.device("cuda" if has_gpu else "cpu")
 
 
 class OnnxRunner(Runner):

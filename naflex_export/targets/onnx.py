@@ -27,7 +27,7 @@ from naflex_export.graph.program import Program
 from naflex_export.graph.view import step_of
 from naflex_export.precision import Precision
 from naflex_export.serving.manifest import Manifest
-from naflex_export.serving.onnx_runner import FILE, OnnxRunner, open_session
+from naflex_export.serving.onnx_runner import FILE, OnnxRunner, default_device, open_session
 from naflex_export.serving.runner import Runner
 from naflex_export.targets import StandIn
 
@@ -46,7 +46,8 @@ def build(program: Program, folder: Path, settings: BuildSettings) -> dict[str, 
 
 
 def cannot_run(precision: Precision) -> str:
-    return "ONNX Runtime's CPU provider has no bfloat16" if precision.dtype == "bfloat16" else ""
+    is_missing = precision.dtype == "bfloat16" and default_device().type == "cpu"
+    return "ONNX Runtime's CPU provider has no bfloat16" if is_missing else ""
 
 
 def stand_in(folder: Path, manifest: Manifest) -> StandIn | None:

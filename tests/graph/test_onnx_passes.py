@@ -51,6 +51,24 @@ def test_types_are_inferred_at_any_size(siglip_onnx: ir.Model) -> None:
     assert [dim.dim_value for dim in types["tokens"].shape.dim] == [2, 7, 32]
 
 
+@pytest.mark.parametrize(
+    ("shape", "times", "operator"),
+    [((2, 1, 1, 3), (1, 2, 1, 1), "Expand"), ((2, 1, 3), (1, 3, 1), "Expand"), ((2, 2, 3), (1, 3, 1), "Tile")],
+    ids=["one-axis-of-four", "one-of-three", "not-of-one-value"],
+)
+def test_repeated_axes_of_one_value_are_expanded(shape: tuple[int, ...], times: tuple[int, ...], operator: str) -> None:
+    made = [size * count for size, count in zip(shape, times, strict=True)]
+    model = ir.from_onnx_text(
+        f'<ir_version: 10, opset_import: ["" : 20]> g (bool{list(shape)} x) => (bool{made} y) '
+        f"<int64[{len(times)}] t = {{{', '.join(map(str, times))}}}> {{ y = Tile(x, t) }}"
+    )
+    passes.expand_for_tile(model)
+    assert [node.op_type for node in model.graph] == [operator]
+    session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
+    mask = np.arange(np.prod(shape)).reshape(shape) % 5 < 2
+    assert np.array_equal(session.run(None, {"x": mask})[0], np.tile(mask, times))
+
+
 def noted(text: str, **modules: str) -> ir.Model:
     """Return a graph whose shapes are known and whose values, by name, are noted to be made in these modules."""
     model = ShapeInferencePass()(ir.from_onnx_text(f'<ir_version: 10, opset_import: ["" : 23]> {text}')).model

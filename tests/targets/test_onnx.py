@@ -94,5 +94,5 @@ def test_large_weights_go_to_a_file_of_their_own(siglip: nn.Module, tmp_path: Pa
 @pytest.mark.skipif(torch.cuda.is_available(), reason="asks for CUDA where there is none")
 @pytest.mark.parametrize("low", ["float16"], indirect=True)
 def test_a_missing_gpu_is_an_error_not_a_fallback(low: nx.Artifact) -> None:
-    with pytest.raises(nx.BackendError, match="cannot run model.onnx on cuda|not CUDAExecutionProvider"):
+    with pytest.raises(nx.BackendError, match="'cuda' was asked for, and torch finds no CUDA device"):
         load(low.path, device="cuda")
