@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from naflex_export.accuracy.gate import gate
     from naflex_export.accuracy.results import GateReport
     from naflex_export.compiled import CompiledModel, compile
+    from naflex_export.embed.preprocess import Preprocessor
     from naflex_export.errors import (
         ArtifactError,
         BackendError,
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
         GateFailure,
         InputError,
         NaflexExportError,
+        PhotoError,
         RequestError,
         UnsupportedModelError,
     )
@@ -45,6 +47,8 @@ _MODULES = {
     "Grid": "grid",
     "InputError": "errors",
     "NaflexExportError": "errors",
+    "PhotoError": "errors",
+    "Preprocessor": "embed.preprocess",
     "RequestError": "errors",
     "Runner": "serving.runner",
     "UnsupportedModelError": "errors",
@@ -69,6 +73,8 @@ __all__ = [
     "InputError",
     "NaflexExportError",
     "PatchSizesRunner",
+    "PhotoError",
+    "Preprocessor",
     "RequestError",
     "Runner",
     "UnsupportedModelError",

@@ -21,6 +21,10 @@ class InputError(RequestError):
     """A Runner was called with inputs outside what its artifact accepts."""
 
 
+class PhotoError(RequestError):
+    """A photo cannot be read, is larger than the limit, or is of a kind that has no plain meaning as RGB."""
+
+
 class UnsupportedModelError(RequestError):
     """The model, or one of its options, is not known to this release."""
 

@@ -67,6 +67,18 @@ def test_serving_imports_nothing_of_the_building_side() -> None:
                 assert allowed or top in sys.stdlib_module_names, f"{name} imports {found}"
 
 
+EMBED_LIBRARIES = {"numpy", "PIL"}
+
+
+def test_embed_imports_no_torch_and_nothing_of_the_building_side() -> None:
+    for name, path in MODULES.items():
+        if name.startswith("naflex_export.embed"):
+            for found in imported(path):
+                top, *inner = found.split(".")
+                allowed = inner[0] in (*SERVING, "embed") if top == "naflex_export" else top in EMBED_LIBRARIES
+                assert allowed or top in sys.stdlib_module_names, f"{name} imports {found}"
+
+
 def test_public_names_are_all_there() -> None:
     for name in nx.__all__:
         assert getattr(nx, name).__name__ == name or isinstance(getattr(nx, name), type)
