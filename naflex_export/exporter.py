@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import nn
 
+from naflex_export.accuracy import golden
 from naflex_export.accuracy.cases import STANDARD, CaseSelection
 from naflex_export.accuracy.gate import GateSettings
 from naflex_export.accuracy.judge_artifact import judge_opened, open_to_judge, refuse_stand_in
@@ -232,7 +233,9 @@ class Exporter:
         with self.observer.stage("build"):
             settings = dataclasses.replace(self.request.settings, announce=self.observer.announce)
             build = self.target.build(program, folder, settings)
-        return self.describe(adapter, program, build).write(folder)
+        draft = self.describe(adapter, program, build)
+        golden.add(folder, draft)
+        return draft.write(folder)
 
     def describe(self, adapter: ModelAdapter, program: Program, build: dict[str, Any]) -> Manifest:
         """Return what an artifact says of itself, but for its files and the gate's verdict.

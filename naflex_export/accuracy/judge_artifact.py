@@ -8,10 +8,12 @@ from pathlib import Path
 
 from torch import nn
 
+from naflex_export.accuracy import golden
 from naflex_export.accuracy.cases import CaseSelection
 from naflex_export.accuracy.gate import GateSettings, judge, summary_of
 from naflex_export.accuracy.photos import Photos, load_photos
 from naflex_export.accuracy.results import GateReport, merged, selections_by_size
+from naflex_export.embed.golden import read
 from naflex_export.errors import BackendError, RequestError
 from naflex_export.models import adapter_of
 from naflex_export.models.model_sources import weights_sha256
@@ -101,17 +103,25 @@ def judge_opened(opened: StandIn, reference: nn.Module, photos: Photos, settings
         settings: the artifact's, as `GateSettings.of` its manifest.
     """
     report = judge(opened.runner, reference, photos, settings)
-    summary = summary_of(opened.runner.manifest)
-    return dataclasses.replace(report, artifact=summary, judged=opened.judged, not_run=opened.not_run)
+    manifest = opened.runner.manifest
+    photo = golden.judge(opened.golden, manifest, adapter_of(reference, settings.patch_size))
+    return dataclasses.replace(
+        report,
+        artifact=summary_of(manifest),
+        judged=opened.judged,
+        not_run=opened.not_run,
+        preprocessing=photo.said,
+        problems=(*report.problems, *photo.problems),
+    )
 
 
 def open_to_judge(folder: VerifiedFolder) -> StandIn:
     """Return the artifact itself, or what stands in for it where this machine cannot run it."""
-    replacement = open_stand_in(folder)
-    if replacement is not None:
-        return replacement
-    runner = open_verified(folder)
-    return StandIn(runner, judged=f"the artifact, on {runner.device}", not_run="")
+    found = open_stand_in(folder)
+    if found is None:
+        runner = open_verified(folder)
+        found = StandIn(runner, judged=f"the artifact, on {runner.device}", not_run="")
+    return dataclasses.replace(found, golden=read(folder.path, folder.manifest))
 
 
 def open_stand_in(folder: VerifiedFolder) -> StandIn | None:

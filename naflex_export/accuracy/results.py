@@ -15,6 +15,9 @@ from naflex_export.errors import GateFailure, RequestError
 SCHEMA = 2
 """Version of the layout of `GateReport.to_json`, which docs/gate.md describes."""
 
+GOLDEN = "golden-photo"
+"""What problems with an artifact's golden photo begin with: no case to be run again, for it is judged each time."""
+
 BASELINE_FACTOR = 2.0
 """How many times eager's own error in a low precision a candidate's may be."""
 
@@ -204,6 +207,8 @@ class GateReport:
         skipped_photos: why each file among the photos was left out.
         reference_sha256: of the reference's weights, as manifests have it. A vectorized copy that is rounded rounds the
             model that it shares parameters with: reports on one model then hold different hashes.
+        preprocessing: how the artifact's golden photo compares with what the library makes of it; empty where the
+            candidate was a plain callable.
     """
 
     dtype: str
@@ -222,6 +227,7 @@ class GateReport:
     not_run: str = ""
     skipped_photos: dict[str, str] = field(default_factory=dict)
     reference_sha256: str = ""
+    preprocessing: str = ""
 
     @property
     def passed(self) -> bool:

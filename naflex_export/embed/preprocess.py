@@ -76,10 +76,22 @@ class Preprocessor:
                 are stored, `fast_jpeg=True` decodes large JPEGs at part of their size, `most_pixels` limits a photo.
 
         Raises:
-            ArtifactError: the folder is no artifact, or does not say how photos are preprocessed.
+            ArtifactError: the folder is no artifact, or does not say how photos are preprocessed, or its golden photo
+                becomes other tensors on this machine.
             RequestError: its preprocessing is none that this release can do, or an argument is not possible.
         """
-        return cls.of_manifest(Manifest.read(Path(path)), patch_size=patch_size, **policy)
+        from naflex_export.embed import golden
+
+        folder = Path(path)
+        manifest = Manifest.read(folder)
+        made = cls.of_manifest(manifest, patch_size=patch_size, **policy)
+        if patch_size in manifest.by_patch_size:
+            folder = folder / manifest.by_patch_size[patch_size]
+            manifest = Manifest.read(folder)
+        found = golden.read(folder, manifest)
+        if found is not None:
+            found.check(cls.of_manifest(manifest))
+        return made
 
     @classmethod
     def of_manifest(cls, manifest: Manifest, *, patch_size: int | None = None, **policy: Any) -> Preprocessor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -109,9 +109,9 @@ class Preprocessing:
             return (pixel_V1.astype(np.float32) - mean_C * factor) / (std_C * factor)
         return ((pixel_V1 * self.rescale).astype(np.float32) - mean_C) / std_C
 
-    def at(self, patch_size: int) -> Preprocessing:
-        """Return the same for square patches of another size."""
-        return replace(self, patch_size=(patch_size, patch_size))
+    def fields(self) -> dict[str, Any]:
+        """Return all of it as plain JSON values, for a manifest."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> Preprocessing:
@@ -124,7 +124,7 @@ class Preprocessing:
             ArtifactError: a field is missing or of another type.
         """
         try:
-            read = _of_transformers(fields) if "image_mean" in fields else dict(fields)
+            read = _of_transformers(fields) if "image_mean" in fields and "mean" not in fields else dict(fields)
             names = cls.__dataclass_fields__
             values = {name: value for name, value in read.items() if name in names}
             for name in ("mean", "std"):
@@ -140,21 +140,38 @@ class Preprocessing:
 
 
 def _of_transformers(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a `Siglip2ImageProcessor`, which old manifests hold, in our words.
+    """Return the settings of a `Siglip2ImageProcessor`, which is all that old manifests hold, in our words.
 
     Its torchvision backend was what artifacts were judged with: torchvision is always there where they are made.
     """
-    for name in ("do_resize", "do_rescale", "do_normalize"):
-        if settings.get(name, True) is not True:
-            raise ValueError(f"{name} is {settings[name]!r}")
-    return {
-        "library": settings["library"],
-        "patch_size": settings["patch_size"],
-        "mean": settings["image_mean"],
-        "std": settings["image_std"],
-        "interpolation": _OF_PIL[settings.get("resample", 2)],
-        "resizer": TORCHVISION,
-        "rescale": settings.get("rescale_factor", 1 / 255),
-        "normalize": FUSED,
-        "alpha": "white",
-    }
+    return of_processor(settings["library"], settings["patch_size"], settings, is_torchvision=True).fields()
+
+
+def of_processor(
+    library: str, patch_size: int, settings: Mapping[str, Any], is_torchvision: bool, alpha: str = "white"
+) -> Preprocessing:
+    """Return what an image processor of transformers does.
+
+    Args:
+        library: its name.
+        patch_size: that it is called with.
+        settings: its own, as it saves them. Steps that are turned off get names that `Preprocessing.check` refuses,
+            but for the two that another factor says as well.
+        is_torchvision: whether its backend is torchvision, which resizes otherwise and normalizes in one step.
+        alpha: what it does with transparency.
+    """
+    do = {name: settings.get(f"do_{name}", True) for name in ("resize", "rescale", "normalize")}
+    separate = SEPARATE if do["normalize"] else "none"
+    number = settings.get("resample", 2)
+    return Preprocessing(
+        library=library,
+        patch_size=(patch_size, patch_size),
+        mean=tuple(settings["image_mean"]),
+        std=tuple(settings["image_std"]),
+        interpolation=_OF_PIL.get(number, str(number)),
+        resizer=TORCHVISION if is_torchvision else PIL,
+        rescale=settings.get("rescale_factor", 1 / 255) if do["rescale"] else 1.0,
+        normalize=FUSED if is_torchvision and do["rescale"] and do["normalize"] else separate,
+        rule=RULE if do["resize"] else "none",
+        alpha=alpha,
+    )

@@ -12,13 +12,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self, cast
 
+import numpy as np
+import PIL.Image
 import torch
 from PIL.Image import Image
 from torch import Tensor, nn
 from transformers import Siglip2ForImageClassification, Siglip2ImageProcessor, Siglip2Model, Siglip2VisionModel
+from transformers.image_processing_backends import TorchvisionBackend
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
 from transformers.models.siglip2.modeling_siglip2 import Siglip2VisionEmbeddings
 
+from naflex_export.embed.preprocessing import of_processor
 from naflex_export.errors import RequestError, UnsupportedModelError
 from naflex_export.grid import Grid
 from naflex_export.models.adapter import ModelAdapter, check_outputs, refuse_replaced
@@ -268,9 +272,12 @@ class Siglip2(ModelAdapter):
         settings = json.loads(processor.to_json_string())
         if origin not in (_DEFAULTS, self.model.name_or_path):
             warnings.warn(_said_of_defaults(origin, settings), stacklevel=2)
-        del settings["max_num_patches"]  # a bucket's tokens
-        settings["patch_size"] = self._vision.config.patch_size
-        return {"library": "transformers.Siglip2ImageProcessor", "settings_from": origin, **settings}
+        del settings["max_num_patches"], settings["patch_size"]  # a bucket's tokens; the model's own
+        library = f"transformers.{type(processor).__name__}"
+        is_torchvision = isinstance(processor, TorchvisionBackend)
+        size = self._vision.config.patch_size
+        said = of_processor(library, size, settings, is_torchvision, _alpha_of(processor))
+        return {"settings_from": origin, **settings, **said.fields()}
 
     def transform(self, tokens: int) -> Callable[[Image], dict[str, Tensor]]:
         processor, _ = _processor(self.model)
@@ -298,6 +305,16 @@ class Siglip2(ModelAdapter):
 
 def _outputs(encoded: BaseModelOutputWithPooling) -> dict[str, Tensor]:
     return {"features": encoded.pooler_output, "tokens": encoded.last_hidden_state}
+
+
+def _alpha_of(processor: Any) -> str:
+    """Return what a processor makes of transparency once it is told to convert: that changed between releases."""
+    clear = PIL.Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+    try:
+        made = processor(images=clear, do_convert_rgb=True, max_num_patches=1, patch_size=8, return_tensors="np")
+    except Exception:  # it takes no such images at all, and any policy will do
+        return "white"
+    return "white" if float(np.asarray(made["pixel_values"]).min()) > 0 else "drop"
 
 
 def _said_of_defaults(origin: str, settings: dict[str, Any]) -> str:

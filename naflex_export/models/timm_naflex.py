@@ -20,6 +20,7 @@ from timm.models import NaFlexVit
 from timm.models.naflexvit import NaFlexEmbeds, create_attention_mask
 from torch import Tensor, nn
 
+from naflex_export.embed.preprocessing import Preprocessing
 from naflex_export.errors import RequestError, UnsupportedModelError
 from naflex_export.models.adapter import ModelAdapter, check_outputs, one_tensor, refuse_replaced
 from naflex_export.models.copies import shared_copy
@@ -351,14 +352,15 @@ class TimmNaFlex(ModelAdapter):
 
     def preprocessing(self) -> dict[str, Any]:
         data = resolve_data_config(model=self.model)
-        return {
-            "library": "timm.data.create_transform",
-            "mean": list(data["mean"]),
-            "std": list(data["std"]),
-            "interpolation": data["interpolation"],
-            "patch_size": list(self._patch_size),
-            "channels_last": option_of(self.model.embeds, "channels_last"),
-        }
+        height, width = self._patch_size
+        return Preprocessing(
+            library="timm.data.create_transform",
+            patch_size=(height, width),
+            mean=tuple(data["mean"]),
+            std=tuple(data["std"]),
+            interpolation=data["interpolation"],
+            channels_last=option_of(self.model.embeds, "channels_last"),
+        ).fields()
 
     def transform(self, tokens: int) -> Callable[[Image], dict[str, Tensor]]:
         settings = self.preprocessing()

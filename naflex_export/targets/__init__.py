@@ -15,6 +15,7 @@ from naflex_export.errors import RequestError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from naflex_export.embed.golden import Golden
     from naflex_export.graph.build_settings import BuildSettings
     from naflex_export.graph.intermediates import Shapes, Tapped
     from naflex_export.graph.program import Program
@@ -59,11 +60,15 @@ class Target(Protocol):
 
 @dataclass(frozen=True)
 class StandIn:
-    """A Runner judged in place of the artifact's own, what it is, and why the artifact itself was not run."""
+    """A Runner judged in place of the artifact's own, what it is, and why the artifact itself was not run.
+
+    And the artifact's golden photo, if it has one.
+    """
 
     runner: Runner
     judged: str
     not_run: str
+    golden: Golden | None = None
 
 
 _MODULES = {"compile": "compile", "aot": "aot", "onnx": "onnx", "trt": "tensorrt"}

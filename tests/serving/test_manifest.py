@@ -42,7 +42,12 @@ def test_manifest_says_what_is_there(artifact: Path) -> None:
     fields = json.loads((artifact / MANIFEST).read_text())
     assert (fields["kind"], fields["schema"]) == ("encoder", 4)
     assert fields["target"] == "onnx" and fields["dtype"] == "float32"
-    assert set(fields["files"]) == {"model.onnx", "gate/report.json"}
+    assert set(fields["files"]) == {
+        "model.onnx",
+        "gate/report.json",
+        "golden/photo.png",
+        "golden/patches.npz",
+    }
     for name, file in fields["files"].items():
         assert file == {"bytes": (artifact / name).stat().st_size, "sha256": sha256_of(artifact / name)}
     assert fields["gate"]["passed"] is True and fields["gate"]["worst"]["relative_l2"] < 1e-4

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from naflex_export.accuracy.cases import difference_from_standard
-from naflex_export.accuracy.results import BASELINE_FACTOR, CaseResult, GateReport, Tap
+from naflex_export.accuracy.results import BASELINE_FACTOR, GOLDEN, CaseResult, GateReport, Tap
 from naflex_export.grid import Bucket
 
 MOST_LINES = 12
@@ -82,6 +82,8 @@ def facts(report: GateReport) -> list[tuple[str, str]]:
     buckets = dict.fromkeys(result.bucket for result in report.results)
     if buckets:
         found.append(("Buckets", "; ".join(_bucket(text) for text in buckets)))
+    if report.preprocessing:
+        found.append(("Preprocessing", report.preprocessing))
     found.append(("Effort", effort_line(report)))
     if report.results:
         found.append(("Compared", _compared(report.results)))
@@ -174,7 +176,7 @@ def tap_line(tap: Tap, dtype: str) -> str:
 
 def rerun_command(report: GateReport, most: int = 3) -> str:
     """Return the command that judges on the first few failed cases again; empty where no case failed."""
-    cases = [case_of(problem) for problem in report.problems]
+    cases = [case for problem in report.problems if not (case := case_of(problem)).endswith(GOLDEN)]
     cases += [result.case for result in report.results if result.exceeded]
     named = [part for case in list(dict.fromkeys(cases))[:most] for part in ("--case", case)]
     return shlex.join(["naflex-gate", "ARTIFACT", *named]) if named else ""
