@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from naflex_export.grid import Bucket, Grid
     from naflex_export.models.vectorize import vectorize
     from naflex_export.serving.load import load
+    from naflex_export.serving.numpy_runner import NumpyRunner, load_numpy
     from naflex_export.serving.patch_sizes import PatchSizesRunner
     from naflex_export.serving.runner import Runner
 
@@ -47,6 +48,7 @@ _MODULES = {
     "Grid": "grid",
     "InputError": "errors",
     "NaflexExportError": "errors",
+    "NumpyRunner": "serving.numpy_runner",
     "PhotoError": "errors",
     "Preprocessor": "embed.preprocess",
     "RequestError": "errors",
@@ -56,6 +58,7 @@ _MODULES = {
     "export": "exporter",
     "gate": "accuracy.gate",
     "load": "serving.load",
+    "load_numpy": "serving.numpy_runner",
     "vectorize": "models.vectorize",
 }
 """Where each public name is defined."""
@@ -72,6 +75,7 @@ __all__ = [
     "Grid",
     "InputError",
     "NaflexExportError",
+    "NumpyRunner",
     "PatchSizesRunner",
     "PhotoError",
     "Preprocessor",
@@ -82,6 +86,7 @@ __all__ = [
     "export",
     "gate",
     "load",
+    "load_numpy",
     "vectorize",
 ]
 
@@ -89,7 +94,17 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    try:
+        value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        from naflex_export.errors import BackendError
+
+        raise BackendError(
+            f"package 'torch' is missing: nx.load_numpy runs ONNX artifacts without it, and nx.Preprocessor makes "
+            f"their inputs; nx.{name} needs it: pip install torch"
+        ) from error
     globals()[name] = value
     return value
 

@@ -17,7 +17,7 @@ from naflex_export.models.adapter import ModelAdapter
 from naflex_export.models.copies import whole_copy
 from naflex_export.precision import Precision
 from naflex_export.serving.runner import Runner
-from naflex_export.serving.signature import plain
+from naflex_export.serving.tensors import plain
 
 Candidate = Callable[..., Any]
 Outputs = dict[str, Tensor]

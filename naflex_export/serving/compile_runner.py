@@ -18,7 +18,8 @@ from naflex_export.serving.graph_signature import check_program
 from naflex_export.serving.graphs import Graphs, surroundings
 from naflex_export.serving.manifest import Manifest
 from naflex_export.serving.runner import Runner
-from naflex_export.serving.signature import padded, sizes_of, without_last
+from naflex_export.serving.signature import sizes_of
+from naflex_export.serving.tensors import padded, without_last
 
 FILE = "model.pt2"
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-from torch import SymInt, Tensor
-from torch.export import ExportedProgram
+from typing import TYPE_CHECKING, Any
 
 from naflex_export.errors import ArtifactError
 from naflex_export.serving.manifest import Manifest
 from naflex_export.serving.signature import TensorSpec
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
 
 
 def check_graph(manifest: Manifest, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
@@ -48,6 +49,8 @@ def check_program(manifest: Manifest, exported: ExportedProgram) -> None:
     Raises:
         ArtifactError: it does not.
     """
+    from torch import SymInt
+
     taken = set(exported.graph_signature.user_inputs)
     nodes = [node for node in exported.graph.nodes if node.op == "placeholder" and node.name in taken]
     inputs = [_spec(node.name, node.meta.get("val")) for node in nodes]
@@ -66,7 +69,9 @@ def check_program(manifest: Manifest, exported: ExportedProgram) -> None:
                     )
 
 
-def _spec(name: str, value: object) -> TensorSpec:
+def _spec(name: str, value: Any) -> TensorSpec:
+    from torch import Tensor
+
     if not isinstance(value, Tensor):
         return TensorSpec(name, type(value).__name__, ())
     shape = tuple(size if type(size) is int else str(size) for size in value.shape)

@@ -4,6 +4,9 @@ An input format knows the names of the tensors and of their dimensions, and what
 It knows no model, so that an artifact is checked and run without the library its model came from. The names of the
 inputs, which every manifest records, say which format it is.
 
+Values are looked at in numpy, wherever they are: so torch's tensors and numpy's arrays meet the same checks, and what
+only has arrays needs no torch.
+
 Shape legend: B images, N tokens, D values in a flattened patch.
 """
 
@@ -11,15 +14,21 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
-from naflex_export.batch import Batch
 from naflex_export.errors import ArtifactError, InputError
 
-Inputs = tuple[Tensor, ...]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from naflex_export.batch import Batch
+
+    Inputs = tuple[Tensor, ...]
+
+Values = NDArray[Any]
 
 OPEN_DIMS = ("batch", "tokens")
 """Dimensions that a graph leaves open."""
@@ -43,8 +52,8 @@ class InputFormat(ABC):
         """Return the batch as the tensors."""
 
     @abstractmethod
-    def check(self, inputs: Sequence[Tensor], most: int) -> None:
-        """Check the values of tensors whose dtypes and shapes are right.
+    def check(self, inputs: Sequence[Any], most: int) -> None:
+        """Check the values of tensors or arrays whose dtypes and shapes are right.
 
         Args:
             inputs: the tensors.
@@ -55,7 +64,7 @@ class InputFormat(ABC):
         """
 
     @abstractmethod
-    def check_tokens(self, inputs: Sequence[Tensor]) -> None:
+    def check_tokens(self, inputs: Sequence[Any]) -> None:
         """Check that the valid tokens of each image go row by row through its grid, whatever its size.
 
         Raises:
@@ -64,6 +73,8 @@ class InputFormat(ABC):
 
     def without_padding(self, inputs: Inputs) -> Inputs:
         """Return the tensors with zeros where patches are padding: a NaN there would spread through attention."""
+        import torch
+
         patches, valid_BN = inputs[0], inputs[self.names.index(self.valid)].bool()
         if bool(valid_BN.all()):
             return inputs
@@ -85,21 +96,21 @@ class TimmFormat(InputFormat):
     def arrange(self, batch: Batch) -> Inputs:
         return batch.patches, batch.patch_coord, batch.patch_valid
 
-    def check(self, inputs: Sequence[Tensor], most: int) -> None:
+    def check(self, inputs: Sequence[Any], most: int) -> None:
         self.check_tokens(inputs)
-        _check_area(inputs[1].amax(dim=1) + 1, most)
+        _check_area(values_of(inputs[1]).max(axis=1) + 1, most)
 
-    def check_tokens(self, inputs: Sequence[Tensor]) -> None:
-        _, coord_BN2, valid_BN = inputs
-        coord_BN2, valid_BN = coord_BN2.long(), valid_BN.bool()
-        token_N = torch.arange(valid_BN.shape[1], device=valid_BN.device)
+    def check_tokens(self, inputs: Sequence[Any]) -> None:
+        coord_BN2, valid_BN = values_of(inputs[1]), values_of(inputs[2]).astype(bool)
+        token_N = np.arange(valid_BN.shape[1])
         _check_prefix(valid_BN, "patch_valid")
-        grid_B2 = coord_BN2.amax(dim=1) + 1
-        width_B1 = grid_B2[:, 1:].clamp(min=1)
-        row_by_row = torch.stack([token_N // width_B1, token_N % width_B1], dim=-1)
-        expected = torch.where(valid_BN.unsqueeze(-1), row_by_row, 0)
-        if not torch.equal(coord_BN2, expected):
-            image = int((coord_BN2 != expected).flatten(1).any(dim=1).int().argmax())
+        grid_B2 = coord_BN2.max(axis=1) + 1
+        width_B1 = np.maximum(grid_B2[:, 1:], 1)
+        row_by_row = np.stack([token_N // width_B1, token_N % width_B1], axis=-1)
+        expected = np.where(valid_BN[..., None], row_by_row, 0)
+        wrong_B = (coord_BN2 != expected).any(axis=(1, 2))
+        if wrong_B.any():
+            image = int(wrong_B.argmax())
             raise InputError(
                 f"patch_coord of image {image} does not go row by row through a grid, as (y, x) from (0, 0), with "
                 "zeros for padding"
@@ -118,31 +129,33 @@ class TransformersFormat(InputFormat):
     dims = (("batch", "tokens", "values"), ("batch", "tokens"), ("batch", "axes"))
 
     def arrange(self, batch: Batch) -> Inputs:
+        import torch
+
         grid_B2 = torch.tensor(batch.grids, dtype=torch.int64, device=batch.patches.device)
         return batch.patches, batch.patch_valid.to(torch.int32), grid_B2
 
-    def check(self, inputs: Sequence[Tensor], most: int) -> None:
-        _, mask_BN, grid_B2 = inputs
+    def check(self, inputs: Sequence[Any], most: int) -> None:
+        mask_BN, grid_B2 = values_of(inputs[1]), values_of(inputs[2])
         self._check_mask(mask_BN)
         self._check_sides(grid_B2)
         _check_area(grid_B2, most)
         self._check_counts(mask_BN, grid_B2)
 
-    def check_tokens(self, inputs: Sequence[Tensor]) -> None:
-        _, mask_BN, grid_B2 = inputs
+    def check_tokens(self, inputs: Sequence[Any]) -> None:
+        mask_BN, grid_B2 = values_of(inputs[1]), values_of(inputs[2])
         self._check_mask(mask_BN)
         self._check_sides(grid_B2)
         self._check_counts(mask_BN, grid_B2)
 
-    def _check_mask(self, mask_BN: Tensor) -> None:
-        if bool(((mask_BN != 0) & (mask_BN != 1)).any()):
+    def _check_mask(self, mask_BN: Values) -> None:
+        if ((mask_BN != 0) & (mask_BN != 1)).any():
             raise InputError("pixel_attention_mask holds values other than 0 and 1: expected 1 for each valid token")
-        _check_prefix(mask_BN.bool(), "pixel_attention_mask")
+        _check_prefix(mask_BN.astype(bool), "pixel_attention_mask")
 
-    def _check_counts(self, mask_BN: Tensor, grid_B2: Tensor) -> None:
-        count_B, area_B = mask_BN.sum(dim=1), grid_B2.prod(dim=1)
-        if not torch.equal(count_B, area_B):
-            image = int((count_B != area_B).int().argmax())
+    def _check_counts(self, mask_BN: Values, grid_B2: Values) -> None:
+        count_B, area_B = mask_BN.sum(axis=1), grid_B2.prod(axis=1)
+        if (count_B != area_B).any():
+            image = int((count_B != area_B).argmax())
             height, width = grid_B2[image].tolist()
             raise InputError(
                 f"spatial_shapes of image {image} is {height}x{width} = {height * width} patches, and its "
@@ -160,12 +173,13 @@ class TransformersFormat(InputFormat):
             InputError: one is below 1x1, or has more patches than there are tokens.
         """
         if has_values(grid_B2) and grid_B2.device.type == "cpu":
-            self._check_sides(grid_B2)
-            _check_area(grid_B2.long(), tokens, f"the {tokens} tokens that the batch is padded to")
+            grid = values_of(grid_B2)
+            self._check_sides(grid)
+            _check_area(grid, tokens, f"the {tokens} tokens that the batch is padded to")
 
-    def _check_sides(self, grid_B2: Tensor) -> None:
-        if bool((grid_B2 < 1).any()):
-            image = int((grid_B2 < 1).any(dim=1).int().argmax())
+    def _check_sides(self, grid_B2: Values) -> None:
+        if (grid_B2 < 1).any():
+            image = int((grid_B2 < 1).any(axis=1).argmax())
             raise InputError(
                 f"spatial_shapes of image {image} is {grid_B2[image].tolist()}: expected a height and a width of at "
                 "least 1, in patches"
@@ -190,24 +204,35 @@ def input_format_of(names: Sequence[str]) -> InputFormat:
     raise ArtifactError(f"inputs {', '.join(names)} are of no format this release knows ({all_names}): export again")
 
 
-def _check_prefix(valid_BN: Tensor, name: str) -> None:
-    token_N = torch.arange(valid_BN.shape[1], device=valid_BN.device)
-    prefix_BN = token_N < valid_BN.sum(dim=1, keepdim=True)
-    if not torch.equal(valid_BN, prefix_BN):
-        image = int((valid_BN != prefix_BN).any(dim=1).int().argmax())
+def values_of(given: Any) -> Values:
+    """Return what a tensor of whole numbers or truth values holds, as int64; an array of such likewise.
+
+    Args:
+        given: on any device.
+    """
+    if isinstance(given, np.ndarray):
+        return given.astype(np.int64, copy=False)
+    values: Values = given.detach().long().cpu().numpy()
+    return values
+
+
+def _check_prefix(valid_BN: Values, name: str) -> None:
+    wrong_B = (valid_BN != (np.arange(valid_BN.shape[1]) < valid_BN.sum(axis=1, keepdims=True))).any(axis=1)
+    if wrong_B.any():
+        image = int(wrong_B.argmax())
         raise InputError(f"{name} of image {image} has gaps: valid tokens must come first, padding after them")
-    if not bool(valid_BN[:, 0].all()):
-        image = int(valid_BN[:, 0].int().argmin())
+    if not valid_BN[:, 0].all():
+        image = int(valid_BN[:, 0].argmin())
         raise InputError(
             f"{name} marks no token of image {image}: expected at least one, or a batch without that image"
         )
 
 
-def _check_area(grid_B2: Tensor, most: int, limit: str = "") -> None:
+def _check_area(grid_B2: Values, most: int, limit: str = "") -> None:
     # sides are looked at too: the product of two enormous ones wraps around to anything
-    large_B = (grid_B2.prod(dim=1) > most) | (grid_B2 > most).any(dim=1)
-    if bool(large_B.any()):
-        image = int(large_B.int().argmax())
+    large_B = (grid_B2.prod(axis=1) > most) | (grid_B2 > most).any(axis=1)
+    if large_B.any():
+        image = int(large_B.argmax())
         height, width = grid_B2[image].tolist()
         limit = (
             limit
@@ -218,6 +243,8 @@ def _check_area(grid_B2: Tensor, most: int, limit: str = "") -> None:
 
 def has_values(tensor: Tensor) -> bool:
     """Whether a tensor's values can be looked at: it is no stand-in of a tracer, nor of a transform of functions."""
+    import torch
+
     kind = type(tensor)
-    plain = kind.__torch_dispatch__ is Tensor.__torch_dispatch__ and not tensor.is_meta
+    plain = kind.__torch_dispatch__ is torch.Tensor.__torch_dispatch__ and not tensor.is_meta
     return plain and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)

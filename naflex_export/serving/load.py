@@ -12,7 +12,7 @@ import torch
 from naflex_export.errors import ArtifactError, BackendError, NaflexExportError
 from naflex_export.serving.device import check_device
 from naflex_export.serving.manifest import Manifest
-from naflex_export.serving.opened import VerifiedFolder, opened
+from naflex_export.serving.opened import FULL, VerifiedFolder, opened
 from naflex_export.serving.patch_sizes import PatchSizesRunner
 from naflex_export.serving.runner import Runner
 
@@ -24,7 +24,11 @@ RUN_CODE = ("compile", "aot", "trt")
 
 
 def load(
-    path: Path | str, device: torch.device | str | None = None, check_inputs: bool = True, trusted: bool = True
+    path: Path | str,
+    device: torch.device | str | None = None,
+    check_inputs: bool = True,
+    trusted: bool = True,
+    verify: str = FULL,
 ) -> Runner:
     """Return a Runner for an artifact, after checking size and sha256 of each of its files.
 
@@ -39,11 +43,13 @@ def load(
         device: where to run; by default a GPU where there is one, or the device that the artifact was built for.
         check_inputs: look at the values of coordinates and masks before each call.
         trusted: you know who made it. With False an artifact of a target that runs code is refused; `onnx` is data.
+        verify: "full" reads every file ahead of loading it; "size" trusts the content of files of the right size, on a
+            disk that you trust.
 
     Raises:
         ArtifactError: the folder is no artifact, not what its manifest says, or not trusted and holds code.
         BackendError: a package or device that it needs is missing.
-        RequestError: the device is none that artifacts run on.
+        RequestError: the device is none that artifacts run on, or `verify` is neither.
     """
     at = None if device is None else check_device(device)
 
@@ -59,7 +65,7 @@ def load(
             runners[size].check_inputs = check_inputs
         return PatchSizesRunner(folder.manifest, runners)
 
-    return opened(Path(path), use)
+    return opened(Path(path), use, verify)
 
 
 def check_trusted(manifest: Manifest, trusted: bool) -> None:

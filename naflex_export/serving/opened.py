@@ -14,13 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from naflex_export.errors import ArtifactError, NaflexExportError
+from naflex_export.errors import ArtifactError, NaflexExportError, RequestError
 from naflex_export.serving.manifest import Manifest
 
 T = TypeVar("T")
 
 ATTEMPTS = 50
 """How often a load begins again where the artifact was replaced meanwhile."""
+
+FULL, SIZE = "full", "size"
+"""How files are verified: by size and sha256, or by size alone, which a load of gigabytes may want."""
 
 REPLACED = ".naflex-replaced"
 """What the name of an old artifact ends in for as long as a new one takes its place, where they cannot be exchanged."""
@@ -89,16 +92,20 @@ class VerifiedFolder:
         return found
 
 
-def opened(path: Path, use: Callable[[VerifiedFolder], T]) -> T:
+def opened(path: Path, use: Callable[[VerifiedFolder], T], verify: str = FULL) -> T:
     """Return what is made of an artifact's folder, once each of its files has been verified.
 
     Args:
         path: the artifact's folder.
         use: what to do with it; called again where the artifact was replaced before it was done.
+        verify: "full" reads every file, "size" looks at their sizes.
 
     Raises:
+        RequestError: `verify` is neither.
         ArtifactError: the folder is no artifact, or not what its manifest says; and what `use` raises.
     """
+    if verify not in (FULL, SIZE):
+        raise RequestError(f"verify={verify!r}: expected {FULL!r} or {SIZE!r}")
     error: Exception | None = None
     for _ in range(ATTEMPTS):
         try:
@@ -111,7 +118,7 @@ def opened(path: Path, use: Callable[[VerifiedFolder], T]) -> T:
             continue
         try:
             manifest = Manifest.read(handle.path)
-            manifest.verify(handle.path)
+            manifest.verify(handle.path, sizes_only=verify == SIZE)
             made = use(VerifiedFolder(handle.path, manifest, handle, path))
         except NaflexExportError as failed:
             if not handle.was_replaced():

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from naflex_export.errors import InputError
 from naflex_export.serving.input_formats import input_format_of
 from naflex_export.serving.manifest import Manifest
-from naflex_export.serving.signature import check_inputs, in_order, plain
+from naflex_export.serving.signature import check_inputs, check_sizes, in_order
+from naflex_export.serving.tensors import TENSORS, plain
 
 
 class Runner(ABC):
@@ -74,27 +74,8 @@ class Runner(ABC):
 
     def check(self, *inputs: Tensor) -> None:
         """Check inputs as a call does, without running anything."""
-        self.check_sizes(check_inputs(self.manifest.inputs, inputs))
+        check_sizes(self.manifest.buckets, check_inputs(self.manifest.inputs, inputs, TENSORS))
         if self.check_inputs:
             with torch.inference_mode(False), torch.no_grad():
                 values = [plain(tensor, tensor.device) for tensor in inputs]
             self.input_format.check(values, max(bucket.tokens for bucket in self.manifest.buckets))
-
-    def check_sizes(self, sizes: Mapping[str, int]) -> None:
-        """Check that a bucket takes inputs of these sizes, by the names of their dimensions.
-
-        Raises:
-            InputError: none does.
-        """
-        buckets = self.manifest.buckets
-        served, (batch, tokens) = ", ".join(map(str, buckets)), (sizes["batch"], sizes["tokens"])
-        if not any(tokens <= bucket.dims["tokens"].largest for bucket in buckets):
-            raise InputError(
-                f"{tokens} tokens are more than any bucket takes ({served}): "
-                "export again with a larger --bucket, or resize the images to fewer patches"
-            )
-        if not any(bucket.takes(sizes) for bucket in buckets):
-            raise InputError(
-                f"a batch of {batch} with {tokens} tokens fits no bucket ({served}, as tokens:min,opt,max): "
-                "split the batch, or export again with another --bucket"
-            )

@@ -6,15 +6,13 @@ an expression of names, such as `4 + tokens`.
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import Any
 
 from naflex_export.errors import InputError
+from naflex_export.grid import Bucket
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,7 @@ UNREAD = ("seq_len",)
 """What timm's collator puts beside the inputs and its models do not read."""
 
 
-def sizes_of(specs: Specs, tensors: Sequence[Tensor]) -> dict[str, int]:
+def sizes_of(specs: Specs, tensors: Sequence[Any]) -> dict[str, int]:
     """Return the sizes of the named dimensions of inputs that fit their specs."""
     sizes: dict[str, int] = {}
     for spec, tensor in zip(specs, tensors, strict=True):
@@ -84,29 +82,30 @@ def in_order(specs: Specs, inputs: Sequence[object], named: Mapping[str, object]
     return (*inputs, *(named[name] for name in left))
 
 
-def plain(tensor: Tensor, device: torch.device) -> Tensor:
-    """Return a checked input as the one kind of tensor that backends and compilers need to know.
+@dataclass(frozen=True)
+class Kind:
+    """What inputs are made of: torch's tensors, or numpy's arrays.
 
-    It is on the device, contiguous, of no gradient, not of a subclass, without torch's negative bit, and not bound to
-    inference mode. Memory is shared with the input where the input lies like that.
+    Attributes:
+        name: of one, in messages.
+        type: of all of them.
+        cast: how one is cast to a dtype, `DTYPE` in its place.
+        why_unusable: returns what is wrong with one beyond dtype and shape, in words; empty where nothing is.
+    """
+
+    name: str
+    type: type[Any]
+    cast: str
+    why_unusable: Callable[[Any], str]
+
+
+def check_inputs(specs: Specs, tensors: Sequence[object], kind: Kind) -> dict[str, int]:
+    """Check inputs against their specs, and return the sizes of their named dimensions.
 
     Args:
-        tensor: checked by `check_inputs`.
-        device: where it is to be.
-    """
-    with torch._C.DisableTorchFunction():
-        found = tensor.detach().to(device).resolve_neg().contiguous()
-        alone = torch.empty(0, dtype=found.dtype, device=found.device)
-        return alone.set_(found.untyped_storage(), found.storage_offset(), found.shape, _strides_of(found.shape))
-
-
-def _strides_of(shape: torch.Size) -> tuple[int, ...]:
-    """Return a contiguous tensor's strides; torch itself leaves those of axes of size 1 as they come."""
-    return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
-
-
-def check_inputs(specs: Specs, tensors: Sequence[object]) -> dict[str, int]:
-    """Check inputs against their specs, and return the sizes of their named dimensions.
+        specs: of the inputs.
+        tensors: the inputs.
+        kind: what they are to be.
 
     Raises:
         InputError: there are too many or too few, or the type, dtype, rank or shape of one is not what its spec says.
@@ -116,20 +115,20 @@ def check_inputs(specs: Specs, tensors: Sequence[object]) -> dict[str, int]:
         raise InputError(f"got {len(tensors)} inputs: expected {len(specs)}, {names}")
     sizes: dict[str, int] = {}
     for spec, tensor in zip(specs, tensors, strict=True):
-        _check_one(spec, tensor, sizes)
+        _check_one(spec, tensor, kind, sizes)
     return sizes
 
 
-def _check_one(spec: TensorSpec, tensor: object, sizes: dict[str, int]) -> None:
+def _check_one(spec: TensorSpec, tensor: Any, kind: Kind, sizes: dict[str, int]) -> None:
     """Check one input against its spec, and note the sizes of its named dimensions."""
-    if not isinstance(tensor, Tensor):
-        raise InputError(f"{spec.name} is a {type(tensor).__name__}: expected a torch tensor")
-    kind = unusable(tensor)
-    if kind:
-        raise InputError(f"{spec.name} is {kind}: expected a plain tensor of strided memory, with values")
+    if not isinstance(tensor, kind.type):
+        raise InputError(f"{spec.name} is a {type(tensor).__name__}: expected {kind.name}")
+    if unusable := kind.why_unusable(tensor):
+        raise InputError(f"{spec.name} is {unusable}")
     dtype = str(tensor.dtype).removeprefix("torch.")
     if dtype != spec.dtype:
-        raise InputError(f"{spec.name} is {dtype}: expected {spec.dtype}; cast it with .to(torch.{spec.dtype})")
+        cast = kind.cast.replace("DTYPE", spec.dtype)
+        raise InputError(f"{spec.name} is {dtype}: expected {spec.dtype}; cast it with {cast}")
     if tensor.ndim != len(spec.shape):
         raise InputError(f"{spec.name} has shape {list(tensor.shape)}: expected {len(spec.shape)} axes, {spec}")
     for size, expected in zip(tensor.shape, spec.shape, strict=True):
@@ -139,48 +138,24 @@ def _check_one(spec: TensorSpec, tensor: object, sizes: dict[str, int]) -> None:
             raise InputError(f"{spec.name} has shape {list(tensor.shape)}: expected {wanted}, {spec}")
 
 
-def unusable(tensor: Tensor) -> str:
-    """Return what kind of tensor it is that no artifact can be run on; empty for one that can be.
+def check_sizes(buckets: Sequence[Bucket], sizes: Mapping[str, int]) -> None:
+    """Check that a bucket takes inputs of these sizes, by the names of their dimensions.
 
     Args:
-        tensor: to look at.
+        buckets: that an artifact serves.
+        sizes: of the inputs.
+
+    Raises:
+        InputError: none does.
     """
-    if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
-        return "inside a transform of torch.func, such as grad or vmap, which no artifact takes part in"
-    if tensor.is_nested:
-        return "a nested tensor"
-    if tensor.is_meta:
-        return "on the meta device"
-    if tensor.is_quantized or tensor.layout != torch.strided:
-        return f"quantized or {str(tensor.layout).removeprefix('torch.')}"
-    if type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__:
-        return f"a {type(tensor).__qualname__}, a stand-in for another tensor"
-    return ""
-
-
-def padded(specs: Specs, tensors: Sequence[Tensor], dim: str) -> tuple[Tensor, ...]:
-    """Return inputs with one more row of zeros along a named dimension.
-
-    Args:
-        specs: of the inputs.
-        tensors: the inputs.
-        dim: the dimension's name.
-    """
-    made = []
-    for spec, tensor in zip(specs, tensors, strict=True):
-        axis = spec.axis_of(dim)
-        after = 0 if axis is None else tensor.ndim - axis - 1
-        made.append(tensor if axis is None else torch.nn.functional.pad(tensor, (0, 0) * after + (0, 1)))
-    return tuple(made)
-
-
-def without_last(spec: TensorSpec, tensor: Tensor, dim: str) -> Tensor:
-    """Return an output without its last row along a named dimension; the whole of it where it has no such one.
-
-    Args:
-        spec: of the output.
-        tensor: the output.
-        dim: the dimension's name.
-    """
-    axis = spec.axis_of(dim)
-    return tensor if axis is None else tensor.narrow(axis, 0, tensor.shape[axis] - 1)
+    served, (batch, tokens) = ", ".join(map(str, buckets)), (sizes["batch"], sizes["tokens"])
+    if not any(tokens <= bucket.dims["tokens"].largest for bucket in buckets):
+        raise InputError(
+            f"{tokens} tokens are more than any bucket takes ({served}): "
+            "export again with a larger --bucket, or resize the images to fewer patches"
+        )
+    if not any(bucket.takes(sizes) for bucket in buckets):
+        raise InputError(
+            f"a batch of {batch} with {tokens} tokens fits no bucket ({served}, as tokens:min,opt,max): "
+            "split the batch, or export again with another --bucket"
+        )

@@ -16,7 +16,7 @@ from naflex_export.batch import noise_batch
 from naflex_export.exporter import export
 from naflex_export.grid import Grid
 from naflex_export.serving.load import load
-from naflex_export.serving.onnx_runner import left_to_cpu
+from naflex_export.serving.onnx_session import left_to_cpu
 
 BUCKETS = [nx.Bucket(16, (1, 2, 8)), nx.Bucket(24, (1, 2, 2))]
 Inputs = tuple[Tensor, Tensor, Tensor]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from naflex_export.serving.input_formats import TIMM, TRANSFORMERS
-from naflex_export.serving.signature import TensorSpec, padded, sizes_of, without_last
+from naflex_export.serving.signature import TensorSpec, sizes_of
+from naflex_export.serving.tensors import padded, without_last
 
 SPECS = (
     TensorSpec("patches", "float32", ("batch", "tokens", 12)),

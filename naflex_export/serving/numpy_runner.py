@@ -1,0 +1,167 @@
+"""`load_numpy`: an ONNX artifact as a callable of numpy arrays, on a machine that has no torch.
+
+What is checked, and what is said of it, is what `load` and a `Runner` check and say.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from naflex_export.errors import ArtifactError, BackendError, NaflexExportError, RequestError
+from naflex_export.serving.graph_signature import check_graph
+from naflex_export.serving.input_formats import input_format_of
+from naflex_export.serving.manifest import Manifest
+from naflex_export.serving.onnx_session import new_session, require_onnxruntime, specs_of
+from naflex_export.serving.opened import FULL, VerifiedFolder, opened
+from naflex_export.serving.signature import Kind, check_inputs, check_sizes, in_order
+
+Array = NDArray[Any]
+
+FILE = "model.onnx"
+
+ARRAYS = Kind("a numpy array", np.ndarray, ".astype('DTYPE')", lambda array: "")
+
+
+@dataclass(frozen=True)
+class Place:
+    """A device, as `torch.device` has it."""
+
+    type: str
+    index: int | None = None
+
+    def __str__(self) -> str:
+        return self.type if self.index is None else f"{self.type}:{self.index}"
+
+
+def load_numpy(
+    path: Path | str,
+    device: str = "cpu",
+    check_inputs: bool = True,
+    verify: str = FULL,
+    threads: int | None = None,
+) -> NumpyRunner:
+    """Return an ONNX artifact as a callable of numpy arrays, after checking its files. Nothing of torch is imported.
+
+    Args:
+        path: the artifact's folder; of one patch size, where it holds several.
+        device: "cpu", or "cuda" and an index.
+        check_inputs: look at the values of coordinates and masks before each call.
+        verify: as for `load`.
+        threads: that one call may take; by default `OMP_NUM_THREADS`, or as many as there are cores to run on.
+
+    Raises:
+        ArtifactError: the folder is no artifact, or not what its manifest says.
+        BackendError: the artifact is of another target or of bfloat16, which numpy has not, or ONNX Runtime is missing.
+        RequestError: an argument is not possible.
+    """
+    place, count = _place(device), _threads(threads)
+
+    def use(folder: VerifiedFolder) -> NumpyRunner:
+        manifest = folder.manifest
+        if manifest.target != "onnx":
+            raise BackendError(
+                f"the artifact is of target {manifest.target!r}, which torch runs: take nx.load, or an 'onnx' artifact"
+            )
+        if manifest.by_patch_size:
+            names = ", ".join(repr(str(folder.shown / name)) for name in manifest.by_patch_size.values())
+            raise RequestError(f"{str(folder.shown)!r} holds several patch sizes: load one of {names}")
+        if manifest.dtype == "bfloat16":
+            raise BackendError("the artifact is in bfloat16, which numpy has not: take nx.load, or another dtype")
+        require_onnxruntime()
+        if FILE not in manifest.files:
+            raise ArtifactError(f"the artifact lists no {FILE}, which target 'onnx' runs: export again")
+        try:
+            return NumpyRunner(folder, place, count, check_inputs)
+        except NaflexExportError:
+            raise
+        except MemoryError as error:
+            raise BackendError(f"the artifact does not fit into memory: {error}") from error
+        except Exception as error:  # of any class of the backend's
+            said = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+            raise ArtifactError(
+                f"{FILE} of {str(folder.shown)!r} cannot be loaded ({type(error).__name__}: {said}): export again"
+            ) from error
+
+    return opened(Path(path), use, verify)
+
+
+class NumpyRunner:
+    """Runs an ONNX artifact on numpy arrays. Several threads may call it at once.
+
+    Args:
+        folder: the artifact's, verified.
+        device: where it runs.
+        threads: that one call may take.
+        check_inputs: as the attribute.
+
+    Attributes:
+        manifest: what the artifact says of itself.
+        input_format: how its model takes a batch.
+        check_inputs: look at the values of coordinates, grids and masks before each call, and put zeros where patches
+            are padding.
+    """
+
+    def __init__(self, folder: VerifiedFolder, device: Place, threads: int, check_inputs: bool = True) -> None:
+        self.manifest: Manifest = folder.manifest
+        self.input_format = input_format_of([spec.name for spec in self.manifest.inputs])
+        self.check_inputs = check_inputs
+        self._session = new_session(folder.path / FILE, device, threads)
+        check_graph(self.manifest, specs_of(self._session.get_inputs()), specs_of(self._session.get_outputs()))
+        self._folder_handle = folder.handle  # its path leads there for as long as the handle is kept
+
+    def __call__(self, *inputs: Array | Mapping[str, Array], **named: Array) -> Array | dict[str, Array]:
+        """Return what the eager model returns: an array for one output, a dict by name for several.
+
+        Args:
+            inputs: arrays of the manifest's `inputs`, in that order, or one mapping by name, as of a `Preprocessor`.
+            named: the same arrays, by name.
+
+        Raises:
+            InputError: a type, rank, dtype, shape, grid, batch or token count is not what the artifact accepts.
+        """
+        arrays: Any = in_order(self.manifest.inputs, inputs, named)
+        self.check(*arrays)
+        names = [spec.name for spec in self.manifest.inputs]
+        given = dict(zip(names, arrays, strict=True))
+        if self.check_inputs:
+            valid = given[self.input_format.valid].astype(bool)
+            if not valid.all():
+                given[names[0]] = np.where(valid[..., None], given[names[0]], given[names[0]].dtype.type(0))
+        outputs = [spec.name for spec in self.manifest.outputs]
+        made = self._session.run(outputs, {name: np.ascontiguousarray(array) for name, array in given.items()})
+        return made[0] if len(made) == 1 else dict(zip(outputs, made, strict=True))
+
+    def check(self, *inputs: Array) -> None:
+        """Check inputs as a call does, without running anything.
+
+        Raises:
+            InputError: they are not what the artifact accepts.
+        """
+        check_sizes(self.manifest.buckets, check_inputs(self.manifest.inputs, inputs, ARRAYS))
+        if self.check_inputs:
+            self.input_format.check(inputs, max(bucket.tokens for bucket in self.manifest.buckets))
+
+
+def _place(device: str) -> Place:
+    kind, _, index = str(device).partition(":")
+    if kind not in ("cpu", "cuda") or (index and not index.isdecimal()) or (kind == "cpu" and index):
+        raise RequestError(f"device {device!r} is not served: expected cpu, or cuda and an index")
+    return Place(kind, int(index) if index else None)
+
+
+def _threads(asked: int | None) -> int:
+    if asked is not None:
+        if type(asked) is not int or asked < 1:
+            raise RequestError(f"threads={asked!r}: expected an integer of at least 1")
+        return asked
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    if given.isdecimal() and int(given) >= 1:
+        return int(given)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
