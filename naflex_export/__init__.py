@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from naflex_export.accuracy.gate import gate
     from naflex_export.accuracy.results import GateReport
     from naflex_export.compiled import CompiledModel, compile
+    from naflex_export.embed.embedder import Embedder
     from naflex_export.embed.preprocess import Preprocessor
     from naflex_export.errors import (
         ArtifactError,
@@ -42,6 +43,7 @@ _MODULES = {
     "Bucket": "grid",
     "BuildError": "errors",
     "CompiledModel": "compiled",
+    "Embedder": "embed.embedder",
     "PatchSizesRunner": "serving.patch_sizes",
     "GateFailure": "errors",
     "GateReport": "accuracy.results",
@@ -70,6 +72,7 @@ __all__ = [
     "Bucket",
     "BuildError",
     "CompiledModel",
+    "Embedder",
     "GateFailure",
     "GateReport",
     "Grid",

@@ -5,6 +5,7 @@ What is checked, and what is said of it, is what `load` and a `Runner` check and
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -42,7 +43,7 @@ class Place:
 
 def load_numpy(
     path: Path | str,
-    device: str = "cpu",
+    device: str | None = None,
     check_inputs: bool = True,
     verify: str = FULL,
     threads: int | None = None,
@@ -51,7 +52,7 @@ def load_numpy(
 
     Args:
         path: the artifact's folder; of one patch size, where it holds several.
-        device: "cpu", or "cuda" and an index.
+        device: "cpu", or "cuda" and an index; by default a GPU where there is one and ONNX Runtime is built for it.
         check_inputs: look at the values of coordinates and masks before each call.
         verify: as for `load`.
         threads: that one call may take; by default `OMP_NUM_THREADS`, or as many as there are cores to run on.
@@ -149,11 +150,22 @@ class NumpyRunner:
             self.input_format.check(inputs, max(bucket.tokens for bucket in self.manifest.buckets))
 
 
-def _place(device: str) -> Place:
+def _place(device: str | None) -> Place:
+    if device is None:
+        return Place("cuda" if _has_gpu() else "cpu")
     kind, _, index = str(device).partition(":")
     if kind not in ("cpu", "cuda") or (index and not index.isdecimal()) or (kind == "cpu" and index):
         raise RequestError(f"device {device!r} is not served: expected cpu, or cuda and an index")
     return Place(kind, int(index) if index else None)
+
+
+def _has_gpu() -> bool:
+    """Return whether the NVIDIA driver has a device, and ONNX Runtime a provider for it; torch is not asked."""
+    if not any(Path("/dev").glob("nvidia[0-9]*")) or importlib.util.find_spec("onnxruntime") is None:
+        return False
+    import onnxruntime
+
+    return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
 
 
 def _threads(asked: int | None) -> int:
