@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
 
-from naflex_export.accuracy.report.formats import table
-from naflex_export.accuracy.report.phrases import baseline_lines, effort_line, invariance_line
-from naflex_export.accuracy.results import GateReport, Location
-from naflex_export.cli.progress import Stages
-from naflex_export.exporter import REPORT, Artifact
-from naflex_export.serving.manifest import MANIFEST
+if TYPE_CHECKING:
+    from naflex_export.accuracy.results import GateReport, Location
+    from naflex_export.cli.progress import Stages
+    from naflex_export.exporter import Artifact
 
 out = Console()
 err = Console(stderr=True)
@@ -36,6 +35,9 @@ def shown(text: str) -> str:
 
 def print_report(report: GateReport) -> None:
     """Print a report: its table, what stands beside it, where it deviates, and what was left out or not run."""
+    from naflex_export.accuracy.report.formats import table
+    from naflex_export.accuracy.report.phrases import baseline_lines, effort_line, invariance_line
+
     out.print(table(report))
     for line in [*baseline_lines(report), invariance_line(report), f"effort: {effort_line(report)}"]:
         out.print(escape(line), highlight=False, soft_wrap=True)
@@ -57,6 +59,9 @@ def _print_location(location: Location) -> None:
 
 def print_artifact(artifact: Artifact, stages: Stages) -> None:
     """Print where an artifact is, its files, inputs and outputs, and how long each stage took."""
+    from naflex_export.exporter import REPORT
+    from naflex_export.serving.manifest import MANIFEST
+
     manifest = artifact.manifest
     out.print(f"[bold green]passed[/], published {escape(str(artifact.path))}", soft_wrap=True)
     for name, file in manifest.files.items():
