@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from naflex_export.accuracy.gate import gate
     from naflex_export.accuracy.results import GateReport
     from naflex_export.compiled import CompiledModel, compile
+    from naflex_export.embed.batcher import Batcher
     from naflex_export.embed.embedder import Embedder
+    from naflex_export.embed.plan import plan_buckets
     from naflex_export.embed.preprocess import Preprocessor
     from naflex_export.errors import (
         ArtifactError,
@@ -40,6 +42,7 @@ _MODULES = {
     "Artifact": "exporter",
     "ArtifactError": "errors",
     "BackendError": "errors",
+    "Batcher": "embed.batcher",
     "Bucket": "grid",
     "BuildError": "errors",
     "CompiledModel": "compiled",
@@ -61,6 +64,7 @@ _MODULES = {
     "gate": "accuracy.gate",
     "load": "serving.load",
     "load_numpy": "serving.numpy_runner",
+    "plan_buckets": "embed.plan",
     "vectorize": "models.vectorize",
 }
 """Where each public name is defined."""
@@ -69,6 +73,7 @@ __all__ = [
     "Artifact",
     "ArtifactError",
     "BackendError",
+    "Batcher",
     "Bucket",
     "BuildError",
     "CompiledModel",
@@ -90,6 +95,7 @@ __all__ = [
     "gate",
     "load",
     "load_numpy",
+    "plan_buckets",
     "vectorize",
 ]
 
