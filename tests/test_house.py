@@ -112,7 +112,7 @@ def test_importing_the_package_imports_no_library() -> None:
     assert measured("import naflex_export") == ([], pytest.approx(0, abs=1))
 
 
-@pytest.mark.parametrize("command", ["export", "gate", "bench"])
+@pytest.mark.parametrize("command", ["export", "gate", "bench", "plan"])
 def test_help_imports_click_alone_and_takes_no_second(command: str) -> None:
     module = f"naflex_export.cli.{command}"
     code = f"from {module} import {command}_command as run; run(['--help'], standalone_mode=False)"
