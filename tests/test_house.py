@@ -81,6 +81,14 @@ def test_embed_imports_no_torch_and_nothing_of_the_building_side() -> None:
                 assert allowed or top in sys.stdlib_module_names, f"{name} imports {found}"
 
 
+SERVER_LIBRARIES = {"fastapi", "prometheus_client", "starlette", "uvicorn"}
+
+
+def test_only_the_server_imports_the_packages_of_http() -> None:
+    found = {name for name, path in MODULES.items() if {one.split(".")[0] for one in imported(path)} & SERVER_LIBRARIES}
+    assert found and all(name.startswith("naflex_export.server") for name in found)
+
+
 def test_public_names_are_all_there() -> None:
     for name in nx.__all__:
         assert getattr(nx, name).__name__ == name or isinstance(getattr(nx, name), type)
@@ -112,7 +120,7 @@ def test_importing_the_package_imports_no_library() -> None:
     assert measured("import naflex_export") == ([], pytest.approx(0, abs=1))
 
 
-@pytest.mark.parametrize("command", ["export", "gate", "bench", "plan"])
+@pytest.mark.parametrize("command", ["export", "gate", "bench", "plan", "serve"])
 def test_help_imports_click_alone_and_takes_no_second(command: str) -> None:
     module = f"naflex_export.cli.{command}"
     code = f"from {module} import {command}_command as run; run(['--help'], standalone_mode=False)"

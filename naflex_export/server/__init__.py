@@ -1,0 +1,1 @@
+"""An artifact over HTTP: photos or patches in, vectors out."""

@@ -1,0 +1,243 @@
+"""The artifact behind the requests: photos decoded in threads, images batched, batches run one after the other.
+
+A fault stays with its image: a photo that cannot be read never comes to a batch, and of a batch that fails each image
+is run by itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import time
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as PILImage
+
+from naflex_export.embed.batcher import Batcher, ReadyBatch
+from naflex_export.embed.preprocess import Patches, Preprocessor
+from naflex_export.errors import InputError, NaflexExportError, PhotoError
+from naflex_export.grid import Bucket
+from naflex_export.server.asked import Image
+from naflex_export.server.metrics import Metrics
+from naflex_export.server.settings import Refused, ServeSettings
+from naflex_export.serving.manifest import Manifest
+
+Result = TypeVar("Result")
+
+Vector = NDArray[np.float32]
+Embed = Callable[[Sequence[Patches], int], Vector]
+"""From images, as patches and grids, and the tokens that they are padded to, to their vectors [images, values]."""
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """An image in the queue, and who waits for its vector."""
+
+    made: Patches
+    vector: asyncio.Future[Vector]
+
+
+class Engine:
+    """Answers images with vectors. All but decoding and running happens in the event loop's thread.
+
+    Args:
+        embed: runs a batch.
+        preprocessor: of the artifact.
+        manifest: of the artifact.
+        settings: of the server.
+        metrics: counts what happens.
+    """
+
+    def __init__(
+        self,
+        embed: Embed,
+        preprocessor: Preprocessor,
+        manifest: Manifest,
+        settings: ServeSettings,
+        metrics: Metrics,
+    ) -> None:
+        self.settings, self.metrics, self.preprocessor = settings, metrics, preprocessor
+        self.batcher: Batcher[Waiting] = Batcher(manifest.buckets, _size(manifest.buckets, settings), settings.wait)
+        self.accepting = True
+        self._embed, self._width = embed, manifest.inputs[0].shape[-1]
+        self._inside = 0
+        self._came = asyncio.Event()
+        self._decoders = ThreadPoolExecutor(settings.decoders, thread_name_prefix="decode")
+        self._runner = ThreadPoolExecutor(1, thread_name_prefix="run")
+        self._loop: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to run batches; called in the event loop."""
+        self._loop = asyncio.create_task(self._run_batches())
+
+    async def close(self) -> None:
+        """Stop; called when no request is left."""
+        self.accepting = False
+        if self._loop is not None:
+            self._loop.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._loop
+        self._decoders.shutdown()
+        self._runner.shutdown()
+
+    @property
+    def full(self) -> str:
+        """Why a request is not taken now."""
+        if not self.accepting:
+            return "the server is stopping: come again, to another"
+        return f"{self._inside} images are in the queue of {self.settings.most_waiting}: come again"
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a request of one image would be taken."""
+        return self.accepting and self._inside < self.settings.most_waiting
+
+    async def vectors_of(self, images: Sequence[Image]) -> list[tuple[Vector, Patches]]:
+        """Return the vectors of the images of one request, with the patches that they are of.
+
+        Raises:
+            Refused: the queue is full, or an image is at fault; of several the first that was found.
+        """
+        if self._inside + len(images) > self.settings.most_waiting:
+            self.metrics.images.labels("refused").inc(len(images))
+            if len(images) > self.settings.most_waiting:
+                raise Refused(
+                    413, f"the request has {len(images)} images: expected at most {self.settings.most_waiting}"
+                )
+            raise Refused(503, self.full)
+        self._inside += len(images)
+        self.metrics.waiting.set(self._inside)
+        try:
+            made = await _all(self._made(image) for image in images)
+            vectors = await _all(self._queued(one) for one in made)
+        except Refused as error:
+            self.metrics.images.labels("failed" if error.status >= 500 else "refused").inc(len(images))
+            raise
+        finally:
+            self._inside -= len(images)
+            self.metrics.waiting.set(self._inside)
+        self.metrics.images.labels("embedded").inc(len(images))
+        return list(zip(vectors, made, strict=True))
+
+    async def _made(self, image: Image) -> Patches:
+        """Return the patches of an image, decoded in a thread where it is a photo, and checked where it is not."""
+        if image.photo is None:
+            assert image.patches is not None and image.grid is not None
+            if image.patches.shape[1] != self._width:
+                raise Refused(400, f"{image.name} has {image.patches.shape[1]} values a patch: expected {self._width}")
+            return image.patches, image.grid
+        photo, began = image.photo, time.perf_counter()
+        try:
+            made = await asyncio.get_running_loop().run_in_executor(self._decoders, self.preprocessor.one, photo)
+        except PhotoError as error:
+            raise Refused(413 if self._is_too_large(photo) else 400, f"{image.name}: {error}") from error
+        self.metrics.decoding.observe(time.perf_counter() - began)
+        return made
+
+    def _is_too_large(self, photo: bytes) -> bool:
+        try:
+            with PILImage.open(io.BytesIO(photo)) as image:
+                return image.width * image.height > self.settings.most_pixels
+        except PILImage.DecompressionBombError:
+            return True
+        except Exception:  # decoders raise errors of any class on damaged files
+            return False
+
+    async def _queued(self, made: Patches) -> Vector:
+        vector = asyncio.get_running_loop().create_future()
+        try:
+            self.batcher.put(Waiting(made, vector), made[1].tokens)
+        except InputError as error:
+            raise Refused(400, str(error)) from error
+        self._came.set()
+        return await vector
+
+    async def _run_batches(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            self._came.clear()
+            batch = self.batcher.take()
+            if batch is None:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._came.wait(), self.batcher.due_in())
+                continue
+            waiting = [one for one in batch.items if not one.vector.done()]  # its client may have gone
+            if not waiting:
+                continue
+            answers = await loop.run_in_executor(self._runner, self._answers, ReadyBatch(batch.bucket, tuple(waiting)))
+            for one, answer in zip(waiting, answers, strict=True):
+                if one.vector.done():
+                    continue
+                if isinstance(answer, Refused):
+                    one.vector.set_exception(answer)
+                else:
+                    one.vector.set_result(answer)
+
+    def _answers(self, batch: ReadyBatch[Waiting]) -> list[Vector | Refused]:
+        """Return the vector of each image of a batch, or why there is none."""
+        made, tokens, began = [one.made for one in batch.items], batch.bucket.tokens, time.perf_counter()
+        try:
+            found = list(self._run(made, batch.bucket))
+        except Exception:  # of any class of the backend's: one image may be at fault
+            found = [self._alone(one, batch.bucket) for one in made]
+        self.metrics.ran(tokens, [grid.tokens for _, grid in made], time.perf_counter() - began)
+        return [
+            Refused(500, "the artifact gave values that are not finite")
+            if not isinstance(vector, Refused) and not np.isfinite(vector).all()
+            else vector
+            for vector in found
+        ]
+
+    def _alone(self, made: Patches, bucket: Bucket) -> Vector | Refused:
+        try:
+            return self._run([made], bucket)[0]
+        except NaflexExportError as error:
+            return Refused(500, f"the artifact did not run: {error}")
+        except Exception as error:
+            return Refused(500, f"the artifact did not run: {type(error).__name__}")
+
+    def _run(self, made: list[Patches], bucket: Bucket) -> Vector:
+        """Return the vectors of some images; where they are fewer than the smallest batch, some are run again."""
+        count = len(made)
+        repeated = [made[number % count] for number in range(max(count, bucket.batch[0]))]
+        return self._embed(repeated, bucket.tokens)[:count]
+
+
+async def _all(awaited: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
+    """Return all results, or raise the first error once each has one."""
+    found = await asyncio.gather(*awaited, return_exceptions=True)
+    for one in found:
+        if isinstance(one, BaseException):
+            raise one
+    return cast(list[Result], found)
+
+
+def _size(buckets: Sequence[Bucket], settings: ServeSettings) -> int:
+    return settings.size or min(buckets[-1].batch[1], *(bucket.batch[2] for bucket in buckets))
+
+
+def embedding_by(run: Any, preprocessor: Preprocessor) -> Embed:
+    """Return what runs a batch by a Runner of torch's.
+
+    Args:
+        run: the Runner.
+        preprocessor: of the same artifact.
+    """
+    import torch
+
+    dtype = getattr(torch, run.manifest.dtype)
+
+    def embed(made: Sequence[Patches], tokens: int) -> Vector:
+        named = {name: torch.from_numpy(array) for name, array in preprocessor.collate(made, tokens).items()}
+        first = run.manifest.inputs[0].name
+        found = run({**named, first: named[first].to(dtype)})
+        features = found["features"] if isinstance(found, dict) else found
+        return np.asarray(features.float().cpu().numpy())
+
+    return embed
