@@ -15,11 +15,9 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
-from numpy.typing import NDArray
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from naflex_export.grid import Grid
 from naflex_export.server.settings import Refused
 
 DRAINED = 8
@@ -35,14 +33,12 @@ class Image:
     Attributes:
         name: where in the request it is, for messages.
         photo: the bytes of an image file; None where there are patches.
-        patches: [n, D] float32, row by row; None where there is a photo.
-        grid: of the patches.
+        arrays: patches and their grid or coordinates, which are yet to be checked; None where there is a photo.
     """
 
     name: str
     photo: bytes | None = None
-    patches: NDArray[np.float32] | None = None
-    grid: Grid | None = None
+    arrays: Mapping[str, Any] | None = None
 
 
 async def body_of(headers: Mapping[str, str], stream: AsyncIterator[bytes], most: int) -> bytes:
@@ -188,7 +184,7 @@ def _of_json(given: dict[str, Any]) -> list[Image]:
     if len(ways) != 1:
         raise Refused(400, f"the body has {' and '.join(ways) or 'none'} of images, inputs and patches: expected one")
     if ways == ["patches"]:
-        return [_of_arrays(given, "the body")]
+        return [Image("the body", arrays=given)]
     several = given[ways[0]]
     if not isinstance(several, list):
         raise Refused(400, f"{ways[0]!r} is {_kind(several)}: expected a list")
@@ -197,7 +193,7 @@ def _of_json(given: dict[str, Any]) -> list[Image]:
     for number, one in enumerate(several):
         if not isinstance(one, dict):
             raise Refused(400, f"inputs[{number}] is {_kind(one)}: expected an object with patches and grid")
-    return [_of_arrays(one, f"inputs[{number}]") for number, one in enumerate(several)]
+    return [Image(f"inputs[{number}]", arrays=one) for number, one in enumerate(several)]
 
 
 async def _of_form(body: bytes, content_type: str) -> list[Image]:
@@ -231,51 +227,7 @@ def _of_npz(body: bytes, most: int) -> Image:
         raise
     except Exception as error:  # numpy and zipfile raise errors of many classes on damaged files
         raise Refused(400, f"the body is no .npz file of arrays: {str(error)[:200]}") from error
-    return _of_arrays(given, "the body")
-
-
-def _of_arrays(given: Mapping[str, Any], name: str) -> Image:
-    """Return the image of patches and a grid, or of patches and the coordinates of each."""
-    if "patches" not in given or ("grid" in given) == ("patch_coord" in given):
-        said = ", ".join(map(repr, given)) or "nothing"
-        raise Refused(400, f"{name} has {said[:200]}: expected patches, and grid or patch_coord")
-    patches = _array(given["patches"], f"{name}: patches", "fiu", 2).astype(np.float32)
-    if "grid" in given:
-        sides = _array(given["grid"], f"{name}: grid", "iu", 1).tolist()
-        if len(sides) != 2 or min(sides) < 1 or max(sides) > 2**20:
-            raise Refused(400, f"{name}: grid is {sides}: expected [height, width] in patches, of at least 1")
-        grid = Grid(*sides)
-    else:
-        grid = _grid_of(_array(given["patch_coord"], f"{name}: patch_coord", "iu", 2), f"{name}: patch_coord")
-    if len(patches) != grid.tokens:
-        raise Refused(400, f"{name} has {len(patches)} patches: expected {grid.tokens}, the grid being {grid}")
-    if not np.isfinite(patches).all():
-        raise Refused(400, f"{name}: patches hold values that are not finite")
-    return Image(name, patches=patches, grid=grid)
-
-
-def _grid_of(coordinates: NDArray[Any], name: str) -> Grid:
-    """Return the grid that coordinates go through row by row."""
-    if coordinates.shape[1] != 2 or not len(coordinates):
-        raise Refused(400, f"{name} has the shape {list(coordinates.shape)}: expected [patches, 2] as (y, x)")
-    sides = (coordinates.max(axis=0) + 1).tolist()
-    if coordinates.min() < 0 or sides[0] * sides[1] != len(coordinates):
-        said = f"from {coordinates.min(axis=0).tolist()} to {coordinates.max(axis=0).tolist()}"
-        raise Refused(400, f"{name} of {len(coordinates)} patches go {said}: expected a grid, row by row from (0, 0)")
-    if not np.array_equal(coordinates, np.indices(sides).reshape(2, -1).T):
-        raise Refused(400, f"{name} are in another order: expected those of a grid, row by row from (0, 0)")
-    return Grid(*sides)
-
-
-def _array(value: object, name: str, kinds: str, rank: int) -> NDArray[Any]:
-    try:
-        found = np.asarray(value)
-    except ValueError as error:
-        raise Refused(400, f"{name} has rows of different lengths: expected {rank} dimensions") from error
-    if found.ndim != rank or found.dtype.kind not in kinds:
-        what = "numbers" if "f" in kinds else "integers"
-        raise Refused(400, f"{name} is {found.dtype} {list(found.shape)}: expected {what} in {rank} dimensions")
-    return found
+    return Image("the body", arrays=given)
 
 
 def _kind(value: object) -> str:

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PILImage
 
+from naflex_export.embed.arrays import image_of
 from naflex_export.embed.batcher import Batcher, ReadyBatch
 from naflex_export.embed.preprocess import Patches, Preprocessor
 from naflex_export.errors import InputError, NaflexExportError, PhotoError
@@ -65,7 +66,7 @@ class Engine:
         self.settings, self.metrics, self.preprocessor = settings, metrics, preprocessor
         self.batcher: Batcher[Waiting] = Batcher(manifest.buckets, _size(manifest.buckets, settings), settings.wait)
         self.accepting = True
-        self._embed, self._width = embed, manifest.inputs[0].shape[-1]
+        self._embed, self._width = embed, int(manifest.inputs[0].shape[-1])
         self._inside = 0
         self._came = asyncio.Event()
         self._decoders = ThreadPoolExecutor(settings.decoders, thread_name_prefix="decode")
@@ -128,10 +129,10 @@ class Engine:
     async def _made(self, image: Image) -> Patches:
         """Return the patches of an image, decoded in a thread where it is a photo, and checked where it is not."""
         if image.photo is None:
-            assert image.patches is not None and image.grid is not None
-            if image.patches.shape[1] != self._width:
-                raise Refused(400, f"{image.name} has {image.patches.shape[1]} values a patch: expected {self._width}")
-            return image.patches, image.grid
+            try:
+                return image_of(image.arrays or {}, self._width, image.name)
+            except InputError as error:
+                raise Refused(400, str(error)) from error
         photo, began = image.photo, time.perf_counter()
         try:
             made = await asyncio.get_running_loop().run_in_executor(self._decoders, self.preprocessor.one, photo)

@@ -25,7 +25,7 @@ from naflex_export.server.settings import Refused, ServeSettings
 
 
 def image(value: float, tokens: int = 4) -> Image:
-    return Image("it", patches=np.full((tokens, 48), value, np.float32), grid=nx.Grid(1, tokens))
+    return Image("it", arrays={"patches": np.full((tokens, 48), value), "grid": [1, tokens]})
 
 
 class Model:
