@@ -68,6 +68,13 @@ from naflex_export.version import __version__
 @quick_option
 @thorough_option
 @require_run_option
+@click.option(
+    "--triton",
+    "repository",
+    type=click.Path(path_type=Path),
+    metavar="REPO",
+    help="Write a model for Triton Inference Server into this model repository too, named as the artifact's folder.",
+)
 @verbose_option
 @click.version_option(__version__, package_name="naflex_export")
 @exit_codes
@@ -87,6 +94,7 @@ def export_command(
     seed: int,
     effort: str | None,
     require_run: bool,
+    repository: Path | None,
     verbose: bool,
 ) -> None:
     """Export MODEL to TARGET and judge the artifact against the eager model.
@@ -101,12 +109,13 @@ def export_command(
     from rich.markup import escape
 
     from naflex_export.accuracy.cases import STANDARD
-    from naflex_export.cli.console import err, print_artifact, print_report
+    from naflex_export.cli.console import err, out, print_artifact, print_report
     from naflex_export.cli.progress import Stages
     from naflex_export.exporter import Exporter, ExportRequest
     from naflex_export.graph.build_settings import BuildSettings
     from naflex_export.models.model_sources import ModelSource, parse_model_args
     from naflex_export.models.towers import remarks_on
+    from naflex_export.server.triton_repository import check_repository, write_repository
     from naflex_export.serving.publish import check_destination
 
     quiet_libraries(verbose)
@@ -117,6 +126,10 @@ def export_command(
     source = ModelSource(model, weights, seed, sizes is not None, parse_model_args(model_args), state)
     source.check()
     check_destination(folder)
+    if repository is not None:
+        if sizes is not None:
+            raise RequestError("--triton and --patch-size were both given: a model of Triton's has one patch size")
+        check_repository(repository, folder.resolve().name)
     if weights == "random":
         err.print("[bold yellow]random weights:[/] a dry run; the artifact computes nothing of use", soft_wrap=True)
 
@@ -141,6 +154,9 @@ def export_command(
     )
     artifact = Exporter(opened.model, request, stages).run()
     print_artifact(artifact, stages)
+    if repository is not None:
+        written = write_repository(artifact.path, repository, folder.resolve().name)
+        out.print(f"for Triton: {escape(str(written))}", soft_wrap=True, highlight=False)
 
 
 def _outputs(given: str | None, with_tokens: bool) -> tuple[str, ...] | None:

@@ -10,30 +10,24 @@ import asyncio
 import contextlib
 import io
 import time
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image as PILImage
 
 from naflex_export.embed.arrays import image_of
 from naflex_export.embed.batcher import Batcher, ReadyBatch
-from naflex_export.embed.preprocess import Patches, Preprocessor
-from naflex_export.errors import InputError, NaflexExportError, PhotoError
+from naflex_export.embed.preprocess import Patches
+from naflex_export.errors import InputError, PhotoError
 from naflex_export.grid import Bucket
 from naflex_export.server.asked import Image
 from naflex_export.server.metrics import Metrics
 from naflex_export.server.settings import Refused, ServeSettings
-from naflex_export.serving.manifest import Manifest
+from naflex_export.server.vectors import Served, Vector, vectors_or_faults
 
 Result = TypeVar("Result")
-
-Vector = NDArray[np.float32]
-Embed = Callable[[Sequence[Patches], int], Vector]
-"""From images, as patches and grids, and the tokens that they are padded to, to their vectors [images, values]."""
 
 
 @dataclass(frozen=True)
@@ -48,25 +42,17 @@ class Engine:
     """Answers images with vectors. All but decoding and running happens in the event loop's thread.
 
     Args:
-        embed: runs a batch.
-        preprocessor: of the artifact.
-        manifest: of the artifact.
+        served: the artifact.
         settings: of the server.
         metrics: counts what happens.
     """
 
-    def __init__(
-        self,
-        embed: Embed,
-        preprocessor: Preprocessor,
-        manifest: Manifest,
-        settings: ServeSettings,
-        metrics: Metrics,
-    ) -> None:
-        self.settings, self.metrics, self.preprocessor = settings, metrics, preprocessor
-        self.batcher: Batcher[Waiting] = Batcher(manifest.buckets, _size(manifest.buckets, settings), settings.wait)
+    def __init__(self, served: Served, settings: ServeSettings, metrics: Metrics) -> None:
+        self.served, self.settings, self.metrics = served, settings, metrics
+        buckets = served.manifest.buckets
+        self.batcher: Batcher[Waiting] = Batcher(buckets, _size(buckets, settings), settings.wait)
         self.accepting = True
-        self._embed, self._width = embed, int(manifest.inputs[0].shape[-1])
+        self._width = int(served.manifest.inputs[0].shape[-1])
         self._inside = 0
         self._came = asyncio.Event()
         self._decoders = ThreadPoolExecutor(settings.decoders, thread_name_prefix="decode")
@@ -135,7 +121,7 @@ class Engine:
                 raise Refused(400, str(error)) from error
         photo, began = image.photo, time.perf_counter()
         try:
-            made = await asyncio.get_running_loop().run_in_executor(self._decoders, self.preprocessor.one, photo)
+            made = await asyncio.get_running_loop().run_in_executor(self._decoders, self.served.preprocessor.one, photo)
         except PhotoError as error:
             raise Refused(413 if self._is_too_large(photo) else 400, f"{image.name}: {error}") from error
         self.metrics.decoding.observe(time.perf_counter() - began)
@@ -175,39 +161,16 @@ class Engine:
             for one, answer in zip(waiting, answers, strict=True):
                 if one.vector.done():
                     continue
-                if isinstance(answer, Refused):
-                    one.vector.set_exception(answer)
+                if isinstance(answer, str):
+                    one.vector.set_exception(Refused(500, f"the artifact did not run: {answer}"))
                 else:
                     one.vector.set_result(answer)
 
-    def _answers(self, batch: ReadyBatch[Waiting]) -> list[Vector | Refused]:
-        """Return the vector of each image of a batch, or why there is none."""
+    def _answers(self, batch: ReadyBatch[Waiting]) -> list[Vector | str]:
         made, tokens, began = [one.made for one in batch.items], batch.bucket.tokens, time.perf_counter()
-        try:
-            found = list(self._run(made, batch.bucket))
-        except Exception:  # of any class of the backend's: one image may be at fault
-            found = [self._alone(one, batch.bucket) for one in made]
+        found = vectors_or_faults(self.served.embed, made, batch.bucket)
         self.metrics.ran(tokens, [grid.tokens for _, grid in made], time.perf_counter() - began)
-        return [
-            Refused(500, "the artifact gave values that are not finite")
-            if not isinstance(vector, Refused) and not np.isfinite(vector).all()
-            else vector
-            for vector in found
-        ]
-
-    def _alone(self, made: Patches, bucket: Bucket) -> Vector | Refused:
-        try:
-            return self._run([made], bucket)[0]
-        except NaflexExportError as error:
-            return Refused(500, f"the artifact did not run: {error}")
-        except Exception as error:
-            return Refused(500, f"the artifact did not run: {type(error).__name__}")
-
-    def _run(self, made: list[Patches], bucket: Bucket) -> Vector:
-        """Return the vectors of some images; where they are fewer than the smallest batch, some are run again."""
-        count = len(made)
-        repeated = [made[number % count] for number in range(max(count, bucket.batch[0]))]
-        return self._embed(repeated, bucket.tokens)[:count]
+        return found
 
 
 async def _all(awaited: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
@@ -221,24 +184,3 @@ async def _all(awaited: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
 
 def _size(buckets: Sequence[Bucket], settings: ServeSettings) -> int:
     return settings.size or min(buckets[-1].batch[1], *(bucket.batch[2] for bucket in buckets))
-
-
-def embedding_by(run: Any, preprocessor: Preprocessor) -> Embed:
-    """Return what runs a batch by a Runner of torch's.
-
-    Args:
-        run: the Runner.
-        preprocessor: of the same artifact.
-    """
-    import torch
-
-    dtype = getattr(torch, run.manifest.dtype)
-
-    def embed(made: Sequence[Patches], tokens: int) -> Vector:
-        named = {name: torch.from_numpy(array) for name, array in preprocessor.collate(made, tokens).items()}
-        first = run.manifest.inputs[0].name
-        found = run({**named, first: named[first].to(dtype)})
-        features = found["features"] if isinstance(found, dict) else found
-        return np.asarray(features.float().cpu().numpy())
-
-    return embed

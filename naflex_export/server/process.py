@@ -6,16 +6,15 @@ import errno
 import socket
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import uvicorn
 
-from naflex_export.embed.preprocess import Preprocessor
 from naflex_export.errors import BackendError, RequestError
 from naflex_export.server.app import make_app
-from naflex_export.server.engine import Engine, embedding_by
+from naflex_export.server.engine import Engine
 from naflex_export.server.metrics import Metrics
 from naflex_export.server.settings import ServeSettings
+from naflex_export.server.vectors import open_served
 
 GRACE = 30
 """Seconds that requests have to end when the server is told to stop."""
@@ -84,17 +83,8 @@ def serve(
         ArtifactError: the folder is no artifact, or does not say how photos are preprocessed.
         BackendError: a package or device that it needs is missing.
     """
-    from naflex_export.serving.load import load
-
-    run: Any = load(folder, device)
-    preprocessor = Preprocessor.of(folder, patch_size=patch_size, most_pixels=settings.most_pixels)
-    if patch_size is not None:
-        run = run[patch_size]
-    manifest = run.manifest
-    if "features" not in run.output_names:
-        raise RequestError(
-            f"the artifact gives {', '.join(run.output_names)}: expected features; export it with --outputs features"
-        )
+    served = open_served(folder, device, patch_size, settings.most_pixels)
+    manifest = served.manifest
     metrics = Metrics()
     about = {
         "model": str(manifest.model.get("source", {}).get("model") or manifest.model["architecture"]),
@@ -105,7 +95,7 @@ def serve(
     }
 
     def make_engine() -> Engine:
-        return Engine(embedding_by(run, preprocessor), preprocessor, manifest, settings, metrics)
+        return Engine(served, settings, metrics)
 
     make_engine()  # its settings are checked here, and not in an event loop
     config = uvicorn.Config(
@@ -117,8 +107,8 @@ def serve(
     )
     server = uvicorn.Server(config)
     host, port = at.getsockname()[:2]
-    served = ", ".join(map(str, manifest.buckets))
-    _announce_start(server, lambda: announce(f"serving {manifest.target}, buckets {served}, at http://{host}:{port}"))
+    buckets = ", ".join(map(str, manifest.buckets))
+    _announce_start(server, lambda: announce(f"serving {manifest.target}, buckets {buckets}, at http://{host}:{port}"))
     try:
         server.run(sockets=[at])
     except OSError as error:  # the address was taken while the artifact was loaded

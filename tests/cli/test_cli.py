@@ -48,7 +48,7 @@ def artifact(folder: Path, done: Result) -> Path:
 def test_export_prints_the_verdict_the_signature_and_the_times(tmp_path: Path) -> None:
     done = export(
         "tiny:siglip", "--target", "onnx", "--weights", "random", "--bucket", "16:1,2,4", "--bucket", "9",
-        "--tokens", "--seed", "3", "--out", tmp_path / "a",
+        "--tokens", "--seed", "3", "--out", tmp_path / "a", "--triton", tmp_path / "models",
     )  # fmt: skip
     assert done.exit_code == 0, done.output
     assert "random weights: a dry run" in flat(done.stderr)
@@ -57,6 +57,8 @@ def test_export_prints_the_verdict_the_signature_and_the_times(tmp_path: Path) -
     assert "in patches: float32 [batch, tokens, 48]" in flat(done.stdout)
     assert "out tokens: float32 [batch, tokens, 32]" in flat(done.stdout)
     assert all(f"{stage} " in done.stdout for stage in ("load", "trace", "build", "reload", "gate"))
+    assert f"for Triton: {tmp_path / 'models' / 'a'}" in done.stdout
+    assert (tmp_path / "models" / "a" / "1" / "artifact" / "manifest.json").is_file()
     manifest = json.loads((tmp_path / "a" / "manifest.json").read_text())
     assert manifest["model"]["source"] == {"model": "tiny:siglip", "weights": "random", "seed": 3}
     assert [bucket["tokens"] for bucket in manifest["buckets"]] == [9, 16]

@@ -22,6 +22,7 @@ from naflex_export.server.asked import Image
 from naflex_export.server.engine import Engine
 from naflex_export.server.metrics import Metrics
 from naflex_export.server.settings import Refused, ServeSettings
+from naflex_export.server.vectors import Served
 
 
 def image(value: float, tokens: int = 4) -> Image:
@@ -61,7 +62,7 @@ def ask(model: Model, images: Sequence[Image], batch: tuple[int, int, int] = (1,
     async def run() -> list[Any]:
         manifest = artifacts.manifest(buckets=(nx.Bucket(16, batch),))
         chosen = ServeSettings(**{"size": 4, "wait": 0.02, **settings})
-        engine = Engine(model, NoPhotos(), manifest, chosen, Metrics())
+        engine = Engine(Served(manifest, NoPhotos(), model), chosen, Metrics())  # type: ignore[arg-type]
         return await answers(engine, images)
 
     return asyncio.run(run())
@@ -76,7 +77,7 @@ def test_an_image_that_makes_a_batch_fail_fails_alone() -> None:
 
 def test_a_vector_that_is_not_finite_is_a_fault_of_its_own() -> None:
     found = ask(Model(), [image(1), image(99)])
-    assert found == [1, "500 the artifact gave values that are not finite"]
+    assert found == [1, "500 the artifact did not run: it gave values that are not finite"]
 
 
 def test_a_batch_smaller_than_the_smallest_is_filled_with_images_again() -> None:
