@@ -44,7 +44,11 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def address(artifact: Path) -> Iterator[str]:
-    with served.server(artifact, "--most-pixels", MOST_PIXELS, "--most-mib", 1, "--wait", 20) as (_, address):
+    """Return the address of a server that needs no torch."""
+    limits = ("--most-pixels", MOST_PIXELS, "--most-mib", 1, "--wait", 20)
+    with served.server(artifact, *limits, "--device", "cpu") as (process, address):
+        maps = Path(f"/proc/{process.pid}/maps")
+        assert not maps.exists() or ("onnxruntime" in maps.read_text() and "libtorch" not in maps.read_text())
         yield address
 
 
