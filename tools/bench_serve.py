@@ -1,4 +1,4 @@
-"""Measure what a request costs a server beyond what its photo costs the library: processor time of the server's process.
+"""Measure what a request costs a server beyond what its photo costs the library: processor time of the process.
 
 `naflex-serve` gets photos from many clients at once, one a request; a process of its own embeds the same photos by the
 library's loop, in batches of the size that the server's have. What the server takes more is HTTP, queue and threads.
@@ -29,8 +29,8 @@ from PIL import Image
 from record import ABOUT, RESULTS, ROOT, about, append
 
 FIELDS = (
-    *ABOUT, "onnxruntime-gpu", "artifact", "photo", "way", "clients", "requests", "batch", "server_cpu_ms", "loop_cpu_ms",
-    "over_ms", "requests_per_s", "p50_ms", "p99_ms",
+    *ABOUT, "onnxruntime-gpu", "artifact", "photo", "way", "clients", "requests", "batch", "server_cpu_ms",
+    "loop_cpu_ms", "over_ms", "requests_per_s", "p50_ms", "p99_ms",
 )  # fmt: skip
 
 SERVE = "from naflex_export.cli.serve import serve_command as run; run()"
