@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import platform
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -18,7 +18,7 @@ from naflex_export.accuracy import golden
 from naflex_export.accuracy.cases import STANDARD, CaseSelection
 from naflex_export.accuracy.gate import GateSettings
 from naflex_export.accuracy.judge_artifact import judge_opened, open_to_judge, refuse_stand_in
-from naflex_export.accuracy.photos import load_photos
+from naflex_export.accuracy.photos import photos_for
 from naflex_export.accuracy.report.formats import verdict, write
 from naflex_export.accuracy.results import GateReport, merged
 from naflex_export.errors import BackendError, RequestError
@@ -30,6 +30,7 @@ from naflex_export.models import adapter_of, family_of
 from naflex_export.models.adapter import ModelAdapter
 from naflex_export.models.exportable import refuse_modes, refuse_unexportable
 from naflex_export.models.model_sources import weights_sha256
+from naflex_export.models.preprocessing import settings_of
 from naflex_export.models.towers import remarks_on
 from naflex_export.precision import FLOAT32, Precision
 from naflex_export.serving.manifest import Manifest
@@ -55,6 +56,9 @@ class ExportRequest:
         patch_sizes: make an entry point for each of these patch sizes, in pixels: an artifact of its own in the folder
             `patch<size>`, with the patch projection resampled and folded into its weight. The model must have been made
             with `enable_patch_interpolator=True`. By default one artifact for the model's own size.
+        preprocessing: how photos are prepared, where the model does not say it, or its processor cannot be had:
+            settings by name, the path of a JSON file or of a folder that holds one, or an image processor of
+            transformers. timm's settings are mean, std and interpolation.
         images: a folder of photos to judge on; by default the three that ship with the package.
         seed: of the generated batches to judge on.
         effort: "quick", "standard" or "thorough": how many cases to judge on.
@@ -72,6 +76,7 @@ class ExportRequest:
     precision: Precision = FLOAT32
     outputs: tuple[str, ...] | None = None
     patch_sizes: tuple[int, ...] | None = None
+    preprocessing: Mapping[str, Any] | None = None
     images: Path | None = None
     seed: int = 0
     effort: str = STANDARD
@@ -85,6 +90,8 @@ class ExportRequest:
         object.__setattr__(self, "buckets", check_buckets(self.buckets))
         if self.patch_sizes is not None:
             object.__setattr__(self, "patch_sizes", check_patch_sizes(self.patch_sizes))
+        if self.preprocessing is not None:
+            object.__setattr__(self, "preprocessing", settings_of(self.preprocessing))
         CaseSelection(self.seed, self.effort)
 
     @property
@@ -141,8 +148,8 @@ def export(
         out: the artifact's folder. An artifact there is replaced, atomically; anything else is left alone.
         buckets: what the artifact serves; one of 256 tokens by default.
         dtype: "float32", "float16" or "bfloat16", of the weights and of floating inputs and outputs.
-        options: further attributes of `ExportRequest`, by name: `outputs`, `patch_sizes`, `images`, `seed`, `effort`,
-            `require_run`, `source`, `settings`.
+        options: further attributes of `ExportRequest`, by name: `outputs`, `patch_sizes`, `preprocessing`, `images`,
+            `seed`, `effort`, `require_run`, `source`, `settings`.
 
     Raises:
         RequestError: an argument is not possible; nothing was built.
@@ -160,9 +167,10 @@ def export(
     if options.get("images") is not None:
         options["images"] = Path(options["images"])
     chosen = check_buckets([Bucket()] if buckets is None else buckets)
+    request = ExportRequest(target, Path(out), chosen, Precision(dtype), **{**options, **lists})
     if family_of(model) is None:
-        warnings.warn("; ".join(remarks_on(model)), stacklevel=2)
-    return Exporter(model, ExportRequest(target, Path(out), chosen, Precision(dtype), **{**options, **lists})).run()
+        warnings.warn("; ".join(remarks_on(model, request.preprocessing)), stacklevel=2)
+    return Exporter(model, request).run()
 
 
 class Exporter:
@@ -182,7 +190,6 @@ class Exporter:
     def __init__(self, model: nn.Module, request: ExportRequest, observer: Observer | None = None) -> None:
         self.request, self.observer = request, observer or Observer()
         check_destination(request.out)
-        self.photos = load_photos(request.images)
         self.target = target_named(request.target)
         self.target.require_build()
         if request.require_run and (reason := self.target.cannot_run(request.precision)):
@@ -193,7 +200,10 @@ class Exporter:
         refuse_unexportable(model)
         if adapter_of(model).is_vectorized:
             raise RequestError("the model is vectorized: pass the original, which the gate compares with")
-        self.adapters = {size: adapter_of(model, size) for size in request.patch_sizes or (None,)}
+        self.photos = photos_for(adapter_of(model).why_no_photos, request.images)
+        self.adapters = {
+            size: adapter_of(model, size).prepared_by(request.preprocessing) for size in request.patch_sizes or (None,)
+        }
         self.outputs = request.outputs or adapter_of(model).default_outputs
         self.preprocessing = {size: adapter.preprocessing() for size, adapter in self.adapters.items()}
 
@@ -285,7 +295,9 @@ class Exporter:
             if self.request.require_run:
                 refuse_stand_in(found)
         with self.observer.stage("gate"):
-            return judge_opened(found, adapter.model, self.photos, GateSettings.of(draft, self.request.cases))
+            settings = GateSettings.of(draft, self.request.cases)
+            settings = dataclasses.replace(settings, preprocessing=self.request.preprocessing)
+            return judge_opened(found, adapter.model, self.photos, settings)
 
     def tell(self, adapter: ModelAdapter, report: GateReport) -> None:
         """Tell the observer what the gate found; where it failed, leave the report beside `out` and raise."""

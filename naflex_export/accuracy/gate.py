@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ from naflex_export.accuracy.comparison import Candidate, Comparison
 from naflex_export.accuracy.invariances import Run, check_invariances
 from naflex_export.accuracy.locate import first_deviation
 from naflex_export.accuracy.metrics import DECADES, measure_images, spread_of, why_uninformative
-from naflex_export.accuracy.photos import Photos, load_photos, photo_batches
+from naflex_export.accuracy.photos import Photos, photo_batches, photos_for
 from naflex_export.accuracy.results import (
     ArtifactSummary,
     BaselineResult,
@@ -57,6 +58,7 @@ class GateSettings:
         cases: which batches to judge on.
         patch_size: the reference resamples its patch projection to this size by itself; None for patches of its own.
         locate: compare modules even if everything passes; after a failure that is done anyway.
+        preprocessing: how photos are prepared, in place of what the reference says; None for that.
     """
 
     buckets: tuple[Bucket, ...]
@@ -65,6 +67,7 @@ class GateSettings:
     cases: CaseSelection
     patch_size: int | None = None
     locate: bool = False
+    preprocessing: Mapping[str, Any] | None = None
 
     @classmethod
     def of(cls, manifest: Manifest, cases: CaseSelection, locate: bool = False) -> GateSettings:
@@ -115,7 +118,7 @@ def gate(
     """
     refuse_modes("nx.gate")
     selection = CaseSelection(seed, effort, tuple(cases))
-    photos = load_photos(Path(images) if images is not None else None)
+    photos = photos_for(adapter_of(reference).why_no_photos, None if images is None else Path(images))
     asked = None if dtype is None else Precision(dtype)
 
     def settings_of(runner: Runner, part: CaseSelection) -> GateSettings:
@@ -159,7 +162,8 @@ def judge(candidate: Candidate, reference: nn.Module, photos: Photos, settings: 
     """
     cases = settings.cases
     check_only(cases.only, settings.buckets, photos)
-    comparison = Comparison(candidate, adapter_of(reference, settings.patch_size), settings.outputs, settings.precision)
+    adapter = adapter_of(reference, settings.patch_size).prepared_by(settings.preprocessing)
+    comparison = Comparison(candidate, adapter, settings.outputs, settings.precision)
     tally = Tally(comparison)
     for bucket in settings.buckets:
         for batch in batches(comparison.reference, bucket, photos, cases):
@@ -176,6 +180,7 @@ def judge(candidate: Candidate, reference: nn.Module, photos: Photos, settings: 
         effort=cases.effort,
         only=cases.only,
         skipped_photos=dict(photos.skipped),
+        no_photos=photos.left_out,
         reference_sha256=weights_sha256(comparison.reference.model),
     )
     if report.passed and not settings.locate:

@@ -11,12 +11,13 @@ from torch import nn
 from naflex_export.accuracy import golden
 from naflex_export.accuracy.cases import CaseSelection
 from naflex_export.accuracy.gate import GateSettings, judge, summary_of
-from naflex_export.accuracy.photos import Photos, load_photos
+from naflex_export.accuracy.photos import Photos, photos_for
 from naflex_export.accuracy.results import GateReport, merged, selections_by_size
 from naflex_export.embed.golden import read
 from naflex_export.errors import BackendError, RequestError
 from naflex_export.models import adapter_of
 from naflex_export.models.model_sources import weights_sha256
+from naflex_export.models.preprocessing import given_in
 from naflex_export.serving.load import check_trusted, load_errors, open_verified
 from naflex_export.serving.manifest import Manifest
 from naflex_export.serving.opened import VerifiedFolder, opened
@@ -68,7 +69,7 @@ def judge_artifact(path: Path, reference: nn.Module, request: JudgeRequest | Non
     if request.require_run:
         for one in found.values():
             refuse_stand_in(one)
-    photos = load_photos(request.images)
+    photos = photos_for(adapter_of(reference).why_no_photos, request.images)
 
     def judge_one(one: StandIn, cases: CaseSelection) -> GateReport:
         return judge_opened(one, reference, photos, GateSettings.of(one.runner.manifest, cases, request.locate))
@@ -104,7 +105,8 @@ def judge_opened(opened: StandIn, reference: nn.Module, photos: Photos, settings
     """
     report = judge(opened.runner, reference, photos, settings)
     manifest = opened.runner.manifest
-    photo = golden.judge(opened.golden, manifest, adapter_of(reference, settings.patch_size))
+    adapter = adapter_of(reference, settings.patch_size).prepared_by(given_in(manifest.preprocessing))
+    photo = golden.judge(opened.golden, manifest, adapter)
     return dataclasses.replace(
         report,
         artifact=summary_of(manifest),

@@ -205,6 +205,7 @@ class GateReport:
         judged: what ran as the candidate.
         not_run: what was built and could not be run here; empty where the artifact itself was judged.
         skipped_photos: why each file among the photos was left out.
+        no_photos: why no photo was judged on, of a model that takes images of other channels; empty where some were.
         reference_sha256: of the reference's weights, as manifests have it. A vectorized copy that is rounded rounds the
             model that it shares parameters with: reports on one model then hold different hashes.
         preprocessing: how the artifact's golden photo compares with what the library makes of it; empty where the
@@ -226,6 +227,7 @@ class GateReport:
     judged: str = "the candidate"
     not_run: str = ""
     skipped_photos: dict[str, str] = field(default_factory=dict)
+    no_photos: str = ""
     reference_sha256: str = ""
     preprocessing: str = ""
 

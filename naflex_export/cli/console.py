@@ -43,6 +43,12 @@ def print_report(report: GateReport) -> None:
         out.print(escape(line), highlight=False, soft_wrap=True)
     if report.location is not None:
         _print_location(report.location)
+    if report.no_photos:
+        out.print(
+            f"[bold yellow]no photos:[/] {escape(report.no_photos)}; judged on generated batches alone",
+            soft_wrap=True,
+            highlight=False,
+        )
     for name, why in report.skipped_photos.items():
         out.print(f"[yellow]skipped[/] {escape(name)}: {why}", soft_wrap=True)
     if report.skipped_photos:

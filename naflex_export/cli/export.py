@@ -13,6 +13,7 @@ from naflex_export.cli.options import (
     exit_codes,
     images_option,
     model_args_option,
+    preprocessing_option,
     quick_option,
     quiet_libraries,
     require_run_option,
@@ -63,6 +64,7 @@ from naflex_export.version import __version__
     "tokens of a model without a pooling head]",
 )
 @click.option("--tokens", "with_tokens", is_flag=True, help="The same as --outputs features,tokens.")
+@preprocessing_option
 @images_option
 @seed_option
 @quick_option
@@ -90,6 +92,7 @@ def export_command(
     folder: Path | None,
     outputs: str | None,
     with_tokens: bool,
+    preprocessing: Path | None,
     images: Path | None,
     seed: int,
     effort: str | None,
@@ -114,6 +117,7 @@ def export_command(
     from naflex_export.exporter import Exporter, ExportRequest
     from naflex_export.graph.build_settings import BuildSettings
     from naflex_export.models.model_sources import ModelSource, parse_model_args
+    from naflex_export.models.preprocessing import settings_of
     from naflex_export.models.towers import remarks_on
     from naflex_export.server.triton_repository import check_repository, write_repository
     from naflex_export.serving.publish import check_destination
@@ -125,6 +129,7 @@ def export_command(
     asked = _outputs(outputs, with_tokens)
     source = ModelSource(model, weights, seed, sizes is not None, parse_model_args(model_args), state)
     source.check()
+    prepared = None if preprocessing is None else settings_of(preprocessing)
     check_destination(folder)
     if repository is not None:
         if sizes is not None:
@@ -136,7 +141,7 @@ def export_command(
     stages = Stages(err, on_report=print_report)
     with stages.stage("load"):
         opened = source.open()
-    for note in (*opened.notes, *remarks_on(opened.model)):
+    for note in (*opened.notes, *remarks_on(opened.model, prepared)):
         err.print(f"[bold yellow]note:[/] {escape(note)}", soft_wrap=True, highlight=False)
     request = ExportRequest(
         target,
@@ -145,6 +150,7 @@ def export_command(
         Precision(dtype),
         outputs=asked,
         patch_sizes=sizes,
+        preprocessing=prepared,
         images=images,
         seed=seed,
         effort=effort or STANDARD,

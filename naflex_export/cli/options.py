@@ -127,6 +127,13 @@ checkpoint_state_option = click.option(
     help="Which state of the checkpoint to take, such as state_dict or state_dict_ema.  [default: the average (EMA) "
     "where there is one, and it is said which]",
 )
+preprocessing_option = click.option(
+    "--preprocessing",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="How photos are prepared: a JSON file, or a folder with a preprocessor_config.json, or timm's mean, std and "
+    "interpolation.  [default: what the model says]",
+)
 images_option = click.option(
     "--images",
     type=click.Path(path_type=Path),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from naflex_export.errors import RequestError, UnsupportedModelError
 from naflex_export.models.copies import made_plain, replaced_methods, whole_copy
 from naflex_export.models.original import Original
+from naflex_export.models.preprocessing import PHOTO_CHANNELS
 from naflex_export.serving.input_formats import InputFormat
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ class ModelAdapter(ABC):
         options: further arguments that a forward of the tower takes by name, where its signature does not say.
         model: the model itself, untouched or vectorized.
         patch_size: of the flat patches that the model is given, in pixels, where it is not the model's own; else None.
+        given: how photos are prepared, in place of what the model says; None for that.
     """
 
     name: ClassVar[str]
@@ -34,9 +36,10 @@ class ModelAdapter(ABC):
     input_format: ClassVar[InputFormat]
     options: ClassVar[frozenset[str] | None] = None
 
-    def __init__(self, model: nn.Module, patch_size: int | None = None) -> None:
+    def __init__(self, model: nn.Module, patch_size: int | None = None, given: Mapping[str, Any] | None = None) -> None:
         self.model = model
         self.patch_size = patch_size
+        self.given = given
 
     @classmethod
     @abstractmethod
@@ -45,7 +48,7 @@ class ModelAdapter(ABC):
 
     def of(self, model: nn.Module) -> Self:
         """Return the adapter of another copy of the model, such as one in another dtype, for the same patches."""
-        return type(self)(model, self.patch_size)
+        return type(self)(model, self.patch_size, self.given)
 
     @property
     @abstractmethod
@@ -133,6 +136,18 @@ class ModelAdapter(ABC):
 
     @property
     @abstractmethod
+    def channels(self) -> int:
+        """Number of channels of an image."""
+
+    @property
+    def why_no_photos(self) -> str:
+        """Why the model cannot be judged on photos; empty where it can."""
+        if self.channels == PHOTO_CHANNELS:
+            return ""
+        return f"the model takes images of {self.channels} channel{'s'[: self.channels - 1]}, and photos have 3"
+
+    @property
+    @abstractmethod
     def num_prefix_tokens(self) -> int:
         """Number of class and register tokens ahead of the patches in the output `tokens`."""
 
@@ -141,9 +156,29 @@ class ModelAdapter(ABC):
     def num_classes(self) -> int:
         """Number of classes in the output `features`, 0 where it holds no logits."""
 
+    def prepared_by(self, given: Mapping[str, Any] | None) -> Self:
+        """Return the adapter of the same model whose photos are prepared by these settings; by its own for None.
+
+        Raises:
+            RequestError: they are not possible for models of this family.
+        """
+        if given is None:
+            return self
+        prepared = type(self)(self.model, self.patch_size, given)
+        prepared.check_preprocessing()
+        return prepared
+
+    @abstractmethod
+    def check_preprocessing(self) -> None:
+        """Check that what turns photos into patches is known, and possible.
+
+        Raises:
+            RequestError: it is not.
+        """
+
     @abstractmethod
     def preprocessing(self) -> dict[str, Any]:
-        """Return what turns a photo into patches, as plain JSON values."""
+        """Return what turns a photo into patches, as plain JSON values; warn where nobody has said it."""
 
     @abstractmethod
     def transform(self, tokens: int) -> Callable[[Image], dict[str, Tensor]]:

@@ -7,8 +7,9 @@ Everything else, the patch projection, encoder, attention mask and pooling head,
 from __future__ import annotations
 
 import json
+import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -28,6 +29,7 @@ from naflex_export.grid import Grid
 from naflex_export.models.adapter import ModelAdapter, check_outputs, refuse_replaced
 from naflex_export.models.copies import replaced_methods, shared_copy
 from naflex_export.models.original import Original, is_watched
+from naflex_export.models.preprocessing import GIVEN, PHOTO_CHANNELS, how_to_give
 from naflex_export.resample.add import add_resampled
 from naflex_export.resample.coordinates import whole_numbers
 from naflex_export.resample.weights import Resampling
@@ -36,6 +38,9 @@ from naflex_export.serving.input_formats import TRANSFORMERS
 BILINEAR = Resampling(mode="bilinear", antialias=True, align_corners=False)
 
 _DEFAULTS = "defaults"
+
+_NO_SETTINGS = frozenset({"image_processor_type", "feature_extractor_type", "processor_class", "auto_map"})
+"""What a saved processor holds besides its settings."""
 
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 """Where transformers saves an image processor: alone, or with a tokenizer's as part of a processor."""
@@ -191,9 +196,10 @@ class Siglip2(ModelAdapter):
             found.append(f"the model is an image classifier: its features are the logits of {self.num_classes} classes")
         if self.default_outputs == ("tokens",):
             found.append("the model has no pooling head (vision_use_head=False): it has tokens, no features")
-        processor, origin = _processor(self.model)
-        if origin not in (_DEFAULTS, self.model.name_or_path):
-            found.append(_said_of_defaults(origin, json.loads(processor.to_json_string())))
+        if self.why_no_photos:
+            found.append(f"{self.why_no_photos}: it is judged on generated batches alone")
+        if caution := self._caution(*self._processor()):
+            found.append(caution)
         return tuple(found)
 
     @property
@@ -267,20 +273,44 @@ class Siglip2(ModelAdapter):
     def num_classes(self) -> int:
         return self.model.num_labels if self._is_classifier else 0
 
+    @property
+    def channels(self) -> int:
+        return self._vision.config.num_channels
+
+    def _processor(self) -> tuple[Any, str]:
+        """Return the image processor, and where its settings are from."""
+        return _processor(self.model) if self.given is None else (_given_processor(self.given, self.channels), GIVEN)
+
+    def _caution(self, processor: Any, origin: str) -> str:
+        """Return what a user must know of a processor that nobody has chosen for the model; empty where one has."""
+        name = self.model.name_or_path
+        if origin in (GIVEN, name) or not name or self.why_no_photos:  # without a name it was made from a config
+            return ""
+        if origin == _DEFAULTS:
+            origin = f"{_DEFAULTS}, since {name} has no {PROCESSOR_FILES[0]}"
+        return _said_of_defaults(origin, json.loads(processor.to_json_string()))
+
+    def check_preprocessing(self) -> None:
+        self._processor()
+
     def preprocessing(self) -> dict[str, Any]:
-        processor, origin = _processor(self.model)
+        processor, origin = self._processor()
         settings = json.loads(processor.to_json_string())
-        if origin not in (_DEFAULTS, self.model.name_or_path):
-            warnings.warn(_said_of_defaults(origin, settings), stacklevel=2)
+        if caution := self._caution(processor, origin):
+            warnings.warn(caution, stacklevel=2)
+        if self.why_no_photos and origin != GIVEN:  # nobody has said it of images that are no photos
+            settings["image_mean"] = settings["image_std"] = []
         del settings["max_num_patches"], settings["patch_size"]  # a bucket's tokens; the model's own
         library = f"transformers.{type(processor).__name__}"
         is_torchvision = isinstance(processor, TorchvisionBackend)
         size = self._vision.config.patch_size
         said = of_processor(library, size, settings, is_torchvision, _alpha_of(processor))
-        return {"settings_from": origin, **settings, **said.fields()}
+        return {"settings_from": origin, "channels": self.channels, **settings, **said.fields()}
 
     def transform(self, tokens: int) -> Callable[[Image], dict[str, Tensor]]:
-        processor, _ = _processor(self.model)
+        if self.why_no_photos:
+            raise UnsupportedModelError(f"{self.why_no_photos}: there is no transform of them")
+        processor, _ = self._processor()
         patch_size = self._vision.config.patch_size
 
         def patchify(image: Image) -> dict[str, Tensor]:
@@ -322,8 +352,38 @@ def _said_of_defaults(origin: str, settings: dict[str, Any]) -> str:
     given = ", ".join(f"{name} {settings[name]}" for name in ("image_mean", "image_std", "resample"))
     return (
         f"preprocessing is by {origin}: {given}. Check that they are the model's, or load it from a folder with its "
-        f"{PROCESSOR_FILES[0]}"
+        f"{PROCESSOR_FILES[0]}, or {how_to_give('it')}"
     )
+
+
+def _given_processor(given: Mapping[str, Any], channels: int) -> Any:
+    """Return the image processor of settings that a caller gave, under transformers' names.
+
+    Raises:
+        RequestError: they are those of another processor, or not possible.
+    """
+    kind = str(given.get("image_processor_type", "Siglip2ImageProcessor"))
+    if not kind.startswith("Siglip2ImageProcessor"):
+        raise RequestError(f"preprocessing is of a {kind}: expected a Siglip2ImageProcessor")
+    known = {*Siglip2ImageProcessor().to_dict(), *_NO_SETTINGS}
+    if unknown := set(given) - known:
+        raise RequestError(f"preprocessing has {min(unknown)!r}: expected {', '.join(sorted(known - _NO_SETTINGS))}")
+    for name in ("image_mean", "image_std"):
+        values = given.get(name)
+        values = values if isinstance(values, tuple | list) else [0.5 if values is None else values]
+        is_right = all(
+            isinstance(one, int | float) and math.isfinite(one) and ("std" not in name or one > 0) for one in values
+        )
+        if not is_right or len(values) not in (1, channels):
+            above = ", each above 0" if "std" in name else ""
+            raise RequestError(f"{name} of preprocessing is {given[name]!r}: expected one number, or {channels}{above}")
+    try:
+        made = Siglip2ImageProcessor.from_dict({name: value for name, value in given.items() if value is not None})
+        if channels == PHOTO_CHANNELS:
+            made(images=PIL.Image.new("RGB", (8, 8)), patch_size=4, max_num_patches=4, return_tensors="pt")
+        return made
+    except Exception as error:  # transformers' validation raises classes of several libraries
+        raise RequestError(f"preprocessing is not possible ({str(error).strip().splitlines()[0][:300]})") from error
 
 
 def _processor(model: Any) -> tuple[Any, str]:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, Self, cast
 
 import torch
 from PIL.Image import Image
-from timm.data.config import resolve_data_config
 from timm.data.transforms_factory import create_transform
 from timm.layers.patch_embed import PatchEmbedInterpolator
 from timm.models import NaFlexVit
@@ -32,6 +32,7 @@ from naflex_export.models.timm_patch_size import (
     check_interpolates,
     folded,
 )
+from naflex_export.models.timm_photos import PhotoSettings, photo_settings, pretrained_cfg_of
 from naflex_export.models.timm_rope import VectorizedNaFlexVit
 from naflex_export.resample.add import add_resampled
 from naflex_export.resample.coordinates import grids_of, whole_numbers
@@ -325,7 +326,11 @@ class TimmNaFlex(ModelAdapter):
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        return () if self.default_outputs == ("features",) else ("the model pools nothing: it has tokens, no features",)
+        pools = self.default_outputs == ("features",)
+        found = ["" if pools else "the model pools nothing: it has tokens, no features", self._photo_settings.caution]
+        if self.why_no_photos:
+            found.append(f"{self.why_no_photos}: it is judged on generated batches alone")
+        return tuple(filter(None, found))
 
     @property
     def ignored_inputs(self) -> tuple[str, ...]:
@@ -335,7 +340,11 @@ class TimmNaFlex(ModelAdapter):
     @property
     def token_width(self) -> int:
         height, width = self._patch_size
-        return height * width * self.model.embeds.in_chans
+        return height * width * self.channels
+
+    @property
+    def channels(self) -> int:
+        return self.model.embeds.in_chans
 
     @property
     def _patch_size(self) -> tuple[int, int]:
@@ -350,25 +359,34 @@ class TimmNaFlex(ModelAdapter):
     def num_classes(self) -> int:
         return self.model.num_classes
 
+    @property
+    def _photo_settings(self) -> PhotoSettings:
+        return photo_settings(self.model, self.given)
+
+    def check_preprocessing(self) -> None:
+        photo_settings(self.model, self.given)
+
     def preprocessing(self) -> dict[str, Any]:
-        data = resolve_data_config(model=self.model)
-        height, width = self._patch_size
-        return Preprocessing(
+        if caution := self._photo_settings.caution:
+            warnings.warn(caution, stacklevel=2)
+        return self._preprocessing()
+
+    def _preprocessing(self) -> dict[str, Any]:
+        settings, (height, width) = self._photo_settings, self._patch_size
+        said = Preprocessing(
             library="timm.data.create_transform",
             patch_size=(height, width),
-            mean=tuple(data["mean"]),
-            std=tuple(data["std"]),
-            interpolation=data["interpolation"],
+            mean=tuple(settings.mean),
+            std=tuple(settings.std),
+            interpolation=settings.interpolation,
             channels_last=option_of(self.model.embeds, "channels_last"),
-        ).fields()
+        )
+        return {"settings_from": settings.origin, "channels": self.channels, **said.fields()}
 
     def transform(self, tokens: int) -> Callable[[Image], dict[str, Tensor]]:
-        settings = self.preprocessing()
-        if self.model.embeds.in_chans != 3:
-            raise UnsupportedModelError(
-                f"the model takes images of {self.model.embeds.in_chans} channels, and photos have 3: it cannot be "
-                "judged"
-            )
+        if self.why_no_photos:
+            raise UnsupportedModelError(f"{self.why_no_photos}: there is no transform of them")
+        settings = self._preprocessing()
         # an older timm knows one order of a patch's values only, and no argument for it
         order = {} if settings["channels_last"] else {"patchify_channels_last": False}
         return create_transform(
@@ -387,7 +405,7 @@ class TimmNaFlex(ModelAdapter):
         naflex: NaFlexVit = self.model
         embeds = naflex.embeds
         return {
-            "architecture": (naflex.pretrained_cfg or {}).get("architecture", ""),
+            "architecture": pretrained_cfg_of(naflex).get("architecture") or "",
             "width": naflex.embed_dim,
             "depth": len(naflex.blocks),
             "num_classes": naflex.num_classes,
@@ -405,4 +423,4 @@ class TimmNaFlex(ModelAdapter):
 
     def at_patch_size(self, patch_size: int) -> Self:
         check_interpolates(self.model, patch_size)
-        return type(self)(self.model, patch_size)
+        return type(self)(self.model, patch_size, self.given)

@@ -6,7 +6,8 @@ shares every parameter. What the model does besides is left as it is.
 
 from __future__ import annotations
 
-from typing import TypeVar
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -54,9 +55,14 @@ def with_vectorized_towers(model: Model, strict: bool = False) -> Model:
         ) from cause
 
 
-def remarks_on(model: nn.Module) -> tuple[str, ...]:
-    """Return what a user should know of what an export of a model is made of, a sentence each; mostly none."""
-    adapter = adapter_of(model)
+def remarks_on(model: nn.Module, preprocessing: Mapping[str, Any] | None = None) -> tuple[str, ...]:
+    """Return what a user should know of what an export of a model is made of, a sentence each; mostly none.
+
+    Args:
+        model: to be exported.
+        preprocessing: how photos are prepared, in place of what the model says; None for that.
+    """
+    adapter = adapter_of(model).prepared_by(preprocessing)
     if family_of(model) is not None:
         return adapter.remarks
     ((path, tower),) = towers_in(model).items()

@@ -160,8 +160,10 @@ def test_a_damaged_processor_is_not_replaced(folder: Path) -> None:
     with pytest.raises(nx.RequestError, match=r"the image processor of .* cannot be had"):
         adapter_of(loaded).preprocessing()
     (folder / "preprocessor_config.json").unlink()
-    settings = adapter_of(loaded).preprocessing()
+    with pytest.warns(UserWarning, match=r"by defaults, since .* has no preprocessor_config.json: image_mean \[0.5"):
+        settings = adapter_of(loaded).preprocessing()
     assert settings["settings_from"] == "defaults" and settings["image_mean"] == [0.5, 0.5, 0.5]
+    assert adapter_of(loaded).remarks == tuple(re.findall("preprocessing is by .*", adapter_of(loaded).remarks[-1]))
     json.dumps(settings)
 
 

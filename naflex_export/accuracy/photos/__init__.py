@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -25,10 +26,33 @@ class Photos:
     Attributes:
         images: RGB images by file name, with the folders that it lies in; decoded when they are looked up.
         skipped: for each file left out, its name and why.
+        left_out: why there are none at all; empty where there are.
     """
 
     images: Mapping[str, Image.Image]
     skipped: dict[str, str]
+    left_out: str = ""
+
+
+def photos_for(why_none: str, folder: Path | None = None) -> Photos:
+    """Return the photos to judge a model on, none for one that takes no photos, with a warning.
+
+    Args:
+        why_none: why the model takes none; empty where it does.
+        folder: of photos; None for those that ship with the package.
+
+    Raises:
+        RequestError: a folder was given for a model that takes none, or as `load_photos`.
+    """
+    if not why_none:
+        return load_photos(folder)
+    if folder is not None:
+        raise RequestError(
+            f"photos of {str(folder)!r} cannot be judged on: {why_none}. Leave the images (--images) out, and the "
+            "model is judged on generated batches alone"
+        )
+    warnings.warn(f"{why_none}: it is judged on generated batches alone", stacklevel=3)
+    return Photos({}, {}, why_none)
 
 
 def load_photos(folder: Path | None = None) -> Photos:

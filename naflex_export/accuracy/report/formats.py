@@ -110,6 +110,7 @@ def verdict(report: GateReport) -> dict[str, object]:
         "limits": full["limits"],
         "baselines": full["baselines"],
         "cases": len(report.results),
+        "no_photos": report.no_photos,
         "invariances": len(report.invariances),
         "report": "gate/report.json",
     }

@@ -61,6 +61,8 @@ def warnings(report: GateReport) -> list[str]:
         found.append(f"Not run: {report.not_run}. Judged instead: {report.judged}.")
     if report.artifact is not None and report.artifact.weights == "random":
         found.append("Random weights: a dry run. The artifact computes nothing of use.")
+    if report.no_photos:
+        found.append(f"Judged on no photo, on generated batches alone: {report.no_photos}.")
     return found
 
 
