@@ -31,6 +31,7 @@ from naflex_export.models.adapter import ModelAdapter
 from naflex_export.models.exportable import refuse_modes, refuse_unexportable
 from naflex_export.models.model_sources import weights_sha256
 from naflex_export.models.preprocessing import settings_of
+from naflex_export.models.rounding import refuse_rounded, remark_on_precision, stored_precision
 from naflex_export.models.towers import remarks_on
 from naflex_export.precision import FLOAT32, Precision
 from naflex_export.serving.manifest import Manifest
@@ -170,7 +171,10 @@ def export(
     request = ExportRequest(target, Path(out), chosen, Precision(dtype), **{**options, **lists})
     if family_of(model) is None:
         warnings.warn("; ".join(remarks_on(model, request.preprocessing)), stacklevel=2)
-    return Exporter(model, request).run()
+    exporter = Exporter(model, request)
+    if remark := remark_on_precision(adapter_of(model).model):
+        warnings.warn(remark, stacklevel=2)
+    return exporter.run()
 
 
 class Exporter:
@@ -198,6 +202,7 @@ class Exporter:
                 "given"
             )
         refuse_unexportable(model)
+        refuse_rounded(adapter_of(model).model)
         if adapter_of(model).is_vectorized:
             raise RequestError("the model is vectorized: pass the original, which the gate compares with")
         self.photos = photos_for(adapter_of(model).why_no_photos, request.images)
@@ -267,6 +272,7 @@ class Exporter:
                 **adapter.describe(),
                 "source": self.request.source,
                 "weights_sha256": weights_sha256(adapter.model),
+                "weights_precision": stored_precision(adapter.model),
                 **own_size,
             },
             preprocessing=self.preprocessing[adapter.patch_size],

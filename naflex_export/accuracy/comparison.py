@@ -15,6 +15,7 @@ from naflex_export.batch import Batch
 from naflex_export.errors import RequestError
 from naflex_export.models.adapter import ModelAdapter
 from naflex_export.models.copies import whole_copy
+from naflex_export.models.rounding import refuse_rounded
 from naflex_export.precision import Precision
 from naflex_export.serving.runner import Runner
 from naflex_export.serving.tensors import plain
@@ -117,11 +118,12 @@ def float32_reference(adapter: ModelAdapter) -> ModelAdapter:
     """Return the model itself if it is in float32 and eval mode on a CPU, else such a copy of it.
 
     Raises:
-        RequestError: it is vectorized, so it would be no reference.
+        RequestError: it is vectorized, or was rounded by a copy that is, so it would be no reference.
     """
     if adapter.is_vectorized:
         raise RequestError("the reference is a vectorized model: pass the original, which nothing of ours has touched")
     model = adapter.model
+    refuse_rounded(model)
     state = [*model.parameters(), *model.buffers()]
     fit = all(t.device.type == "cpu" and (t.dtype == torch.float32 or not t.is_floating_point()) for t in state)
     if fit and not any(module.training for module in model.modules()):

@@ -10,6 +10,7 @@ is the noise floor, and a candidate may be at most twice as far from the referen
 from __future__ import annotations
 
 import math
+import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -41,6 +42,7 @@ from naflex_export.models import adapter_of
 from naflex_export.models.adapter import ModelAdapter
 from naflex_export.models.exportable import refuse_modes
 from naflex_export.models.model_sources import weights_sha256
+from naflex_export.models.rounding import refuse_rounded, remark_on_precision, stored_precision
 from naflex_export.precision import FLOAT32, Precision
 from naflex_export.serving.manifest import Manifest
 from naflex_export.serving.patch_sizes import PatchSizesRunner
@@ -114,7 +116,8 @@ def gate(
         locate: compare modules even if the gate passes; after a failure that is done anyway.
 
     Raises:
-        RequestError: the reference is vectorized, or an argument is not possible.
+        RequestError: the reference is vectorized, was rounded by a copy that is, or has other weights than those an
+            artifact was made from; or an argument is not possible.
     """
     refuse_modes("nx.gate")
     selection = CaseSelection(seed, effort, tuple(cases))
@@ -128,6 +131,12 @@ def gate(
             own, buckets=check_buckets(own.buckets if buckets is None else buckets), precision=asked or own.precision
         )
 
+    tower = adapter_of(reference).model
+    refuse_rounded(tower)
+    if remark := remark_on_precision(tower):
+        warnings.warn(remark, stacklevel=2)
+    if isinstance(candidate, Runner | PatchSizesRunner):
+        check_same_weights(reference, candidate.manifest)
     if isinstance(candidate, PatchSizesRunner):
         parts = selections_by_size(selection, list(candidate.runners))
         report = merged(
@@ -146,6 +155,20 @@ def gate(
     wanted = tuple(outputs or adapter_of(reference).default_outputs)
     settings = GateSettings(chosen, asked or FLOAT32, wanted, selection, patch_size, locate)
     return judge(candidate, reference, photos, settings)
+
+
+def check_same_weights(reference: nn.Module, manifest: Manifest) -> None:
+    """Check that a model has the weights that an artifact was made from.
+
+    Raises:
+        RequestError: it has others.
+    """
+    found = weights_sha256(adapter_of(reference).model)
+    if manifest.model["weights_sha256"] not in ("", found):  # one that is made in memory may not say it
+        raise RequestError(
+            f"the reference's weights ({found[:12]}) are not those the artifact was made from "
+            f"({manifest.model['weights_sha256'][:12]}): export again, or give the model and weights it was made from"
+        )
 
 
 def judge(candidate: Candidate, reference: nn.Module, photos: Photos, settings: GateSettings) -> GateReport:
@@ -182,6 +205,7 @@ def judge(candidate: Candidate, reference: nn.Module, photos: Photos, settings: 
         skipped_photos=dict(photos.skipped),
         no_photos=photos.left_out,
         reference_sha256=weights_sha256(comparison.reference.model),
+        reference_precision=stored_precision(comparison.reference.model),
     )
     if report.passed and not settings.locate:
         return report

@@ -10,16 +10,14 @@ from torch import nn
 
 from naflex_export.accuracy import golden
 from naflex_export.accuracy.cases import CaseSelection
-from naflex_export.accuracy.gate import GateSettings, judge, summary_of
+from naflex_export.accuracy.gate import GateSettings, check_same_weights, judge, summary_of
 from naflex_export.accuracy.photos import Photos, photos_for
 from naflex_export.accuracy.results import GateReport, merged, selections_by_size
 from naflex_export.embed.golden import read
-from naflex_export.errors import BackendError, RequestError
+from naflex_export.errors import BackendError
 from naflex_export.models import adapter_of
-from naflex_export.models.model_sources import weights_sha256
 from naflex_export.models.preprocessing import given_in
 from naflex_export.serving.load import check_trusted, load_errors, open_verified
-from naflex_export.serving.manifest import Manifest
 from naflex_export.serving.opened import VerifiedFolder, opened
 from naflex_export.targets import StandIn, target_named
 
@@ -78,20 +76,6 @@ def judge_artifact(path: Path, reference: nn.Module, request: JudgeRequest | Non
         return judge_one(found[None], request.cases)
     selections = selections_by_size(request.cases, [size for size in found if size is not None])
     return merged({size: judge_one(found[size], part) for size, part in selections.items()})
-
-
-def check_same_weights(reference: nn.Module, manifest: Manifest) -> None:
-    """Check that a model has the weights that an artifact was made from.
-
-    Raises:
-        RequestError: it has others.
-    """
-    found = weights_sha256(adapter_of(reference).model)
-    if found != manifest.model["weights_sha256"]:
-        raise RequestError(
-            f"the reference's weights ({found[:12]}) are not those the artifact was made from "
-            f"({manifest.model['weights_sha256'][:12]}): export again, or give the model and weights it was made from"
-        )
 
 
 def judge_opened(opened: StandIn, reference: nn.Module, photos: Photos, settings: GateSettings) -> GateReport:

@@ -210,6 +210,8 @@ class GateReport:
             model that it shares parameters with: reports on one model then hold different hashes.
         preprocessing: how the artifact's golden photo compares with what the library makes of it; empty where the
             candidate was a plain callable.
+        reference_precision: the narrowest dtype that holds all of the reference's weights exactly: a checkpoint was
+            stored in it, or the weights were rounded to it.
     """
 
     dtype: str
@@ -230,6 +232,7 @@ class GateReport:
     no_photos: str = ""
     reference_sha256: str = ""
     preprocessing: str = ""
+    reference_precision: str = "float32"
 
     @property
     def passed(self) -> bool:

@@ -69,7 +69,7 @@ def bench_command(
     Exit codes: 0 measured, 2 the request was wrong, 3 a backend or device is missing, 70 something unexpected, 130 and
     143 interrupted.
     """
-    from naflex_export.accuracy.judge_artifact import check_same_weights
+    from naflex_export.accuracy.gate import check_same_weights
     from naflex_export.bench.artifact import FIELDS, ArtifactBench, BenchSettings, about, open_timed, sizes_of
     from naflex_export.bench.results_csv import append, check_columns
     from naflex_export.bench.workloads import drawn_grids

@@ -37,12 +37,18 @@ def print_report(report: GateReport) -> None:
     """Print a report: its table, what stands beside it, where it deviates, and what was left out or not run."""
     from naflex_export.accuracy.report.formats import table
     from naflex_export.accuracy.report.phrases import baseline_lines, effort_line, invariance_line
+    from naflex_export.precision import FLOAT32
 
     out.print(table(report))
     for line in [*baseline_lines(report), invariance_line(report), f"effort: {effort_line(report)}"]:
         out.print(escape(line), highlight=False, soft_wrap=True)
     if report.location is not None:
         _print_location(report.location)
+    if report.reference_precision != FLOAT32.dtype:
+        said = (
+            f"all weights of the reference are numbers of {report.reference_precision}: their checkpoint's, or rounded"
+        )
+        out.print(f"[bold yellow]note:[/] {said}", soft_wrap=True, highlight=False)
     if report.no_photos:
         out.print(
             f"[bold yellow]no photos:[/] {escape(report.no_photos)}; judged on generated batches alone",

@@ -14,6 +14,7 @@ from torch import nn
 from naflex_export.errors import UnsupportedModelError
 from naflex_export.models import adapter_of, family_of, towers_in
 from naflex_export.models.copies import shared_copy
+from naflex_export.models.rounding import remark_on_precision, remember
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -33,6 +34,8 @@ def with_vectorized_towers(model: Model, strict: bool = False) -> Model:
     towers = towers_in(model)
     if not towers:
         adapter_of(model)  # which raises, and says what is known
+    for tower in towers.values():
+        remember(tower)
     adapters = {path: adapter_of(tower).vectorized() for path, tower in towers.items()}
     if strict:
         for adapter in adapters.values():
@@ -63,11 +66,12 @@ def remarks_on(model: nn.Module, preprocessing: Mapping[str, Any] | None = None)
         preprocessing: how photos are prepared, in place of what the model says; None for that.
     """
     adapter = adapter_of(model).prepared_by(preprocessing)
+    remarks = (*adapter.remarks, *filter(None, [remark_on_precision(adapter.model)]))
     if family_of(model) is not None:
-        return adapter.remarks
+        return remarks
     ((path, tower),) = towers_in(model).items()
     inside = (
         f"the model is a {type(model).__qualname__}: what is exported and judged is its tower `{path}`, a "
         f"{type(tower).__qualname__}, without what comes before and after it"
     )
-    return (inside, *adapter.remarks)
+    return (inside, *remarks)

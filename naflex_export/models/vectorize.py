@@ -8,6 +8,7 @@ from torch import nn
 
 from naflex_export.models import adapter_of, family_of
 from naflex_export.models.copies import shared_copy
+from naflex_export.models.rounding import remember
 from naflex_export.models.self_check import check_embedding
 from naflex_export.models.towers import with_vectorized_towers
 
@@ -41,6 +42,7 @@ def vectorize(model: Model, strict: bool = False) -> Model:
     if family_of(model) is None:
         return with_vectorized_towers(model, strict)
     adapter = adapter_of(model)
+    remember(model)
     twin = adapter.vectorized()
     if twin.model is not model:
         check_embedding(adapter)

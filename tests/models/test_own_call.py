@@ -24,6 +24,7 @@ from naflex_export.graph.trace import trace
 from naflex_export.grid import Grid
 from naflex_export.models import adapter_of
 from naflex_export.models.copies import shared_copy, whole_copy
+from naflex_export.models.model_sources import weights_sha256
 from naflex_export.models.timm_naflex import VectorizedNaFlexEmbeds
 from naflex_export.precision import Precision
 
@@ -333,11 +334,12 @@ def test_unpooled_features_are_compared_where_they_are_valid(tmp_path: Path) -> 
 
 
 def test_a_report_says_which_weights_the_reference_had() -> None:
-    """Halving a vectorized copy rounds the original too, and nothing but its hash can tell afterwards."""
+    """Halving a vectorized copy rounds the original too: it is no reference then, and its hash is another."""
     model = tiny.siglip()
     before = nx.gate(nx.vectorize(model), model, buckets=[24], cases=["mixed-24-seed0"]).reference_sha256
     fast = nx.vectorize(model)
     assert before == nx.gate(fast, model, buckets=[24], cases=["mixed-24-seed0"]).reference_sha256 != ""
     fast.half().float()
-    rounded = nx.gate(fast, model, buckets=[24], cases=["mixed-24-seed0"])
-    assert rounded.passed and rounded.reference_sha256 != before
+    with pytest.raises(nx.RequestError, match="weights were rounded to float16 since"):
+        nx.gate(fast, model, buckets=[24], cases=["mixed-24-seed0"])
+    assert weights_sha256(model) != before

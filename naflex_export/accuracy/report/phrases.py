@@ -77,6 +77,8 @@ def facts(report: GateReport) -> list[tuple[str, str]]:
         found.append(("Model", artifact.model))
         found.append(("Weights", f"{weights}, sha256 {artifact.weights_sha256[:12]}"))
         found.append(("Target", artifact.target))
+    if report.reference_precision != "float32":
+        found.append(("Weights fit in", f"{report.reference_precision}: the checkpoint's, or they were rounded"))
     floor = "" if report.dtype == "float32" else f"; noise floor: eager in {report.dtype}"
     outputs = dict.fromkeys(result.output for result in report.results)
     found += [("Dtype", report.dtype), *([("Outputs", ", ".join(outputs))] if outputs else [])]
