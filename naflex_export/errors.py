@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 
 class NaflexExportError(Exception):
     """Root of all errors raised on purpose. The message gives the value, what was expected and what to do."""
@@ -47,3 +49,14 @@ class BuildError(RejectedError):
 
 class GateFailure(RejectedError):
     """The candidate's outputs are further from the reference than its dtype allows."""
+
+
+def tells_of_a_full_disk(error: BaseException) -> bool:
+    """Whether what a compiler or a writer says, or what that came from, is that a disk is full, or a quota met."""
+    seen: BaseException | None = error
+    while seen is not None:
+        is_full = isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        if is_full or any(words in str(seen) for words in ("No space left on device", "File too large")):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False

@@ -10,6 +10,7 @@ is the noise floor, and a candidate may be at most twice as far from the referen
 from __future__ import annotations
 
 import math
+import tempfile
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,7 +37,7 @@ from naflex_export.accuracy.results import (
     selections_by_size,
 )
 from naflex_export.batch import Batch
-from naflex_export.errors import RequestError
+from naflex_export.errors import RequestError, tells_of_a_full_disk
 from naflex_export.grid import Bucket, check_buckets
 from naflex_export.models import adapter_of
 from naflex_export.models.adapter import ModelAdapter
@@ -234,6 +235,11 @@ class Tally:
         try:
             given = comparison.candidate_of(batch)
         except Exception as error:  # whatever it raises on a batch that it is to serve, it has failed
+            if tells_of_a_full_disk(error):  # of no candidate's making
+                raise RequestError(
+                    f"the candidate cannot be run on {batch.name}: a disk is full, that of temporary files "
+                    f"({tempfile.gettempdir()}) or of torch's compiled code; make room, or set TMPDIR"
+                ) from error
             self.problems.append(f"{batch.name}: the candidate raised {type(error).__name__}: {error}")
             return
         for name, wanted in expected.items():

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from naflex_export.errors import BackendError, BuildError
+from naflex_export.errors import BackendError, BuildError, tells_of_a_full_disk
 from naflex_export.graph.build_settings import BuildSettings
 from naflex_export.graph.intermediates import Shapes, Tapped
 from naflex_export.graph.program import Program
@@ -38,7 +38,7 @@ def build(program: Program, folder: Path, settings: BuildSettings) -> dict[str, 
     except OSError:
         raise
     except Exception as error:  # whatever inductor raises, it is about this model's graph
-        if "No space left on device" in str(error):
+        if tells_of_a_full_disk(error):
             raise OSError(errno.ENOSPC, "the compiler says: No space left on device") from error
         raise BuildError(f"AOTInductor refused the model: {error}") from error
     (folder / FILE).write_bytes(content.getbuffer())

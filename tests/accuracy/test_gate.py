@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import importlib
 import json
 import math
@@ -448,3 +449,16 @@ def test_reports_are_json_and_a_table(classifier: nn.Module, tmp_path: Path) -> 
     assert loaded["limits"]["relative_l2"] == 1e-4
     assert table(report).row_count == len(report.results) + 1
     assert loaded["artifact"] is None and "Accuracy gate: FAILED" in as_html(report)
+
+
+def test_a_full_disk_is_no_verdict_on_a_candidate(siglip: nn.Module) -> None:
+    """As where a graph is compiled when it is first called."""
+
+    def run(*inputs: Tensor) -> Tensor:
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        except OSError as error:
+            raise RuntimeError("the compiler failed") from error
+
+    with pytest.raises(nx.RequestError, match="cannot be run on photos-64-0: a disk is full, .*make room, or"):
+        nx.gate(run, siglip, buckets=[nx.Bucket(64)], effort="quick")

@@ -1,0 +1,110 @@
+"""The commands as they are installed: each works in a process of its own, and a crash of that one is an error here.
+
+torch's writers, a compiler's output and TensorRT are native code, which can end a process with a signal: no `except`
+sees that, and a shell prints "Segmentation fault" or "Killed" and nothing else. So the command that a user starts only
+waits. What it waits for prints where in Python it was (`faulthandler`), and what remains here is to say what happened,
+with an exit code that is no verdict. It imports nothing but Python's own, and costs what a second Python takes to
+start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import NoReturn
+
+CRASHED = 70
+"""As `options.UNEXPECTED`: a fault, and no verdict."""
+
+FORWARDED = ("SIGINT", "SIGTERM", "SIGHUP")
+"""What a user or a system asks this process for, the other one is asked for."""
+
+_SHOWN_AT_ONCE = frozenset({"-h", "--help", "--version"})
+_DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of <sys/prctl.h>
+
+
+def export_main() -> NoReturn:
+    """Run `naflex-export`."""
+    _main("export")
+
+
+def gate_main() -> NoReturn:
+    """Run `naflex-gate`."""
+    _main("gate")
+
+
+def bench_main() -> NoReturn:
+    """Run `naflex-bench`."""
+    _main("bench")
+
+
+def work(name: str) -> None:
+    """Do what a command does, in the process that is waited for; it ends where that one is killed.
+
+    Args:
+        name: of the command, without `naflex-`.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGTERM)
+    command = getattr(import_module(f"naflex_export.cli.{name}"), f"{name}_command")
+    command(prog_name=f"naflex-{name}")
+
+
+def supervise(command: Sequence[str]) -> int:
+    """Run a command in a process of its own and return the exit code to end with; say so where a signal ended it.
+
+    Args:
+        command: what to run, with its arguments.
+    """
+    asked: list[int] = []
+    child: list[subprocess.Popen[bytes]] = []
+
+    def forward(number: int, frame: object) -> None:
+        asked.append(number)
+        for process in child:
+            process.send_signal(number)
+
+    for signal_name in FORWARDED:
+        signal.signal(getattr(signal, signal_name), forward)
+    # in a group of its own, or Ctrl-C would reach it twice
+    child.append(subprocess.Popen(command, process_group=0))
+    for number in asked:
+        child[0].send_signal(number)
+    code = child[0].wait()
+    if code >= 0:
+        return code
+    if -code in asked:
+        return 128 - code
+    print(f"error: {_what_ended_it(-code)}", file=sys.stderr)
+    return CRASHED
+
+
+def _main(name: str) -> NoReturn:
+    if os.name != "posix" or _SHOWN_AT_ONCE.intersection(sys.argv[1:]):
+        work(name)
+        sys.exit(0)
+    code = f"from naflex_export.cli.supervised import work; work({name!r})"
+    # -P: without it the current folder would come first, and a file there named as a package is
+    sys.exit(supervise([sys.executable, "-P", "-X", "faulthandler", "-c", code, *sys.argv[1:]]))
+
+
+def _what_ended_it(number: int) -> str:
+    name = f"signal {number}"
+    with contextlib.suppress(ValueError):
+        name = signal.Signals(number).name
+    if name == "SIGKILL":
+        return (
+            "the process that did the work was killed (SIGKILL), as the system does where memory runs out; nothing "
+            "half-made was published. Give smaller buckets, or a machine with more memory"
+        )
+    return (
+        f"the process that did the work was ended by {name}: native code of torch, a compiler or a backend crashed, "
+        "and above is where; nothing half-made was published, and there is no verdict. Is the disk of the temporary "
+        "folder full (TMPDIR), or an artifact not one of yours?"
+    )

@@ -1,0 +1,111 @@
+"""A crash of native code ends in an error of the command, with an exit code that is no verdict."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SUPERVISE = (
+    "import sys; from naflex_export.cli.supervised import supervise\n"
+    "sys.exit(supervise([sys.executable, '-c', *sys.argv[1:]]))"
+)
+
+
+def started(code: str, *arguments: str, cwd: Path = ROOT) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *arguments],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("ends", "code", "said"),
+    [
+        ("import os; os.abort()", 70, "error: the process that did the work was ended by SIGABRT: native code"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", 70, "was ended by SIGSEGV: native code"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", 70, "was killed (SIGKILL), as the system does"),
+        ("raise SystemExit(1)", 1, ""),
+        ("raise SystemExit(2)", 2, ""),
+        ("pass", 0, ""),
+    ],
+    ids=["abort", "segv", "kill", "gate-failed", "request", "done"],
+)
+def test_a_crash_is_an_error_and_exit_codes_go_through(ends: str, code: int, said: str) -> None:
+    process = started(SUPERVISE, ends)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == code and (said in stderr if said else not stderr)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["int", "term"])
+@pytest.mark.parametrize("handled", [True, False], ids=["handled", "not-handled"])
+def test_what_a_user_asks_for_is_asked_of_the_worker(number: signal.Signals, code: int, handled: bool) -> None:
+    """Once: it has a clean-up of its own, which a second one would break. Nothing is left running."""
+    catch = f"lambda *_: (print('asked', flush=True), sys.exit({code}))" if handled else "signal.SIG_DFL"
+    ends = (
+        f"import os, signal, sys, time; signal.signal({int(number)}, {catch})\n"
+        "print(os.getpid(), flush=True); time.sleep(60)"
+    )
+    process = started(SUPERVISE, ends)
+    assert process.stdout is not None
+    worker = int(process.stdout.readline())
+    process.send_signal(number)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == code and not stderr and stdout.split() == ["asked"] * handled
+    with pytest.raises(ProcessLookupError):
+        os.kill(worker, 0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the worker goes on, and is not waited for")
+def test_the_worker_ends_where_the_command_is_killed(tmp_path: Path) -> None:
+    (tmp_path / "naflex_export_slow.py").write_text("import time\nprint('here', flush=True)\ntime.sleep(60)\n")
+    process = started(
+        "import sys; sys.argv = ['naflex-export', 'naflex_export_slow:make', '--target', 'onnx']\n"
+        "from naflex_export.cli.supervised import export_main; export_main()",
+        cwd=tmp_path,
+    )
+    assert process.stdout is not None and process.stdout.readline() == "here\n"
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    process.kill()
+    process.communicate(timeout=60)
+    (worker,) = children
+    for _ in range(600):
+        if not Path(f"/proc/{worker}").exists() or "\nState:\tZ" in Path(f"/proc/{worker}/status").read_text():
+            break
+        time.sleep(0.1)
+    else:
+        pytest.fail("the worker went on")
+
+
+def test_a_crash_in_the_middle_of_an_export_publishes_nothing(tmp_path: Path) -> None:
+    """The command that users have, with a factory that crashes as native code does: Python's own place is printed."""
+    (tmp_path / "crashing.py").write_text("import ctypes\ndef make():\n    ctypes.string_at(0)\n")
+    process = started(
+        "import sys; sys.argv = ['naflex-export', 'crashing:make', '--target', 'onnx', '--out', 'a']\n"
+        "from naflex_export.cli.supervised import export_main; export_main()",
+        cwd=tmp_path,
+    )
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 70 and "was ended by SIGSEGV" in stderr
+    assert "Fatal Python error: Segmentation fault" in stderr and "crashing.py" in stderr
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "__pycache__") == ["crashing.py"]
+
+
+def test_help_takes_no_second_process() -> None:
+    code = (
+        "import subprocess, sys; sys.argv = ['naflex-gate', '--help']; subprocess.Popen = None\n"
+        "from naflex_export.cli.supervised import gate_main; gate_main()"
+    )
+    process = started(code)
+    stdout, _ = process.communicate(timeout=60)
+    assert process.returncode == 0 and stdout.startswith("Usage: naflex-gate ")
