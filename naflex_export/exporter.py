@@ -29,6 +29,7 @@ from naflex_export.grid import Bucket, check_buckets, check_patch_sizes
 from naflex_export.models import adapter_of, family_of
 from naflex_export.models.adapter import ModelAdapter
 from naflex_export.models.exportable import refuse_modes, refuse_unexportable
+from naflex_export.models.mixed_precision import kept_of
 from naflex_export.models.model_sources import weights_sha256
 from naflex_export.models.preprocessing import settings_of
 from naflex_export.models.rounding import refuse_rounded, remark_on_precision, stored_precision
@@ -138,6 +139,8 @@ def export(
     out: Path | str,
     buckets: Sequence[Bucket | int] | Bucket | None = None,
     dtype: str = "float32",
+    *,
+    keep_float32: str | Sequence[str] = (),
     **options: Any,
 ) -> Artifact:
     """Build an artifact, reload it, judge it against the untouched eager model, and publish it if it passes.
@@ -149,6 +152,8 @@ def export(
         out: the artifact's folder. An artifact there is replaced, atomically; anything else is left alone.
         buckets: what the artifact serves; one of 256 tokens by default.
         dtype: "float32", "float16" or "bfloat16", of the weights and of floating inputs and outputs.
+        keep_float32: what computes in float32 all the same, where `dtype` has 16 bits: names of modules of the model,
+            or "residual", "norm", "softmax", "pooling", "embedding"; a list, or a text with commas between names.
         options: further attributes of `ExportRequest`, by name: `outputs`, `patch_sizes`, `preprocessing`, `images`,
             `seed`, `effort`, `require_run`, `source`, `settings`.
 
@@ -167,8 +172,8 @@ def export(
         lists["patch_sizes"] = check_patch_sizes(options["patch_sizes"])
     if options.get("images") is not None:
         options["images"] = Path(options["images"])
-    chosen = check_buckets([Bucket()] if buckets is None else buckets)
-    request = ExportRequest(target, Path(out), chosen, Precision(dtype), **{**options, **lists})
+    chosen, precision = check_buckets([Bucket()] if buckets is None else buckets), Precision.of(dtype, keep_float32)
+    request = ExportRequest(target, Path(out), chosen, precision, **{**options, **lists})
     if family_of(model) is None:
         warnings.warn("; ".join(remarks_on(model, request.preprocessing)), stacklevel=2)
     exporter = Exporter(model, request)
@@ -186,7 +191,8 @@ class Exporter:
         observer: told what happens.
 
     Raises:
-        RequestError: something is at `out` that is no artifact, the model is vectorized, or there is no photo.
+        RequestError: something is at `out` that is no artifact, the model is vectorized, there is no photo, or what is
+            to be kept in float32 is not in the model.
         UnsupportedModelError: the model is not known, or takes no other patch sizes and was asked to.
         BackendError: a package or device is missing.
     """
@@ -210,6 +216,8 @@ class Exporter:
             size: adapter_of(model, size).prepared_by(request.preprocessing) for size in request.patch_sizes or (None,)
         }
         self.outputs = request.outputs or adapter_of(model).default_outputs
+        for adapter in self.adapters.values():
+            kept_of(adapter, request.precision)
         self.preprocessing = {size: adapter.preprocessing() for size, adapter in self.adapters.items()}
 
     def run(self) -> Artifact:
@@ -247,7 +255,7 @@ class Exporter:
             program = trace(adapter, self.request.buckets, self.request.precision, self.outputs)
         with self.observer.stage("build"):
             settings = dataclasses.replace(self.request.settings, announce=self.observer.announce)
-            build = self.target.build(program, folder, settings)
+            build = self.target.build(program, folder, settings) | _kept_in_float32(program.precision)
         draft = self.describe(adapter, program, build)
         golden.add(folder, draft)
         return draft.write(folder)
@@ -315,6 +323,11 @@ class Exporter:
             named.raise_for_failure()
 
 
+def _kept_in_float32(precision: Precision) -> dict[str, Any]:
+    """Return what a manifest says of a build whose precision is mixed; nothing of another."""
+    return {"keep_float32": list(precision.keep_float32)} if precision.keep_float32 else {}
+
+
 def _manifest_of(by_patch_size: dict[int, Artifact], report: GateReport) -> Manifest:
     """Return the manifest of the folder that holds an artifact for each patch size: what they have in common."""
     first = next(iter(by_patch_size.values())).manifest
@@ -324,7 +337,10 @@ def _manifest_of(by_patch_size: dict[int, Artifact], report: GateReport) -> Mani
         inputs=(dataclasses.replace(patches, shape=(*patches.shape[:-1], "values")), *others),
         model={key: value for key, value in first.model.items() if key != "patch_size"},
         preprocessing={**first.preprocessing, "patch_size": [[size, size] for size in by_patch_size]},
-        build={"entry_points": {str(size): artifact.path.name for size, artifact in by_patch_size.items()}},
+        build={
+            "entry_points": {str(size): artifact.path.name for size, artifact in by_patch_size.items()},
+            **_kept_in_float32(first.precision),
+        },
         gate=verdict(report),
         kind=PATCH_SIZES,
     )

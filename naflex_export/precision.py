@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,18 @@ if TYPE_CHECKING:
 
 DTYPES = ("float32", "float16", "bfloat16")
 
+PRESETS = {
+    "residual": "tokens on their way from block to block, and what is added to them",
+    "norm": "every normalization",
+    "softmax": "the scores of attention, and their softmax",
+    "pooling": "all that follows the blocks",
+    "embedding": "all that comes ahead of the blocks",
+}
+"""What can be kept in float32 by a rule, in place of a module's name."""
+
+AUTO = "auto"
+"""In place of names: let a search find what to keep."""
+
 
 @dataclass(frozen=True)
 class Precision:
@@ -19,23 +32,45 @@ class Precision:
 
     Attributes:
         dtype: of weights, and of floating inputs and outputs.
-        float32_modules: names of modules that stay in float32; none can yet.
+        keep_float32: what computes in float32 all the same: names of modules of the model (of its image tower, where it
+            holds more), which count with all that they are made of, or of `PRESETS`. `AUTO`, alone, stands for what a
+            search is yet to find.
 
     Raises:
-        RequestError: the dtype is not one of `DTYPES`, or a module is to stay in float32.
+        RequestError: the dtype is not one of `DTYPES`, or there is nothing to keep in float32 since all is.
     """
 
     dtype: str = "float32"
-    float32_modules: tuple[str, ...] = ()
+    keep_float32: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise RequestError(f"dtype {self.dtype!r} is not supported: expected one of {', '.join(DTYPES)}")
-        if self.float32_modules:
+        if not self.keep_float32:
+            return
+        kept = ",".join(self.keep_float32)
+        if self.dtype == "float32":
             raise RequestError(
-                f"modules {', '.join(self.float32_modules)} cannot stay in float32: this release exports whole models "
-                "in one dtype"
+                f"keep_float32 {kept!r} changes nothing in dtype float32, where all is: expected dtype float16 or "
+                "bfloat16 beside it, on the command line --dtype float16"
             )
+        if AUTO in self.keep_float32 and len(self.keep_float32) > 1:
+            raise RequestError(f"keep_float32 {kept!r}: 'auto' stands alone; expected 'auto', or names and no 'auto'")
+        if len(set(self.keep_float32)) < len(self.keep_float32) or "" in self.keep_float32:
+            raise RequestError(f"keep_float32 {kept!r}: expected each name once, with one comma between two")
+
+    @classmethod
+    def of(cls, dtype: str, keep_float32: str | Sequence[str] = ()) -> Precision:
+        """Return the precision of a dtype and what is kept in float32, as a user writes it.
+
+        Args:
+            dtype: as the attribute.
+            keep_float32: names, or a text of names with commas between them.
+        """
+        if not keep_float32:
+            return cls(dtype)
+        names = keep_float32.split(",") if isinstance(keep_float32, str) else keep_float32
+        return cls(dtype, tuple(name.strip() for name in names))
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -51,12 +86,39 @@ class Precision:
         return self.dtype != "float32"
 
     @property
+    def is_auto(self) -> bool:
+        """Whether a search is to find what is kept in float32."""
+        return self.keep_float32 == (AUTO,)
+
+    @property
     def limits(self) -> str:
         """Which of the gate's limits hold, by the dtype that they are for."""
         return self.dtype
 
     def __str__(self) -> str:
-        return self.dtype
+        return f"{self.dtype} with {','.join(self.keep_float32)} in float32" if self.keep_float32 else self.dtype
 
 
 FLOAT32 = Precision()
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What of a model computes in float32.
+
+    Attributes:
+        modules: names in the model's tower, each with all that it is made of; none is part of another.
+        residual: whether tokens are in float32 between blocks.
+        softmax: whether scores of attention are.
+    """
+
+    modules: frozenset[str] = frozenset()
+    residual: bool = False
+    softmax: bool = False
+
+    def holds(self, module: str) -> bool:
+        """Whether a module of that name, in the tower, computes in float32."""
+        return any(module == name or module.startswith(f"{name}.") for name in self.modules)
+
+
+ALL_LOW = Kept()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import timm
+import torch
 from torch import nn
 
 from naflex_export.models.model_sources import randomize
@@ -53,3 +54,34 @@ def constant() -> nn.Module:
 def not_a_model() -> int:
     """Return something else."""
     return 3
+
+
+def with_large_residual(size: float = 40_000.0, blocks: tuple[int, ...] = (0, 1), depth: int = 2) -> nn.Module:
+    """Return a tiny SigLIP 2 encoder with outliers in its stream of tokens, which hide nothing of what it computes.
+
+    Two channels get a number of the same size and opposite sign from the MLP of each of these blocks, for all tokens.
+    They leave the mean of all channels as it is, and norms that follow make up for what they do to the deviation. What
+    float16 holds exactly is no error of the MLP's; the sum of two may be one of the stream's.
+
+    Args:
+        size: that each block adds.
+        blocks: which.
+        depth: of the model.
+    """
+    model = naflexvit(depth=depth)
+    reached = 0.0
+    with torch.no_grad():
+        for index, block in enumerate(model.blocks):
+            _make_up(block.norm1, reached)
+            _make_up(block.norm2, reached)
+            if index in blocks:
+                block.mlp.fc2.weight[:2] = 0.0
+                block.mlp.fc2.bias[:2] = torch.tensor([size, -size])
+                reached += size
+        _make_up(model.norm, reached)
+    return model
+
+
+def _make_up(norm: nn.LayerNorm, reached: float) -> None:
+    if reached:
+        norm.weight[2:] *= reached * (2 / norm.weight.numel()) ** 0.5

@@ -31,7 +31,7 @@ from naflex_export.graph.trace import capture, example_inputs, trace
 from naflex_export.grid import Bucket
 from naflex_export.models import adapter_of
 from naflex_export.models.model_sources import randomize
-from naflex_export.precision import FLOAT32
+from naflex_export.precision import FLOAT32, Precision
 from naflex_export.targets.onnx import OPSET
 
 ROOT = Path(__file__).parent.parent
@@ -125,6 +125,9 @@ GOLDENS: dict[str, Callable[[], Program]] = {
     "rope-dinov3": lambda: block(rope_type="dinov3", rope_rotate_half=True),
     "rope-mrope": lambda: block(rope_type="mrope", embed_dim=16, rope_mrope_section=(0, 2, 2)),
     "encoder": lambda: trace(adapter_of(tiny(depth=1)), [BUCKET]),
+    "encoder-mixed": lambda: trace(
+        adapter_of(tiny(depth=1)), [BUCKET], Precision.of("float16", "residual,norm,softmax,blocks.0.mlp")
+    ),
     "siglip2": lambda: trace(adapter_of(siglip2()), [BUCKET]),
 }
 """What each golden shows."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from naflex_export.accuracy.results import Tap
 
@@ -29,26 +30,48 @@ def is_output(module: str) -> bool:
     return module.startswith(_OUTPUT)
 
 
-def advice_on(tap: Tap, dtype: str) -> str:
+def to_keep(tap: Tap, kept: Sequence[str] = ()) -> tuple[str, ...]:
+    """Return what to keep in float32 on account of a module, besides what is: nothing where all of it is.
+
+    A module whose own values are near the end of the range spoils what they are added to, too.
+
+    Args:
+        tap: of the module.
+        kept: what is in float32 already.
+    """
+    if is_output(tap.module):
+        wanted: tuple[str, ...] = ("pooling",)
+    else:
+        parts = tap.module.split(".")
+        is_large = math.isfinite(tap.reference_max_abs) and tap.reference_max_abs >= NEAR * tap.dtype_max
+        of_stream = ("residual", "norm") if is_large and any(map(str.isdecimal, parts)) else ()
+        wanted = of_stream if of_stream and parts[-1].isdecimal() else (*of_stream, tap.module)
+    return tuple(name for name in wanted if not any(name == one or name.startswith(f"{one}.") for one in kept))
+
+
+def advice_on(tap: Tap, dtype: str, kept: Sequence[str] = ()) -> str:
     """Return what to try about the first tap that leaves its floor.
 
     Args:
         tap: it.
         dtype: the candidate's.
+        kept: what of the candidate is in float32 all the same.
     """
     if dtype == "float32":
         return f"{_reach(tap, dtype)}: {_float32(tap)}"
-    keep = _keep(dtype, "this module")
+    keep = _keep(dtype, "this module", tap, kept)
     if _largest(tap) >= NEAR * tap.dtype_max:
         return f"{_reach(tap, dtype)}: {keep}"
     if not math.isfinite(tap.max_abs):
         return f"not finite, though the reference reaches only {_largest(tap):.1e}: a sum or product overflows; {keep}"
     if tap.relative_l2 <= ROUNDING * tap.floor:
-        return f"{_reach(tap, dtype)}, within range: it needs more digits; keep this module in float32"
+        return f"{_reach(tap, dtype)}, within range: it needs more digits; {_kept(dtype, 'this module', tap, kept)}"
     return f"{_reach(tap, dtype)}, within range: {_something_else(tap.module)}"
 
 
-def advice_without(dtype: str, overflows: Tap | None, breaks: bool, shown_breaks: bool) -> str:
+def advice_without(
+    dtype: str, overflows: Tap | None, breaks: bool, shown_breaks: bool, *, kept: Sequence[str] = ()
+) -> str:
     """Return what to try where a candidate failed and no tap leaves its floor.
 
     Args:
@@ -56,9 +79,10 @@ def advice_without(dtype: str, overflows: Tap | None, breaks: bool, shown_breaks
         overflows: the first tap where eager in that dtype is not finite, if there is one.
         breaks: whether the candidate's outputs are beyond the limits on the same images.
         shown_breaks: whether those of what showed its modules are: the candidate itself, or a copy of it.
+        kept: what of the candidate is in float32 all the same.
     """
     if overflows is not None:
-        keep = _keep(dtype, "it")
+        keep = _keep(dtype, "it", overflows, kept)
         return f"eager {dtype} itself is not finite from {overflows.module} on, {_reach(overflows, dtype)}: {keep}"
     if shown_breaks:
         return f"every module is as right as {dtype} allows, and these outputs take more: export in a wider dtype"
@@ -70,8 +94,16 @@ def advice_without(dtype: str, overflows: Tap | None, breaks: bool, shown_breaks
     return "what failed is not in the values of any module: it is named above"
 
 
-def _keep(dtype: str, what: str) -> str:
-    return f"keep {what} in float32" + (", or export in bfloat16" if dtype == "float16" else "")
+def _keep(dtype: str, what: str, tap: Tap, kept: Sequence[str]) -> str:
+    return _kept(dtype, what, tap, kept) + (", or export in bfloat16" if dtype == "float16" else "")
+
+
+def _kept(dtype: str, what: str, tap: Tap, kept: Sequence[str]) -> str:
+    """Return the advice to keep something in float32, with the option of `naflex-export` that does it."""
+    more = to_keep(tap, kept)
+    if not more:
+        return f"it is in float32 already, and what reads it in {dtype} is not; export in float32"
+    return f"keep {what} in float32 (--keep-float32 {','.join((*kept, *more))})"
 
 
 def _float32(tap: Tap) -> str:

@@ -15,8 +15,9 @@ from naflex_export.batch import Batch
 from naflex_export.errors import RequestError
 from naflex_export.models.adapter import ModelAdapter
 from naflex_export.models.copies import whole_copy
+from naflex_export.models.mixed_precision import cast_encoder, cast_model, keeping_softmax
 from naflex_export.models.rounding import refuse_rounded
-from naflex_export.precision import Precision
+from naflex_export.precision import ALL_LOW, Precision
 from naflex_export.serving.runner import Runner
 from naflex_export.serving.tensors import plain
 
@@ -44,9 +45,11 @@ class Comparison:
         self.reference = float32_reference(reference)
         self._reference = self.reference.encoder(outputs)
         self.baseline: ModelAdapter | None = None
+        self._baseline, self._kept = None, ALL_LOW
         if precision.is_low:
-            self.baseline = self.reference.of(whole_copy(self.reference.model).to(precision.torch_dtype))
-        self._baseline = None if self.baseline is None else self.baseline.encoder(outputs)
+            self.baseline = self.reference.of(whole_copy(self.reference.model))
+            self._kept = cast_model(self.baseline, precision)
+            self._baseline = cast_encoder(self.baseline.encoder(outputs), precision)
 
     def reference_of(self, batch: Batch) -> Outputs:
         """Return the reference's outputs, by name."""
@@ -57,7 +60,7 @@ class Comparison:
         """Return the outputs of eager in `precision`, by name; nothing in float32, whose floor the limits know."""
         if self._baseline is None:
             return {}
-        with torch.no_grad(), SoundInterpolate():
+        with torch.no_grad(), SoundInterpolate(), keeping_softmax(self._kept):
             return dict(zip(self.outputs, self._baseline(*self.inputs(batch)), strict=True))
 
     def candidate_of(self, batch: Batch, checked: bool = True) -> Outputs:

@@ -92,6 +92,7 @@ def gate(
     images: Path | str | None = None,
     buckets: Sequence[Bucket | int] | Bucket | None = None,
     dtype: str | None = None,
+    keep_float32: str | Sequence[str] = (),
     outputs: Sequence[str] | None = None,
     seed: int = 0,
     effort: str = "standard",
@@ -108,6 +109,7 @@ def gate(
         images: a folder of photos; by default the three that ship with the package.
         buckets: what the candidate serves; a Runner's manifest says so itself, and so for the next two.
         dtype: of the candidate; it chooses the limits.
+        keep_float32: what of the candidate computes in float32 all the same, as for `export`; so does the baseline.
         outputs: names of its outputs, in order; by default the features, or the tokens of a model that pools nothing.
         seed: of the generated batches.
         effort: "quick", "standard" or "thorough": how many cases; docs/gate.md says which.
@@ -123,7 +125,7 @@ def gate(
     refuse_modes("nx.gate")
     selection = CaseSelection(seed, effort, tuple(cases))
     photos = photos_for(adapter_of(reference).why_no_photos, None if images is None else Path(images))
-    asked = None if dtype is None else Precision(dtype)
+    asked = None if dtype is None else Precision.of(dtype, keep_float32)
 
     def settings_of(runner: Runner, part: CaseSelection) -> GateSettings:
         """Return what the runner's manifest says, but for what the caller says."""
@@ -223,7 +225,7 @@ class Tally:
     """Compares reference and candidate batch by batch, and adds up what is wanted over all of them."""
 
     def __init__(self, comparison: Comparison) -> None:
-        self.dtype, self.limits, self._comparison = str(comparison.precision), comparison.limits, comparison
+        self.precision, self.limits, self._comparison = comparison.precision, comparison.limits, comparison
         self.problems: list[str] = []
         self._results: list[CaseResult] = []
         self._spreads: dict[tuple[str, str], list[Tensor]] = defaultdict(list)
@@ -257,13 +259,16 @@ class Tally:
     def report(self) -> GateReport:
         """Return what was found so far."""
         return GateReport(
-            dtype=self.dtype,
+            dtype=self.precision.dtype,
+            keep_float32=self.precision.keep_float32,
             limits=self.limits,
             results=tuple(self._results),
             problems=tuple(self.problems),
             baselines=self._against_baseline(),
             distributions=tuple(
-                Distribution(name, side, self.dtype, tuple(DECADES), tuple(torch.stack(counts).sum(dim=0).tolist()))
+                Distribution(
+                    name, side, self.precision.dtype, tuple(DECADES), tuple(torch.stack(counts).sum(dim=0).tolist())
+                )
                 for (name, side), counts in self._spreads.items()
             ),
         )

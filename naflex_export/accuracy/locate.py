@@ -124,9 +124,9 @@ def _located(comparison: Comparison, report: GateReport, batch: Batch) -> Locati
         taps.append(Tap(name, error, floors[name], peak, wanted_peak, highest, max(inside, wanted_peak)))
     if not taps:
         return replace(location, unavailable="no module of the candidate has the shape of the reference's")
-    located = replace(location, taps=tuple(taps), instead=found.instead)
+    located, precision = replace(location, taps=tuple(taps), instead=found.instead), comparison.precision
     if located.first is not None:
-        return replace(located, advice=advice_on(located.first, comparison.precision.dtype))
+        return replace(located, advice=advice_on(located.first, precision.dtype, precision.keep_float32))
     if report.passed:
         return located
     overflows = next((tap for tap in located.taps if not math.isfinite(baseline.get(tap.module, 0.0))), None)
@@ -134,7 +134,8 @@ def _located(comparison: Comparison, report: GateReport, batch: Batch) -> Locati
         _breaks(comparison, batch, comparison.candidate_of(batch, checked=False)),
         _breaks(comparison, batch, found.outputs),
     )
-    return replace(located, advice=advice_without(comparison.precision.dtype, overflows, *breaks))
+    advice = advice_without(precision.dtype, overflows, *breaks, kept=precision.keep_float32)
+    return replace(located, advice=advice)
 
 
 def _lined_up(given: Tensor | None, wanted: Tensor) -> Tensor | None:

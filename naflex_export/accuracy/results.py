@@ -212,6 +212,7 @@ class GateReport:
             candidate was a plain callable.
         reference_precision: the narrowest dtype that holds all of the reference's weights exactly: a checkpoint was
             stored in it, or the weights were rounded to it.
+        keep_float32: what of the candidate computes in float32 all the same, and so of the baseline.
     """
 
     dtype: str
@@ -233,6 +234,7 @@ class GateReport:
     reference_sha256: str = ""
     preprocessing: str = ""
     reference_precision: str = "float32"
+    keep_float32: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:

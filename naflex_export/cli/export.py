@@ -43,6 +43,13 @@ from naflex_export.version import __version__
 @model_args_option
 @click.option("--dtype", default="float32", show_default=True, type=click.Choice(DTYPES))
 @click.option(
+    "--keep-float32",
+    default="",
+    metavar="NAME,...",
+    help="What computes in float32 all the same, beside --dtype float16 or bfloat16: residual, norm, softmax, pooling, "
+    "embedding, or modules by name, such as blocks.7.attn.",
+)
+@click.option(
     "--bucket",
     "buckets",
     multiple=True,
@@ -87,6 +94,7 @@ def export_command(
     state: str,
     model_args: tuple[str, ...],
     dtype: str,
+    keep_float32: str,
     buckets: tuple[str, ...],
     patch_sizes: str | None,
     folder: Path | None,
@@ -126,7 +134,7 @@ def export_command(
     folder = folder or Path("artifacts") / f"{_file_name(model)}-{target}"
     chosen = check_buckets([Bucket.parse(text) for text in buckets] or [Bucket()])
     sizes = None if patch_sizes is None else parse_patch_sizes(patch_sizes)
-    asked = _outputs(outputs, with_tokens)
+    asked, precision = _outputs(outputs, with_tokens), Precision.of(dtype, keep_float32)
     source = ModelSource(model, weights, seed, sizes is not None, parse_model_args(model_args), state)
     source.check()
     prepared = None if preprocessing is None else settings_of(preprocessing)
@@ -147,7 +155,7 @@ def export_command(
         target,
         folder,
         chosen,
-        Precision(dtype),
+        precision,
         outputs=asked,
         patch_sizes=sizes,
         preprocessing=prepared,

@@ -26,7 +26,7 @@ from naflex_export.graph.view import (
     view_of_onnx,
     view_of_program,
 )
-from naflex_export.precision import Precision
+from naflex_export.precision import ALL_LOW, Kept, Precision
 from naflex_export.serving.signature import TensorSpec
 
 _BRANCHES = (
@@ -59,6 +59,8 @@ LAYER_OPS = re.compile(
 )
 """Operators that make up a layer's cost, and whose dtype is what a user asks for."""
 
+_SOFTMAX = re.compile(r"Softmax|aten\._?softmax\.\w+")
+
 FLOATS = ("float32", "float16", "bfloat16", "float64")
 
 Refusals = Callable[[ir.Model], list[str]]
@@ -86,7 +88,7 @@ def check_program(program: Program, open_dims: Sequence[dict[int, str]]) -> list
     return [
         *fixed,
         *check_inputs_reach(view, program.ignored),
-        *check_layers(view, program.precision),
+        *check_layers(view, program.precision, program.kept),
         *([] if fixed else check_program_sizes(program)),  # an input of a fixed size fits no other
     ]
 
@@ -112,7 +114,7 @@ def check_onnx(model: ir.Model, program: Program, opset: int, refusals: Refusals
         *check_opset(model, opset),
         *signature,
         *check_inputs_reach(view, program.ignored),
-        *check_layers(view, program.precision),
+        *check_layers(view, program.precision, program.kept),
         *([] if signature else check_onnx_sizes(model)),
     ] or refusals(model)
 
@@ -240,21 +242,30 @@ def check_inputs_reach(view: GraphView, ignored: Iterable[str] = ()) -> list[str
     return problems
 
 
-def check_layers(view: GraphView, precision: Precision) -> list[str]:
+def check_layers(view: GraphView, precision: Precision, kept: Kept = ALL_LOW) -> list[str]:
     """Return layers that compute in another dtype than they should: asked for in float16, and running in float32.
 
     What is made from integers and weights alone is position arithmetic, in float32 in every graph, as it is in eager:
     a token's weights on the learned grid, their sum, and the angles of RoPE.
+
+    Args:
+        view: the graph.
+        precision: that was asked for.
+        kept: what of the model is to be in float32 all the same.
     """
     sources = view.sources()
     floats = {name for name, value in view.inputs.items() if view.dtypes.get(value) in FLOATS}
+    scores = _score_makers(view) if kept.softmax else set()
     problems = []
     for step in view.steps:
         origins = sources.of(*step.reads)
         if not LAYER_OPS.fullmatch(step.op) or (origins and not origins & floats):
             continue
+        if step.name in scores and not kept.holds(step.module):
+            continue  # an attention that torch makes of its own parts keeps its softmax alone
+        wanted = "float32" if kept.holds(step.module) else precision.dtype
         wrong = {value: view.dtypes.get(value) for value in step.reads}
-        wrong = {value: found for value, found in wrong.items() if found in FLOATS and found != precision.dtype}
+        wrong = {value: found for value, found in wrong.items() if found in FLOATS and found != wanted}
         if wrong:
             listed = ", ".join(f"{value!r} in {found}" for value, found in wrong.items())
             problems.append(
@@ -262,6 +273,24 @@ def check_layers(view: GraphView, precision: Precision) -> list[str]:
                 "cast, or a .float() ahead of it"
             )
     return problems
+
+
+def _score_makers(view: GraphView) -> set[str]:
+    """Return the names of the products that a softmax is of: what it reads is made from one, by no other layer."""
+    makers = {value: step for step in view.steps for value in step.writes}
+    found: set[str] = set()
+    waiting = [value for step in view.steps if _SOFTMAX.fullmatch(step.op) for value in step.reads]
+    seen: set[str] = set()
+    while waiting:
+        step = makers.get(waiting.pop())
+        if step is None or step.name in seen:
+            continue
+        seen.add(step.name)
+        if LAYER_OPS.fullmatch(step.op):
+            found.add(step.name)
+        else:
+            waiting += step.reads
+    return found
 
 
 def check_opset(model: ir.Model, opset: int) -> list[str]:

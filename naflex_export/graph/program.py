@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch.export import ExportedProgram
 
 from naflex_export.grid import Bucket
-from naflex_export.precision import Precision
+from naflex_export.precision import ALL_LOW, Kept, Precision
 from naflex_export.serving.signature import TensorSpec
 
 OUTPUT_DIMS = {"features": ("batch",), "tokens": ("batch", "tokens")}
@@ -27,6 +27,7 @@ class Program:
         precision: what the graph computes in.
         dim_names: what the graph's own symbols stand for, such as {"s36": "batch"}.
         ignored: inputs that the model itself makes no use of.
+        kept: what of the model is in float32 all the same.
     """
 
     exported: ExportedProgram
@@ -36,6 +37,7 @@ class Program:
     precision: Precision
     dim_names: dict[str, str]
     ignored: tuple[str, ...] = ()
+    kept: Kept = ALL_LOW
 
 
 def name_dims(text: str, names: Mapping[str, str]) -> str:

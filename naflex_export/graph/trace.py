@@ -16,7 +16,8 @@ from naflex_export.graph.program import Program, name_dims
 from naflex_export.graph.size_conditions import export_for_all_sizes
 from naflex_export.grid import Bucket, Grid, check_buckets
 from naflex_export.models.adapter import ModelAdapter
-from naflex_export.precision import FLOAT32, Precision
+from naflex_export.models.mixed_precision import cast_encoder, cast_model, keeping_softmax
+from naflex_export.precision import ALL_LOW, FLOAT32, Kept, Precision
 from naflex_export.serving.signature import TensorSpec
 
 EXAMPLE = (Grid(2, 5), Grid(4, 2), Grid(1, 11))
@@ -46,17 +47,18 @@ def trace(
         RequestError: a bucket or output name is not possible.
         BuildError: torch.export refused, or the graph fails a check of `graph/checks.py`.
     """
-    dtype, vectorized = precision.torch_dtype, adapter.vectorized()
-    own = vectorized.own_copy()
-    own.model.to(dtype).eval()
+    own = adapter.vectorized().own_copy()
+    kept = cast_model(own, precision)
+    own.model.eval()
     return capture(
-        own.encoder(tuple(outputs)).eval(),
-        dict(zip(own.input_format.names, example_inputs(own, dtype), strict=True)),
+        cast_encoder(own.encoder(tuple(outputs)), precision).eval(),
+        dict(zip(own.input_format.names, example_inputs(own, precision.torch_dtype), strict=True)),
         open_dims=own.input_format.open_dims,
         buckets=buckets,
         precision=precision,
         outputs=outputs,
         ignored=own.ignored_inputs,
+        kept=kept,
     )
 
 
@@ -69,6 +71,7 @@ def capture(
     precision: Precision,
     outputs: Sequence[str],
     ignored: tuple[str, ...] = (),
+    kept: Kept = ALL_LOW,
 ) -> Program:
     """Return a module as one graph with named dynamic dimensions, checked.
 
@@ -80,6 +83,7 @@ def capture(
         precision: of the weights and of the floating inputs and outputs.
         outputs: names of the outputs, in order.
         ignored: inputs that the model itself makes no use of.
+        kept: what of the model is in float32 all the same.
 
     Raises:
         RequestError: there is no bucket, or two alike.
@@ -94,7 +98,7 @@ def capture(
     }
     dynamic_shapes = tuple({axis: dims[name] for axis, name in axes.items()} for axes in open_dims)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), keeping_softmax(kept):
             exported = export_for_all_sizes(encoder, tuple(example.values()), dynamic_shapes)
     except Exception as error:  # whatever torch.export raises, it is about this model's graph
         raise BuildError(f"torch.export refused the model: {error}") from error
@@ -110,6 +114,7 @@ def capture(
         precision=precision,
         dim_names=dim_names,
         ignored=ignored,
+        kept=kept,
     )
     require(check_program(program, open_dims))
     return program

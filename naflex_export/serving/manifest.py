@@ -86,7 +86,7 @@ class Manifest:
     @property
     def precision(self) -> Precision:
         """What the artifact computes in."""
-        return Precision(self.dtype)
+        return Precision(self.dtype, tuple(self.build.get("keep_float32", ())))
 
     @property
     def by_patch_size(self) -> dict[int, str]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from naflex_export.errors import ArtifactError, RequestError
 from naflex_export.grid import Bucket, check_buckets
-from naflex_export.precision import DTYPES
+from naflex_export.precision import AUTO, DTYPES, Precision
 from naflex_export.serving.input_formats import OPEN_DIMS, input_format_of
 
 ENCODER = "encoder"
@@ -182,6 +182,13 @@ def _check_build(build: Mapping[str, Any], fields: Mapping[str, Any]) -> None:
     _require(
         fields["target"] != "aot" or fields["kind"] != ENCODER or "device" in build, "build", dict(build), "a device"
     )
+    if "keep_float32" in build:
+        names = [_text("build.keep_float32", name) for name in _list("build.keep_float32", build["keep_float32"])]
+        try:
+            Precision(fields["dtype"], tuple(names))
+        except RequestError as error:
+            raise ValueError(str(error)) from error
+        _require(AUTO not in names, "build.keep_float32", names, "the names that were found")
     if fields["target"] == "trt" and fields["kind"] == ENCODER:
         for name in ("library", "library_version"):
             if name in build:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import naflex_export as nx
-from naflex_export.accuracy.advice import advice_on, advice_without
+from naflex_export.accuracy.advice import advice_on, advice_without, to_keep
 from naflex_export.accuracy.locate import FLOAT32_FLOOR
 from naflex_export.accuracy.report.formats import as_junit, as_markdown
 from naflex_export.accuracy.results import Location, Tap, merged
@@ -27,6 +28,7 @@ from naflex_export.graph.onnx_translate import FILE, write_onnx
 from naflex_export.graph.program import Program
 from naflex_export.graph.trace import trace
 from naflex_export.models import adapter_of
+from naflex_export.models.mixed_precision import cast_model
 from naflex_export.precision import Precision
 from naflex_export.serving.aot_runner import AotRunner
 from naflex_export.serving.compile_runner import CompileRunner
@@ -216,7 +218,8 @@ def test_an_overflow_in_float16_is_found_with_its_values() -> None:
     assert first.reference_max_abs < 100 and first.inside_max_abs > first.dtype_max == 65504
     assert (
         "first deviation: blocks.1.mlp, relative L2 nan (floor 1.0e-02), on mixed-24-seed0; values up to "
-        f"{first.inside_max_abs:.1e} of float16's 65504: keep this module in float32, or export in bfloat16"
+        f"{first.inside_max_abs:.1e} of float16's 65504: keep this module in float32 "
+        "(--keep-float32 blocks.1.mlp), or export in bfloat16"
     ) == location.line
     assert nx.gate(live(model, "bfloat16"), model, buckets=BUCKET, dtype="bfloat16").passed
 
@@ -235,7 +238,8 @@ def test_an_overflow_of_eager_alone_is_named() -> None:
     location = location_of(Wide(), overflowing(), dtype="float16")
     assert location.first is None and len(location.taps) == 19
     assert "eager float16 itself is not finite from blocks.1.mlp on, values up to 1." in location.line
-    assert location.line.endswith("of float16's 65504: keep it in float32, or export in bfloat16")
+    advice = "keep it in float32 (--keep-float32 blocks.1.mlp), or export in bfloat16"
+    assert location.line.endswith(f"of float16's 65504: {advice}")
 
 
 class Copied(nn.Module):
@@ -456,14 +460,15 @@ def tap(module: str = "blocks.7.attn", **fields: float) -> Tap:
         (
             tap(max_abs=5e4),
             "float16",
-            "values up to 5.0e+04 of float16's 65504: keep this module in float32, or export",
+            "values up to 5.0e+04 of float16's 65504: keep this module in float32 "
+            "(--keep-float32 blocks.7.attn), or export",
         ),
         (
             tap(max_abs=float("nan")),
             "float16",
             "not finite, though the reference reaches only 0.0e+00: a sum or product",
         ),
-        (tap(relative_l2=3e-3), "float16", "within range: it needs more digits; keep this module in float32"),
+        (tap(relative_l2=3e-3), "float16", "within range: it needs more digits; keep this module in float32 (--keep-"),
         (tap(), "float16", "within range: the graph computes something else there; check its mask"),
         (tap("blocks.7.mlp"), "bfloat16", "the graph computes something else there; check its weights"),
         (tap(relative_l2=3e-4), "float32", "few digits are lost: does the backend compute in TF32"),
@@ -476,6 +481,41 @@ def tap(module: str = "blocks.7.attn", **fields: float) -> Tap:
 )
 def test_advice_depends_on_what_is_seen(found: Tap, dtype: str, says: str) -> None:
     assert says in advice_on(found, dtype)
+
+
+@pytest.mark.parametrize(
+    ("found", "kept", "expected"),
+    [
+        (tap("blocks.7.mlp", inside_max_abs=9e4), (), ("blocks.7.mlp",)),
+        (tap("blocks.7.mlp", reference_max_abs=9e4), (), ("residual", "norm", "blocks.7.mlp")),
+        (tap("blocks.7", reference_max_abs=9e4), (), ("residual", "norm")),
+        (tap("blocks.7", reference_max_abs=9e4), ("residual",), ("norm",)),
+        (tap("blocks.7"), (), ("blocks.7",)),
+        (tap("blocks.7.attn"), ("blocks.7",), ()),
+        (tap("norm"), ("blocks.7",), ("norm",)),
+        (tap("output features"), (), ("pooling",)),
+    ],
+)
+def test_what_to_keep_depends_on_whose_values_are_large(
+    found: Tap, kept: tuple[str, ...], expected: tuple[str, ...]
+) -> None:
+    assert to_keep(found, kept) == expected
+
+
+def test_advice_goes_on_where_earlier_advice_was_taken() -> None:
+    found = tap("blocks.7.mlp", max_abs=9e4)
+    assert "(--keep-float32 norm,blocks.7.mlp)" in advice_on(found, "float16", ("norm",))
+    assert "it is in float32 already" in advice_on(found, "float16", ("blocks.7",))
+
+
+def test_the_advice_on_an_overflow_passes() -> None:
+    model = overflowing()
+    advised = location_of(live(model, "float16"), model, dtype="float16").advice
+    found = re.search(r"--keep-float32 (\S+)\)", advised)
+    assert found is not None
+    adapter, precision = adapter_of(copy.deepcopy(model)).vectorized(), Precision.of("float16", found[1])
+    cast_model(adapter, precision)
+    assert nx.gate(adapter.model, model, buckets=BUCKET, dtype="float16", keep_float32=found[1]).passed
 
 
 def test_advice_where_no_module_deviates() -> None:

@@ -241,6 +241,8 @@ def test_arguments_a_state_and_outputs_are_taken_and_noted(tmp_path: Path) -> No
         (["tiny:siglip", "--model-args", "num_classes"], "--model-args 'num_classes' is malformed"),
         (["tiny:siglip", "--model-args", "nope=3"], "cannot be called with --model-args nope=3"),
         (["tiny:siglip", "--checkpoint-state", "ema"], "state 'ema' cannot be taken of pretrained weights"),
+        (["tiny:siglip", "--keep-float32", "norm"], "keep_float32 'norm' changes nothing in dtype float32"),
+        (["tiny:siglip", "--dtype", "float16", "--keep-float32", "blocks.1.mpl"], "such as blocks.1.mlp, "),
         (["naflexvit_base_patch16_siglip", "--model-args", "depth=1", "30", "--weights", "random"], "unexpected extra"),
     ],
 )

@@ -81,7 +81,8 @@ def facts(report: GateReport) -> list[tuple[str, str]]:
         found.append(("Weights fit in", f"{report.reference_precision}: the checkpoint's, or they were rounded"))
     floor = "" if report.dtype == "float32" else f"; noise floor: eager in {report.dtype}"
     outputs = dict.fromkeys(result.output for result in report.results)
-    found += [("Dtype", report.dtype), *([("Outputs", ", ".join(outputs))] if outputs else [])]
+    kept = f", but for {', '.join(report.keep_float32)} in float32" if report.keep_float32 else ""
+    found += [("Dtype", f"{report.dtype}{kept}"), *([("Outputs", ", ".join(outputs))] if outputs else [])]
     found += [("Against", f"untouched eager in float32{floor}")]
     buckets = dict.fromkeys(result.bucket for result in report.results)
     if buckets:

@@ -1,0 +1,284 @@
+"""A model cast to 16 bits, but for what is to stay in float32: the casts, put on a copy of it.
+
+Each module that has weights takes its inputs in their dtype. What is kept gives its outputs in 16 bits again, so that
+all else computes as ever, but where the next reader is in float32 by the same request: what is added to a residual
+stream that is kept, and what follows the blocks. The same copy is traced, and is the gate's baseline: what eager gives
+in the same precision. The reference never sees any of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from naflex_export.errors import RequestError
+from naflex_export.models.adapter import ModelAdapter
+from naflex_export.precision import ALL_LOW, PRESETS, Kept, Precision
+
+
+@dataclass(frozen=True)
+class _Tower:
+    """A model's tower by the names of its parts.
+
+    Attributes:
+        modules: every module by its name.
+        blocks: names of the blocks, in order.
+    """
+
+    modules: dict[str, nn.Module]
+    blocks: tuple[str, ...]
+
+    @classmethod
+    def of(cls, adapter: ModelAdapter) -> _Tower:
+        """Return the parts of a model; its blocks are the numbered modules that hold most of the weights."""
+        modules = {name: module for name, module in adapter.tower.named_modules() if name}
+        lists = [name for name, module in modules.items() if isinstance(module, nn.ModuleList | nn.Sequential)]
+        longest = max(lists, key=lambda name: _num_weights(modules[name]), default=None)
+        if longest is None:
+            return cls(modules, ())
+        return cls(modules, tuple(f"{longest}.{name}" for name, _ in modules[longest].named_children()))
+
+    def chosen_by(self, preset: str) -> list[str]:
+        """Return the modules that a preset keeps, by name; `residual` and `softmax` keep more than modules."""
+        if preset == "norm":
+            return [name for name, module in self.modules.items() if is_norm(module)]
+        if preset == "residual":
+            parts = (f"{block}.{part}" for block in self.blocks for part, _ in self.modules[block].named_children())
+            return [name for name in parts if "layerscale" in _kind(self.modules[name])]
+        if preset in ("embedding", "pooling") and self.blocks:
+            names, first = list(self.modules), self.blocks[0]
+            is_after = preset == "pooling"
+            holders = _with_holders(first)
+            around = [name for name in names if (names.index(name) > names.index(first)) == is_after]
+            return [name for name in around if name not in holders and not _is_within(name, self.blocks)]
+        return []
+
+    def computes(self, name: str) -> bool:
+        """Whether a module has weights, or is a norm without."""
+        module = self.modules[name]
+        return _num_weights(module) > 0 or is_norm(module)
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module is a normalization, of any library: it is called so, and is made of nothing else."""
+    return "norm" in _kind(module) and not list(module.children())
+
+
+def _kind(module: nn.Module) -> str:
+    return type(module).__name__.lower()
+
+
+def _num_weights(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _with_holders(name: str) -> set[str]:
+    """Return a name, and those of all modules that hold it."""
+    parts = name.split(".")
+    return {".".join(parts[:length]) for length in range(1, len(parts) + 1)}
+
+
+def _is_within(name: str, others: tuple[str, ...]) -> bool:
+    return any(name == other or name.startswith(f"{other}.") for other in others)
+
+
+def kept_of(adapter: ModelAdapter, precision: Precision) -> Kept:
+    """Return what of a model a precision keeps in float32.
+
+    Args:
+        adapter: of the model, or of a copy of it in any dtype.
+        precision: whose names are looked up.
+
+    Raises:
+        RequestError: a name is neither a preset nor a module, or adds nothing to the others; the message says which.
+    """
+    if not precision.keep_float32:
+        return ALL_LOW
+    tower, found = _Tower.of(adapter), dict[str, list[str]]()
+    for name in precision.keep_float32:
+        if name not in PRESETS and name not in tower.modules:
+            raise RequestError(_unknown(name, tower))
+        found[name] = [
+            module for module in (tower.chosen_by(name) if name in PRESETS else [name]) if tower.computes(module)
+        ]
+        if not _counts(name, found[name], tower):
+            said = PRESETS.get(name) or f"{type(tower.modules[name]).__name__} without weights"
+            raise RequestError(f"keep_float32 {name!r} ({said}) changes nothing: this model computes nothing there")
+    for name, modules in found.items():
+        others = tuple(module for other, kept in found.items() if other != name for module in kept)
+        if name not in ("residual", "softmax") and all(_is_within(module, others) for module in modules):
+            raise RequestError(f"keep_float32 {name!r} changes nothing: the other names keep all of it; leave it out")
+    chosen = {module for modules in found.values() for module in modules}
+    outermost = frozenset(name for name in chosen if not _with_holders(name) & (chosen - {name}))
+    return Kept(outermost, "residual" in found, "softmax" in found)
+
+
+def _counts(name: str, modules: list[str], tower: _Tower) -> bool:
+    """Whether what a name stands for is there."""
+    if name == "residual":
+        return bool(tower.blocks)
+    if name == "softmax":
+        return any("attention" in _kind(module) for module in tower.modules.values())
+    return bool(modules)
+
+
+def _unknown(name: str, tower: _Tower) -> str:
+    known = [*PRESETS, *tower.modules]
+    close = difflib.get_close_matches(name, known, n=3) or [*tower.blocks[:1], *list(tower.modules)[:2]]
+    return (
+        f"keep_float32 {name!r} is no module of this model: expected {', '.join(PRESETS)}, auto or a module's name, "
+        f"such as {', '.join(close)}"
+    )
+
+
+def cast_model(adapter: ModelAdapter, precision: Precision) -> Kept:
+    """Cast a model to a precision, in place, and return what of it stayed in float32.
+
+    Args:
+        adapter: of a copy of the model that nobody else has, in float32.
+        precision: to cast it to.
+
+    Raises:
+        RequestError: as `kept_of`.
+    """
+    kept = kept_of(adapter, precision)
+    low = precision.torch_dtype
+    if kept == ALL_LOW:
+        adapter.model.to(low)
+        return kept
+    tower = _Tower.of(adapter)
+    names = {id(module): name for name, module in tower.modules.items()}
+    for module in adapter.model.modules():
+        dtype = torch.float32 if kept.holds(names.get(id(module), "")) else low
+        module._apply(_casting(dtype), recurse=False)  # type: ignore[no-untyped-call]
+    for name, module in tower.modules.items():
+        if kept.residual and name in tower.blocks and name not in kept.modules:
+            module.register_forward_pre_hook(_first_cast_to(torch.float32), with_kwargs=True)
+            continue
+        if name in kept.modules:
+            module.register_forward_pre_hook(_inputs_cast_to(torch.float32), with_kwargs=True)
+            if not _stays(name, kept, precision, tower):
+                module.register_forward_hook(_output_cast_to(low))
+        elif any(parameter.is_floating_point() for parameter in module.parameters(recurse=False)):
+            dtype = torch.float32 if kept.holds(name) else low
+            module.register_forward_pre_hook(_inputs_cast_to(dtype), with_kwargs=True)
+    if "pooling" in precision.keep_float32:
+        tower.modules[tower.blocks[-1]].register_forward_hook(_output_cast_to(torch.float32))
+    return kept
+
+
+def _stays(name: str, kept: Kept, precision: Precision, tower: _Tower) -> bool:
+    """Whether what a kept module gives stays in float32, for what reads it is."""
+    if not _is_within(name, tower.blocks):
+        return "pooling" in precision.keep_float32 and name in tower.chosen_by("pooling")
+    is_part = name in tower.blocks or name.rpartition(".")[0] in tower.blocks
+    return kept.residual and is_part and not is_norm(tower.modules[name])
+
+
+def cast_encoder(encoder: nn.Module, precision: Precision) -> nn.Module:
+    """Return the encoder of a cast model, which gives its outputs in the dtype of the precision.
+
+    Args:
+        encoder: changed in place.
+        precision: of its model.
+    """
+    if precision.keep_float32:
+        encoder.register_forward_hook(_output_cast_to(precision.torch_dtype))
+    return encoder
+
+
+def keeping_softmax(kept: Kept) -> contextlib.AbstractContextManager[Any]:
+    """Return a context in which a cast model computes its scores in float32, if that is asked for.
+
+    Args:
+        kept: of the model.
+    """
+    return _Float32Scores() if kept.softmax else contextlib.nullcontext()
+
+
+class _Float32Scores(TorchFunctionMode):
+    """Computes the scores of attention in 16 bits, and their softmax, in float32; its products stay as they are."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is nn.functional.scaled_dot_product_attention and args[0].dtype in (torch.float16, torch.bfloat16):
+            return _attention(*args, **kwargs)
+        if func in (nn.functional.softmax, torch.softmax, Tensor.softmax) and args[0].dtype != torch.float32:
+            dtype = kwargs.get("dtype") or args[0].dtype
+            return func(args[0].float(), *args[1:], **{**kwargs, "dtype": torch.float32}).to(dtype)
+        return func(*args, **kwargs)
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **options: Any) -> Tensor:
+    """Return scaled dot product attention whose scores are float32, in the dtype of the values.
+
+    Args:
+        query: [..., N, D].
+        key: [..., M, D].
+        value: [..., M, E].
+        attn_mask: added to the scores, or bool with False for what is not to be seen.
+        options: further ones of torch's own function, by name.
+
+    Raises:
+        RequestError: it drops out, or is causal.
+    """
+    if options.get("dropout_p") or options.get("is_causal"):
+        raise RequestError("keep_float32 'softmax' knows no dropout and no causal attention: name modules in its place")
+    if options.get("enable_gqa"):
+        count = query.shape[-3] // key.shape[-3]
+        key, value = key.repeat_interleave(count, -3), value.repeat_interleave(count, -3)
+    scale = options.get("scale")
+    scaled = query.float() * (query.shape[-1] ** -0.5 if scale is None else scale)
+    scores = scaled @ key.float().transpose(-2, -1)
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        scores = scores.masked_fill(~attn_mask, torch.finfo(torch.float32).min / 2)
+    elif attn_mask is not None:
+        scores = scores + attn_mask.float()
+    return scores.softmax(dim=-1).to(value.dtype) @ value
+
+
+def _casting(dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    return lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+
+def _inputs_cast_to(dtype: torch.dtype) -> Callable[..., Any]:
+    return lambda module, args, kwargs: (_cast(args, dtype), _cast(kwargs, dtype))
+
+
+def _first_cast_to(dtype: torch.dtype) -> Callable[..., Any]:
+    """Return a hook that casts what a block is given to change, its first input, and not the mask beside it."""
+
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if args:
+            return (_cast(args[0], dtype), *args[1:]), kwargs
+        name = next(name for name, value in kwargs.items() if isinstance(value, Tensor) and value.is_floating_point())
+        return args, {**kwargs, name: _cast(kwargs[name], dtype)}
+
+    return hook
+
+
+def _output_cast_to(dtype: torch.dtype) -> Callable[..., Any]:
+    return lambda module, args, output: _cast(output, dtype)
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    """Return a value with every floating tensor in it in a dtype; those that have it already as they are."""
+    if isinstance(value, Tensor):
+        return value.to(dtype) if value.is_floating_point() and value.dtype != dtype else value
+    if isinstance(value, tuple | list):
+        return type(value)(_each_cast(value, dtype))
+    if isinstance(value, Mapping):
+        for name, item in list(value.items()):  # in place: transformers' outputs are mappings of a class of their own
+            value[name] = _cast(item, dtype)  # type: ignore[index]
+    return value
+
+
+def _each_cast(values: Any, dtype: torch.dtype) -> Iterator[Any]:
+    yield from (_cast(value, dtype) for value in values)
