@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import platform
+import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,21 +17,25 @@ from torch import nn
 
 from naflex_export.accuracy import golden
 from naflex_export.accuracy.cases import STANDARD, CaseSelection
-from naflex_export.accuracy.gate import GateSettings
+from naflex_export.accuracy.comparison import float32_reference
+from naflex_export.accuracy.gate import GateSettings, judge
 from naflex_export.accuracy.judge_artifact import judge_opened, open_to_judge, refuse_stand_in
 from naflex_export.accuracy.photos import photos_for
+from naflex_export.accuracy.precision_search import search
 from naflex_export.accuracy.report.formats import verdict, write
-from naflex_export.accuracy.results import GateReport, merged
+from naflex_export.accuracy.results import GateReport, PrecisionSearch, SearchStep, merged
 from naflex_export.errors import BackendError, RequestError
 from naflex_export.graph.build_settings import BuildSettings
+from naflex_export.graph.onnx_translate import write_onnx
 from naflex_export.graph.program import Program
 from naflex_export.graph.trace import trace
 from naflex_export.grid import Bucket, check_buckets, check_patch_sizes
 from naflex_export.models import adapter_of, family_of
 from naflex_export.models.adapter import ModelAdapter
 from naflex_export.models.exportable import refuse_modes, refuse_unexportable
-from naflex_export.models.mixed_precision import kept_of
+from naflex_export.models.mixed_precision import blocks_of, kept_of
 from naflex_export.models.model_sources import weights_sha256
+from naflex_export.models.precision_cost import Costs
 from naflex_export.models.preprocessing import settings_of
 from naflex_export.models.rounding import refuse_rounded, remark_on_precision, stored_precision
 from naflex_export.models.towers import remarks_on
@@ -39,7 +44,7 @@ from naflex_export.serving.manifest import Manifest
 from naflex_export.serving.manifest_schema import PATCH_SIZES
 from naflex_export.serving.opened import opened
 from naflex_export.serving.publish import check_destination, named, staged
-from naflex_export.targets import target_named
+from naflex_export.targets import onnx, target_named, tensorrt
 
 REPORT = Path("gate") / "report.json"
 
@@ -106,7 +111,7 @@ class Observer:
     """Is told what an export does while it does it. This one keeps quiet: override what is of interest."""
 
     def stage(self, name: str) -> contextlib.AbstractContextManager[None]:
-        """Return a context that a stage runs in: "trace", "build", "reload" or "gate"."""
+        """Return a context that a stage runs in: "search", "trace", "build", "reload" or "gate"."""
         return contextlib.nullcontext()
 
     def announce(self, step: str) -> None:
@@ -154,6 +159,7 @@ def export(
         dtype: "float32", "float16" or "bfloat16", of the weights and of floating inputs and outputs.
         keep_float32: what computes in float32 all the same, where `dtype` has 16 bits: names of modules of the model,
             or "residual", "norm", "softmax", "pooling", "embedding"; a list, or a text with commas between names.
+            "auto" searches, by trial, for the cheapest that passes the gate.
         options: further attributes of `ExportRequest`, by name: `outputs`, `patch_sizes`, `preprocessing`, `images`,
             `seed`, `effort`, `require_run`, `source`, `settings`.
 
@@ -216,16 +222,64 @@ class Exporter:
             size: adapter_of(model, size).prepared_by(request.preprocessing) for size in request.patch_sizes or (None,)
         }
         self.outputs = request.outputs or adapter_of(model).default_outputs
-        for adapter in self.adapters.values():
-            kept_of(adapter, request.precision)
+        self.precision = request.precision
+        self.search: PrecisionSearch | None = None
+        if self.precision.is_auto:
+            onnx.require_build()
+        else:
+            for adapter in self.adapters.values():
+                kept_of(adapter, self.precision)
         self.preprocessing = {size: adapter.preprocessing() for size, adapter in self.adapters.items()}
 
     def run(self) -> Artifact:
         """Return the artifact of the model's own patch size, or of all patch sizes asked for, once it is published."""
         with staged(self.request.out) as staging:
+            if self.precision.is_auto:
+                self.find_precision(next(iter(self.adapters.values())))
             if self.request.patch_sizes is None:
                 return self.make(self.adapters[None], staging)
             return self.make_all(staging)
+
+    def find_precision(self, adapter: ModelAdapter) -> None:
+        """Search for what to keep in float32, by the graph in ONNX with each result rounded, whatever the target is.
+
+        Args:
+            adapter: of the model that is tried.
+
+        Raises:
+            GateFailure: nothing that could be kept makes the gate pass; the report is beside `out`.
+        """
+        reference, dtype = float32_reference(adapter), self.request.precision.dtype
+        costs = Costs.of(reference, self.request.buckets[-1].tokens)
+
+        def tried(step: SearchStep) -> None:
+            self.observer.announce(f"{','.join(step.keep_float32) or 'nothing'} {'passes' if step.passed else 'fails'}")
+
+        with self.observer.stage("search"):
+            self.search, report = search(
+                lambda names: self.trial(adapter, names),
+                lambda names: costs.of_precision(Precision(dtype, names)),
+                blocks_of(adapter),
+                tried,
+            )
+        if self.search.found is None:
+            self.tell(adapter, dataclasses.replace(report, search=self.search))
+        self.precision = Precision(dtype, self.search.found or ())
+
+    def trial(self, adapter: ModelAdapter, names: tuple[str, ...]) -> GateReport:
+        """Return the gate's report on the model's graph with these names kept in float32, each result rounded.
+
+        Args:
+            adapter: of the model.
+            names: to be kept.
+        """
+        precision = Precision(self.request.precision.dtype, names)
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            program = trace(adapter, self.request.buckets, precision, self.outputs)
+            draft = self.describe(adapter, program, write_onnx(program, folder, BuildSettings(), tensorrt.OPSET))
+            stand_in = onnx.rounded(folder, draft, "it is a trial of a search")
+            return judge(stand_in.runner, adapter.model, self.photos, self.gate_settings(draft))
 
     def make_all(self, staging: Path) -> Artifact:
         """Return the artifact that holds one for each patch size."""
@@ -242,7 +296,7 @@ class Exporter:
     def make(self, adapter: ModelAdapter, folder: Path) -> Artifact:
         """Return the artifact of one patch size, built in its folder and judged."""
         draft = self.build(adapter, folder)
-        report = self.judge(adapter, folder, draft)
+        report = dataclasses.replace(self.judge(adapter, folder, draft), search=self.search)
         self.tell(adapter, report)
         write(report, folder / REPORT)
         manifest = dataclasses.replace(draft, gate=verdict(report)).write(folder)
@@ -252,10 +306,10 @@ class Exporter:
     def build(self, adapter: ModelAdapter, folder: Path) -> Manifest:
         """Write the target's files and return the manifest of an artifact that is yet to be judged."""
         with self.observer.stage("trace"):
-            program = trace(adapter, self.request.buckets, self.request.precision, self.outputs)
+            program = trace(adapter, self.request.buckets, self.precision, self.outputs)
         with self.observer.stage("build"):
             settings = dataclasses.replace(self.request.settings, announce=self.observer.announce)
-            build = self.target.build(program, folder, settings) | _kept_in_float32(program.precision)
+            build = self.target.build(program, folder, settings)
         draft = self.describe(adapter, program, build)
         golden.add(folder, draft)
         return draft.write(folder)
@@ -285,7 +339,7 @@ class Exporter:
             },
             preprocessing=self.preprocessing[adapter.patch_size],
             versions=self.versions(adapter),
-            build=build,
+            build=build | _kept_in_float32(program.precision),
         )
 
     def versions(self, adapter: ModelAdapter) -> dict[str, str]:
@@ -309,9 +363,12 @@ class Exporter:
             if self.request.require_run:
                 refuse_stand_in(found)
         with self.observer.stage("gate"):
-            settings = GateSettings.of(draft, self.request.cases)
-            settings = dataclasses.replace(settings, preprocessing=self.request.preprocessing)
-            return judge_opened(found, adapter.model, self.photos, settings)
+            return judge_opened(found, adapter.model, self.photos, self.gate_settings(draft))
+
+    def gate_settings(self, draft: Manifest) -> GateSettings:
+        """Return what an artifact is judged by, from its manifest and the request."""
+        own = GateSettings.of(draft, self.request.cases)
+        return dataclasses.replace(own, preprocessing=self.request.preprocessing)
 
     def tell(self, adapter: ModelAdapter, report: GateReport) -> None:
         """Tell the observer what the gate found; where it failed, leave the report beside `out` and raise."""

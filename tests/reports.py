@@ -15,6 +15,8 @@ from naflex_export.accuracy.results import (
     Distribution,
     GateReport,
     Location,
+    PrecisionSearch,
+    SearchStep,
     Tap,
 )
 
@@ -69,6 +71,10 @@ def failing() -> GateReport:
         location=Location("mixed-24-seed0", taps(), "keep blocks.1.attn in float32"),
         not_run="no GPU is here",
         skipped_photos={"notes.txt": "not an image"},
+        search=PrecisionSearch(
+            (SearchStep((), False, math.nan, 1.0, "nothing is kept"), SearchStep(("norm",), True, 7e-4, 1.2, "a test")),
+            ("norm",),
+        ),
     )
 
 

@@ -185,6 +185,52 @@ class ArtifactSummary:
 
 
 @dataclass(frozen=True)
+class SearchStep:
+    """One trial of a search for what to keep in float32.
+
+    Attributes:
+        keep_float32: what was kept.
+        passed: whether the gate passed.
+        relative_l2: the worst over all cases; not finite where a value is not.
+        cost: estimated time, as a multiple of that with nothing kept.
+        why: this was tried.
+    """
+
+    keep_float32: tuple[str, ...]
+    passed: bool
+    relative_l2: float
+    cost: float
+    why: str
+
+
+@dataclass(frozen=True)
+class PrecisionSearch:
+    """A search for what to keep in float32.
+
+    Attributes:
+        steps: its trials, in order.
+        found: what it ended with; None where the gate passed with nothing that could be kept.
+    """
+
+    steps: tuple[SearchStep, ...]
+    found: tuple[str, ...] | None
+
+    @property
+    def line(self) -> str:
+        """What came of it, in one line."""
+        trials = f"{len(self.steps)} trial{'s' if len(self.steps) > 1 else ''}"
+        if self.found is None:
+            return (
+                f"search: {trials}, and no part of the model makes the gate pass that is kept in float32: export in "
+                "another dtype"
+            )
+        if not self.found:
+            return f"search: the gate passes with nothing kept in float32 ({trials})"
+        cost = min(step.cost for step in self.steps if step.keep_float32 == self.found)
+        return f"search: --keep-float32 {','.join(self.found)}, an estimated {cost:.2f} times the time ({trials})"
+
+
+@dataclass(frozen=True)
 class GateReport:
     """What the gate found.
 
@@ -213,6 +259,7 @@ class GateReport:
         reference_precision: the narrowest dtype that holds all of the reference's weights exactly: a checkpoint was
             stored in it, or the weights were rounded to it.
         keep_float32: what of the candidate computes in float32 all the same, and so of the baseline.
+        search: how that was found, where a search was asked for.
     """
 
     dtype: str
@@ -235,6 +282,7 @@ class GateReport:
     preprocessing: str = ""
     reference_precision: str = "float32"
     keep_float32: tuple[str, ...] = ()
+    search: PrecisionSearch | None = None
 
     @property
     def passed(self) -> bool:
@@ -271,7 +319,8 @@ class GateReport:
     @property
     def failures(self) -> list[str]:
         """What failed, a line for each, in words."""
-        lines = list(self.problems)
+        lines = [self.search.line] if self.search is not None and self.search.found is None else []
+        lines += self.problems
         lines += [f"{r.case} [{r.output}]: {', '.join(r.exceeded)}" for r in self.results if r.exceeded]
         lines += [f"all cases [{r.output}]: {r.failure}" for r in self.baselines if r.failure]
         lines += [f"invariance: {r.failure}" for r in self.invariances if r.failure]
@@ -292,6 +341,8 @@ class GateReport:
         if self.location is not None:
             first = self.location.first
             fields["location"] |= {"first": first.module if first else None, "line": self.location.line}
+        if self.search is not None:
+            fields["search"] |= {"line": self.search.line}
         return _plain({**told, **summaries, **fields})
 
 

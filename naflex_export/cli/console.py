@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 
 if TYPE_CHECKING:
-    from naflex_export.accuracy.results import GateReport, Location
+    from naflex_export.accuracy.results import GateReport, Location, PrecisionSearch
     from naflex_export.cli.progress import Stages
     from naflex_export.exporter import Artifact
 
@@ -42,6 +42,8 @@ def print_report(report: GateReport) -> None:
     out.print(table(report))
     for line in [*baseline_lines(report), invariance_line(report), f"effort: {effort_line(report)}"]:
         out.print(escape(line), highlight=False, soft_wrap=True)
+    if report.search is not None:
+        _print_search(report.search)
     if report.location is not None:
         _print_location(report.location)
     if report.reference_precision != FLOAT32.dtype:
@@ -61,6 +63,19 @@ def print_report(report: GateReport) -> None:
         out.print(f"[yellow]{len(report.skipped_photos)} of the files among the photos were skipped[/]")
     if report.not_run:
         out.print(f"[bold yellow]not run:[/] {escape(report.not_run)}; judged instead: {report.judged}", soft_wrap=True)
+
+
+def _print_search(found: PrecisionSearch) -> None:
+    for number, step in enumerate(found.steps, 1):
+        verdict = "[green]ok[/]" if step.passed else "[red]FAIL[/]"
+        kept = ",".join(step.keep_float32) or "nothing"
+        figures = f"relative L2 {step.relative_l2:.1e}, {step.cost:.2f}x"
+        out.print(
+            f"  {number}. {escape(kept)}: {verdict}, {figures} ({escape(step.why)})", soft_wrap=True, highlight=False
+        )
+    color = "red" if found.found is None else "green"
+    title, said = found.line.split(":", 1)
+    out.print(f"[bold {color}]{title}:[/]{escape(said)}", highlight=False, soft_wrap=True)
 
 
 def _print_location(location: Location) -> None:

@@ -47,7 +47,7 @@ from naflex_export.version import __version__
     default="",
     metavar="NAME,...",
     help="What computes in float32 all the same, beside --dtype float16 or bfloat16: residual, norm, softmax, pooling, "
-    "embedding, or modules by name, such as blocks.7.attn.",
+    "embedding, or modules by name, such as blocks.7.attn. auto searches for the cheapest that passes.",
 )
 @click.option(
     "--bucket",

@@ -66,6 +66,11 @@ class _Tower:
         return _num_weights(module) > 0 or is_norm(module)
 
 
+def blocks_of(adapter: ModelAdapter) -> tuple[str, ...]:
+    """Return the names of a model's blocks, in order: the numbered modules that hold most of its weights."""
+    return _Tower.of(adapter).blocks
+
+
 def is_norm(module: nn.Module) -> bool:
     """Whether a module is a normalization, of any library: it is called so, and is made of nothing else."""
     return "norm" in _kind(module) and not list(module.children())
@@ -101,6 +106,8 @@ def kept_of(adapter: ModelAdapter, precision: Precision) -> Kept:
     """
     if not precision.keep_float32:
         return ALL_LOW
+    if precision.is_auto:
+        raise RequestError("keep_float32 'auto' stands for what nx.export and naflex-export search for: expected names")
     tower, found = _Tower.of(adapter), dict[str, list[str]]()
     for name in precision.keep_float32:
         if name not in PRESETS and name not in tower.modules:

@@ -17,7 +17,7 @@ from naflex_export.accuracy.report.phrases import (
     warnings,
 )
 from naflex_export.accuracy.report.style import stylesheet
-from naflex_export.accuracy.report.svg import colour_legend, distribution_plot, heat_map, layer_plot
+from naflex_export.accuracy.report.svg import colour_legend, distribution_plot, heat_map, layer_plot, search_plot
 from naflex_export.accuracy.report.tables import (
     Cell,
     Table,
@@ -25,11 +25,12 @@ from naflex_export.accuracy.report.tables import (
     cases_table,
     invariances_table,
     limits_table,
+    search_table,
     skipped_table,
     summary_table,
     taps_table,
 )
-from naflex_export.accuracy.results import GateReport, Location, Summary
+from naflex_export.accuracy.results import GateReport, Location, PrecisionSearch, Summary
 
 
 def as_html(report: GateReport) -> str:
@@ -50,6 +51,7 @@ def as_html(report: GateReport) -> str:
         tag("dl", *(part for name, text in facts(report) for part in (tag("dt", name), tag("dd", text)))),
         *_failures(report),
         *_first_deviation(report),
+        *_search(report.search),
         *_limits(report),
         *_error_by_grid(report),
         *_error_by_layer(report.location),
@@ -111,6 +113,30 @@ def _first_deviation(report: GateReport) -> list[Element]:
         tag("p", _sentence(tap_line(location.first, report.dtype))),
     ]
     return [*section, *([tag("p", _sentence(location.advice))] if location.advice else [])]
+
+
+def _search(found: PrecisionSearch | None) -> list[Element]:
+    """Return the steps of a search for what to keep in float32."""
+    if found is None:
+        return []
+    key = [
+        _key("holds", tag("circle", cx=7, cy=7, r=4), "the gate passed"),
+        _key("deviates", tag("path", d="M7 1 13 7 7 13 1 7z"), "the gate failed"),
+    ]
+    return [
+        tag("h2", "What is kept in float32"),
+        tag("p", _sentence(found.line.removeprefix("search: "))),
+        tag("p", _ABOUT_SEARCH, class_="note"),
+        tag("ul", *key, class_="keys note"),
+        tag("div", search_plot(found), class_="wide"),
+        _table(search_table(found)),
+    ]
+
+
+_ABOUT_SEARCH = (
+    "Trials are numbered in their order. Times are counted, not measured, by multiply-adds and values moved: multiples "
+    "of the model with nothing kept."
+)
 
 
 def _limits(report: GateReport) -> list[Element]:

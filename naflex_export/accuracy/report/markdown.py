@@ -15,7 +15,15 @@ from naflex_export.accuracy.report.phrases import (
     verdict_line,
     warnings,
 )
-from naflex_export.accuracy.report.tables import Cell, Table, baseline_table, cases_table, limits_table, summary_table
+from naflex_export.accuracy.report.tables import (
+    Cell,
+    Table,
+    baseline_table,
+    cases_table,
+    limits_table,
+    search_table,
+    summary_table,
+)
 from naflex_export.accuracy.results import GateReport
 
 
@@ -25,6 +33,9 @@ def as_markdown(report: GateReport) -> str:
     for warning in warnings(report):
         lines += [f"> {_text(warning)}", ""]
     lines += _failures(report)
+    if report.search is not None:
+        lines += [f"**What is kept in float32:** {_text(report.search.line.removeprefix('search: '))}", ""]
+        lines += _table(search_table(report.search))
     if report.results:
         lines += ["Worst of all cases:", "", *_table(limits_table(report))]
         if report.baselines:

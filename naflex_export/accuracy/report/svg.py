@@ -13,7 +13,7 @@ from xml.etree.ElementTree import Element
 
 from naflex_export.accuracy.report.markup import tag
 from naflex_export.accuracy.report.phrases import distance, number
-from naflex_export.accuracy.results import Distribution, Location, Summary, Tap
+from naflex_export.accuracy.results import Distribution, Location, PrecisionSearch, SearchStep, Summary, Tap
 
 WITHIN_STEPS, OVER_STEPS = 6, 4
 """Steps of colour up to the limit, and above it."""
@@ -184,6 +184,42 @@ def layer_plot(location: Location) -> Element:
     drawing += [*lines, *marks]
     style = f"min-width:{100 * names / left:.0f}px;max-width:{names + 560}px"
     return _drawing(f"Relative L2 error of each module on {location.case}", height + 24, drawing, style, "tall")
+
+
+def search_plot(found: PrecisionSearch) -> Element:
+    """Return relative L2 error by estimated time, a mark for each trial of a search, numbered in their order."""
+    steps = found.steps
+    axis, dearest = LogAxis.over([step.relative_l2 for step in steps]), max(1.1, *(step.cost for step in steps))
+    left, right, top, height = 12.0, 92.0, 44, 220
+
+    def at(step: SearchStep) -> tuple[float, float]:
+        x = left + (right - left) * (step.cost - 1) / (dearest - 1)
+        share = axis.at(step.relative_l2) if math.isfinite(step.relative_l2) else 1.0
+        return x, top + height * (1 - share) - (0 if math.isfinite(step.relative_l2) else 20)
+
+    drawing = [tag("text", "\N{UPWARDS ARROW} relative L2 error, log scale", x="0%", y=12, class_="axis")]
+    for power in axis.ticks():
+        y = top + height * (1 - axis.at(10.0**power))
+        drawing.append(_line((left, y), (right, y), "gridline"))
+        drawing.append(tag("text", _power(power), x=_share(left - 1), y=y + 4, class_="end tick"))
+    if not all(math.isfinite(step.relative_l2) for step in steps):
+        drawing.append(tag("text", "not finite", x=_share(left - 1), y=top - 16, class_="end tick"))
+    for share in (0.0, 0.5, 1.0):
+        drawing.append(
+            _middle(f"{1 + share * (dearest - 1):.2f}x", left + share * (right - left), top + height + 20, "tick")
+        )
+    drawing.append(_middle("estimated time \N{RIGHTWARDS ARROW}", (left + right) / 2, top + height + 38, "axis"))
+    for index, step in enumerate(steps, 1):
+        x, y = at(step)
+        mark = tag("g", class_="holds" if step.passed else "deviates")
+        mark.append(tag("title", f"{index}: {','.join(step.keep_float32) or 'nothing kept'}"))
+        shape = tag("circle", cx=0, cy=y, r=5) if step.passed else tag("path", d=f"M0 {y - 6} 6 {y} 0 {y + 6} -6 {y}z")
+        mark.append(tag("svg", shape, x=_share(x), y=0, overflow="visible"))
+        strong = "middle strong" if step.keep_float32 == found.found else "middle"
+        mark.append(tag("text", str(index), x=_share(x), y=y - 9, class_=strong))
+        drawing.append(mark)
+    title = "Relative L2 error and estimated time of each trial"
+    return _drawing(title, top + height + 44, drawing, "min-width:320px;max-width:620px")
 
 
 def distribution_plot(found: Sequence[Distribution]) -> Element:

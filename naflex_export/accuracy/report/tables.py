@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from naflex_export.accuracy.report.phrases import distance, exceeded_measures, limit_rows, number, percent, shorten
-from naflex_export.accuracy.results import BASELINE_FACTOR, CaseResult, GateReport, Location, Summary
+from naflex_export.accuracy.results import BASELINE_FACTOR, CaseResult, GateReport, Location, PrecisionSearch, Summary
 
 
 @dataclass(frozen=True)
@@ -147,6 +147,23 @@ def taps_table(location: Location) -> Table:
                 number(tap.dtype_max),
             )
             for tap in location.taps
+        ],
+    )
+
+
+def search_table(found: PrecisionSearch) -> Table:
+    """Return a row for each trial of a search for what to keep in float32."""
+    return Table.of(
+        ("kept in float32", "relative L2 #", "estimated time #", "", "why it was tried"),
+        [
+            (
+                Cell(",".join(step.keep_float32) or "nothing", code=bool(step.keep_float32)),
+                number(step.relative_l2),
+                f"{step.cost:.2f}x",
+                _verdict(step.passed),
+                step.why,
+            )
+            for step in found.steps
         ],
     )
 
