@@ -27,6 +27,12 @@ class PhotoError(RequestError):
     """A photo cannot be read, is larger than the limit, or is of a kind that has no plain meaning as RGB."""
 
 
+class PhotosFailed(NaflexExportError):
+    """Some photos could not be embedded, and all were asked for."""
+
+    exit_code = 1
+
+
 class UnsupportedModelError(RequestError):
     """The model, or one of its options, is not known to this release."""
 

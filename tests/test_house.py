@@ -67,7 +67,7 @@ def test_serving_imports_nothing_of_the_building_side() -> None:
                 assert allowed or top in sys.stdlib_module_names, f"{name} imports {found}"
 
 
-EMBED_LIBRARIES = {"numpy", "PIL"}
+EMBED_LIBRARIES = {"numpy", "PIL", "pyarrow"}
 EMBED_WITH_TORCH = ("naflex_export.embed.run_arrays",)
 """Where torch may be imported, once an artifact of another target than onnx is opened."""
 
@@ -120,7 +120,7 @@ def test_importing_the_package_imports_no_library() -> None:
     assert measured("import naflex_export") == ([], pytest.approx(0, abs=1))
 
 
-@pytest.mark.parametrize("command", ["export", "gate", "bench", "plan", "serve"])
+@pytest.mark.parametrize("command", ["export", "gate", "bench", "embed", "plan", "serve"])
 def test_help_imports_click_alone_and_takes_no_second(command: str) -> None:
     module = f"naflex_export.cli.{command}"
     code = f"from {module} import {command}_command as run; run(['--help'], standalone_mode=False)"

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from naflex_export.errors import PhotoError, RequestError
 
@@ -179,5 +179,7 @@ def _of_array(array: NDArray[Any]) -> Image.Image:
 
 
 def _said(error: BaseException) -> str:
+    if isinstance(error, UnidentifiedImageError):  # whose own text has an address in memory
+        return "it is of no format that PIL knows"
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0][:200]

@@ -1,0 +1,127 @@
+"""`naflex-embed`: parsing and printing only."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+
+from naflex_export.cli.options import exit_codes, quiet_libraries, verbose_option
+from naflex_export.version import __version__
+
+SHOWN = 5
+"""Failures that are printed."""
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.argument("photos", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The folder of the shards.")
+@click.option("--tokens", type=click.IntRange(1), help="The most patches of a photo.  [default: the largest bucket's]")
+@click.option("--batch", type=click.IntRange(1), help="Images of a batch.  [default: each bucket's opt]")
+@click.option("--threads", default=2, show_default=True, type=click.IntRange(1), help="That decode photos, a worker.")
+@click.option("--workers", default=1, show_default=True, type=click.IntRange(1), help="Processes.")
+@click.option("--shard", default=1024, show_default=True, type=click.IntRange(1), help="Photos of a shard.")
+@click.option("--device", help="Where to run, such as cpu or cuda:0.  [default: as nx.load]")
+@click.option("--patch-size", type=click.IntRange(1), help="Which one, of an artifact of several.")
+@click.option("--exif", type=click.Choice(["apply", "ignore"]), help="Turn photos upright.  [default: the artifact's]")
+@click.option(
+    "--fast-jpeg", is_flag=True, help="Decode large JPEGs at part of their size, never below twice the target."
+)
+@click.option("--most-pixels", type=click.IntRange(1), help="Of a photo; a larger one is a failure.")
+@click.option("--strict", is_flag=True, help="Exit with 1 if a photo failed.")
+@click.option(
+    "--contact-sheet",
+    "sheet",
+    type=click.Path(path_type=Path),
+    help="Write a page here that shows a sample of photos beside their nearest neighbours.",
+)
+@click.option("--untrusted", is_flag=True, help="Refuse an artifact that holds code: compile, aot and trt ones.")
+@click.option(
+    "--verify", default="full", show_default=True, type=click.Choice(["full", "size"]), help="Of the artifact's files."
+)
+@verbose_option
+@click.version_option(__version__, package_name="naflex_export")
+@exit_codes
+def embed_command(
+    artifact: Path,
+    photos: tuple[Path, ...],
+    out: Path,
+    tokens: int | None,
+    batch: int | None,
+    threads: int,
+    workers: int,
+    shard: int,
+    device: str | None,
+    patch_size: int | None,
+    exif: str | None,
+    fast_jpeg: bool,
+    most_pixels: int | None,
+    strict: bool,
+    sheet: Path | None,
+    untrusted: bool,
+    verify: str,
+    verbose: bool,
+) -> None:
+    """Embed PHOTOS with ARTIFACT: into --out go parquet shards of path, grid (height, width), vector and error.
+
+    PHOTOS are folders, .txt lists of paths, WebDataset .tar files, .parquet files with a column of image bytes, or
+    photos. A shard is there whole or not at all. Whatever ends a run, the same command goes on where it was.
+
+    A photo that cannot be read has an error in place of its vector, and fails nothing but itself.
+
+    Exit codes: 0 done, 1 a photo failed and --strict was given, 2 the request was wrong, 3 a backend or device is
+    missing, 70 something unexpected, 130 and 143 interrupted: begin again to go on.
+    """
+    from naflex_export.cli.console import err
+    from naflex_export.cli.console import out as console
+    from naflex_export.cli.embed_progress import Meter
+    from naflex_export.embed.embed_files import EmbedRequest, embed_files
+    from naflex_export.errors import PhotosFailed
+
+    quiet_libraries(verbose)
+    if sheet is not None:
+        from naflex_export.embed.contact_sheet import check_sheet
+
+        check_sheet(sheet, out)
+    chosen = {"exif": exif, "fast_jpeg": fast_jpeg or None, "most_pixels": most_pixels}
+    request = EmbedRequest(
+        artifact,
+        photos,
+        out,
+        tokens=tokens,
+        batch=batch,
+        threads=threads,
+        device=device,
+        patch_size=patch_size,
+        trusted=not untrusted,
+        verify=verify,
+        workers=workers,
+        shard=shard,
+        policy={name: value for name, value in chosen.items() if value is not None},
+    )
+    started = time.perf_counter()
+    with Meter(err) as meter:
+        found = embed_files(request, meter.tell, meter.began)
+    made, failed = found.run.count - found.before, len(found.failures)
+    seconds = time.perf_counter() - started
+    rate = f", {made / seconds:.1f} photos/s" if made else ""
+    before = f"; {found.before} were there before" if found.before else ""
+    console.print(
+        f"{found.run.count - failed} vectors of {found.run.count} photos in {out}{rate}{before}",
+        highlight=False,
+        soft_wrap=True,
+        markup=False,
+    )
+    for name, why in found.failures[:SHOWN]:
+        console.print(f"failed {name}: {why}", highlight=False, soft_wrap=True, markup=False)
+    if failed > SHOWN:
+        console.print(f"and {failed - SHOWN} more: the column error of the shards says why", highlight=False)
+    if sheet is not None:
+        from naflex_export.embed.contact_sheet import write_sheet
+
+        write_sheet(sheet, out, found.run, found.source)
+        console.print(f"contact sheet: {sheet}", highlight=False, soft_wrap=True, markup=False)
+    if failed and strict:
+        raise PhotosFailed(f"{failed} of {found.run.count} photos failed, and --strict was given")

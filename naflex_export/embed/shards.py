@@ -1,0 +1,205 @@
+"""What a run of `naflex-embed` leaves on disk: parquet shards, each there whole or not at all, and what they are of.
+
+A shard holds the photos from one place to another in the order of their source, so that the files in the folder say
+which photos are done. It is written under another name, flushed to the disk and renamed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from naflex_export.embed.embedder import Embedded
+from naflex_export.embed.parquet import require_pyarrow
+from naflex_export.errors import RequestError
+
+fcntl: Any
+try:
+    import fcntl
+except ImportError:  # Windows has none: there two runs into one folder are not told apart
+    fcntl = None
+
+RUN = "run.json"
+PARTIAL = ".tmp"
+_SHARD = re.compile(r"part-(\d{8})\.parquet", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a folder's shards are of: where any of it differs, a run is another one.
+
+    Attributes:
+        artifact: sha256 of the manifest.
+        photos: hash of the photos' names in their order.
+        count: how many photos there are.
+        shard: photos of a shard.
+        settings: what else the vectors depend on.
+    """
+
+    artifact: str
+    photos: str
+    count: int
+    shard: int
+    settings: dict[str, Any]
+
+    @property
+    def shards(self) -> range:
+        """The numbers of all shards."""
+        return range(-(-self.count // self.shard))
+
+    def places(self, number: int) -> tuple[int, int]:
+        """Return where a shard's photos begin and end."""
+        return number * self.shard, min((number + 1) * self.shard, self.count)
+
+
+@contextlib.contextmanager
+def claimed(folder: Path, run: Run) -> Iterator[list[int]]:
+    """Hold a folder for a run and give the numbers of the shards that are yet to be made.
+
+    Args:
+        folder: for the shards; made where it is missing.
+        run: what they are of.
+
+    Raises:
+        RequestError: the folder holds something else, or another run's shards, cannot be written to, or another process
+            writes to it.
+    """
+    with contextlib.ExitStack() as lock:
+        try:
+            done = _begun(folder, run, lock)
+        except OSError as error:
+            raise _unwritable(folder, error) from error
+        yield [number for number in run.shards if number not in done]
+
+
+def _begun(folder: Path, run: Run, lock: contextlib.ExitStack) -> set[int]:
+    """Return the shards that are there, once the folder is locked, of this run and free of what a killed one left."""
+    folder.mkdir(parents=True, exist_ok=True)
+    found = sorted(path.name for path in folder.iterdir())
+    if strangers := [name for name in found if not _is_ours(name)]:
+        raise RequestError(
+            f"{str(folder)!r} holds {strangers[0]!r}, which is no shard: expected a new folder, or one that a run began"
+        )
+    if any(_SHARD.fullmatch(name) for name in found) and RUN not in found:
+        raise RequestError(f"{str(folder)!r} holds shards and no {RUN}: expected a new folder, or one that a run began")
+    handle = os.open(folder, os.O_RDONLY)
+    lock.callback(os.close, handle)
+    if fcntl is not None:
+        _lock(handle, folder)
+    for name in found:
+        if name.endswith(PARTIAL):
+            (folder / name).unlink(missing_ok=True)
+    if RUN in found:
+        _check_same(folder, run)
+    else:
+        _commit(folder, RUN, lambda path: path.write_text(json.dumps(asdict(run), indent=2) + "\n"))
+    return {int(match[1]) for name in found if (match := _SHARD.fullmatch(name))}
+
+
+def _is_ours(name: str) -> bool:
+    own = name.startswith(".") and name.endswith(PARTIAL)
+    return own or name == RUN or bool(_SHARD.fullmatch(name))
+
+
+def _lock(handle: int, folder: Path) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise RequestError(f"another run writes to {str(folder)!r}: wait for it, or give another folder") from error
+    except OSError:  # of some disks on a network, which have no locks
+        return
+
+
+def _check_same(folder: Path, run: Run) -> None:
+    try:
+        before = Run(**json.loads((folder / RUN).read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise RequestError(f"{RUN} in {str(folder)!r} cannot be read ({error}): give another folder") from error
+    words = {"artifact": "another artifact", "photos": "other photos", "count": "other photos", "shard": "--shard"}
+    for name, value in asdict(run).items():
+        if getattr(before, name) != value:
+            own = f"{words.get(name, name)}: {getattr(before, name)!r} there, {value!r} now"
+            raise RequestError(
+                f"{str(folder)!r} holds vectors of {own}; give another folder, or what it was begun with"
+            )
+
+
+def write(folder: Path, number: int, names: Sequence[str], found: Sequence[Embedded], width: int) -> None:
+    """Write a shard: `path`, `grid` as (height, width), `vector` and `error` of each photo.
+
+    Args:
+        folder: of the run.
+        number: of the shard.
+        names: of its photos.
+        found: what became of them.
+        width: values in a vector.
+
+    Raises:
+        RequestError: it cannot be written, as on a full disk; nothing is left of it.
+    """
+    pa, pq = require_pyarrow(), require_pyarrow("parquet")
+    grid_type, vector_type = pa.list_(pa.int32(), 2), pa.list_(pa.float32(), width)
+    table = pa.table(
+        {
+            "path": pa.array([_text(name) for name in names], pa.string()),
+            "grid": pa.array([None if one.grid is None else list(one.grid) for one in found], grid_type),
+            "vector": pa.array([one.vector for one in found], vector_type),
+            "error": pa.array([None if one.error is None else str(one.error) for one in found], pa.string()),
+        }
+    )
+    try:
+        _commit(folder, f"part-{number:08d}.parquet", lambda path: pq.write_table(table, path))
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+
+
+def _text(name: str) -> str:
+    """Return a name as text that parquet can hold, whatever bytes a file's name has."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def _commit(folder: Path, name: str, write: Any) -> None:
+    """Have a file be there whole: written under another name, on the disk before it has its own."""
+    partial = folder / f".{name}.{os.getpid()}{PARTIAL}"
+    try:
+        write(partial)
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(folder / name)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    with contextlib.suppress(OSError):  # some systems have no such thing for folders
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _unwritable(folder: Path, error: OSError) -> RequestError:
+    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    what = "make room and run it again: it goes on where it was" if is_full else "give another folder"
+    return RequestError(f"{str(folder)!r} cannot be written to ({error.strerror or error}): {what}")
+
+
+def shard_paths(folder: Path, run: Run) -> list[Path]:
+    """Return the files of all shards, in order."""
+    return [folder / f"part-{number:08d}.parquet" for number in run.shards]
+
+
+def failures(folder: Path, run: Run) -> Iterator[tuple[str, str]]:
+    """Yield the name of each photo that failed, and why."""
+    pq = require_pyarrow("parquet")
+    for path in shard_paths(folder, run):
+        table = pq.read_table(path, columns=["path", "error"])
+        for name, error in zip(table["path"].to_pylist(), table["error"].to_pylist(), strict=True):
+            if error is not None:
+                yield name, error
