@@ -24,50 +24,56 @@ LIMIT = 1e-4
 """Largest difference that passes in float32, as a share of the largest value; 6e-8 is usual. In others, 8 roundings."""
 
 
-def check_embedding(adapter: ModelAdapter) -> None:
+def check_embedding(adapter: ModelAdapter, vectorized: ModelAdapter) -> None:
     """Check that a model and its vectorized copy embed alike; nothing where the model itself cannot be run as it is.
 
     Neither the model's mode, nor its hooks, nor any generator of random numbers has a part in it.
 
     Args:
         adapter: of the model, not vectorized.
+        vectorized: what it was made into.
 
     Raises:
         UnsupportedModelError: they do not, or the vectorized copy cannot be run.
     """
-    probe = adapter.of(shared_copy(adapter.model))
-    probe.model.eval()
-    _unhook(probe.model)
-    state = [*probe.model.parameters(), *probe.model.buffers()]
+    probe = _probe(adapter)
+    state = [*probe.parameters(), *probe.buffers()]
     if not state or any(tensor.is_meta or isinstance(tensor, FakeTensor) for tensor in state):
         return
     device, dtype = state[0].device, state[0].dtype
     if not dtype.is_floating_point:
         return
     with torch.device("cpu"):
-        batch = noise_batch("self-check", GRIDS, TOKENS, probe.token_width)
-        arranged = probe.input_format.arrange(batch)
+        batch = noise_batch("self-check", GRIDS, TOKENS, adapter.token_width)
+        arranged = adapter.input_format.arrange(batch)
     inputs = [tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype) for tensor in arranged]
     with torch.no_grad(), full_precision(device.type):
         try:
-            expected = probe.embedding()(*inputs)
+            expected = probe(*inputs)
         except Exception:  # a device or dtype that eager does not run on, or whole images only: nothing to compare with
             return
         try:
-            found = probe.vectorized().embedding()(*inputs)
+            found = _probe(vectorized)(*inputs)
         except Exception as error:
             raise UnsupportedModelError(
                 f"the vectorized model cannot be run where the original can ({type(error).__name__}: {error}): is "
-                f"{probe.package} a release that this one was not written for?"
+                f"{adapter.package} a release that this one was not written for?"
             ) from error
     far = max(_share(one, other) for one, other in zip(found, expected, strict=True))
     limit = max(LIMIT, 8 * torch.finfo(dtype).eps)
     if not far <= limit:
         raise UnsupportedModelError(
             f"the vectorized model embeds grids of {GRIDS[0]} and {GRIDS[1]} patches otherwise than the original, by "
-            f"{far:.1e} of the largest value (expected {limit:.0e}): {probe.package} is a release that this one was "
+            f"{far:.1e} of the largest value (expected {limit:.0e}): {adapter.package} is a release that this one was "
             "not written for, or its classes were patched"
         )
+
+
+def _probe(adapter: ModelAdapter) -> nn.Module:
+    """Return a model's embedding alone, in eval mode and without hooks, in a copy that shares its tensors."""
+    embedding = shared_copy(adapter.embedding()).eval()
+    _unhook(embedding)
+    return embedding
 
 
 def _share(found: Tensor, expected: Tensor) -> float:

@@ -40,6 +40,9 @@ from naflex_export.resample.graph_form import resample_axes_at
 from naflex_export.resample.weights import Mode, Resampling
 from naflex_export.serving.input_formats import TIMM
 
+STEM = ("embeds", "rope", "norm_pre")
+"""The parts of a NaFlexVit ahead of its first block."""
+
 
 class VectorizedNaFlexEmbeds(NaFlexEmbeds):
     """`NaFlexEmbeds` that resizes its learned embedding for all images of a batch at once.
@@ -245,7 +248,7 @@ class TimmEmbedding(nn.Module):
 
     def __init__(self, model: NaFlexVit) -> None:
         super().__init__()
-        self.model = model
+        self.model = _stem_of(model)
 
     def forward(self, patches: Tensor, patch_coord: Tensor, patch_valid: Tensor) -> tuple[Tensor, ...]:
         """Return tokens [B, prefix + N, C], and what rotary embeddings the model makes."""
@@ -253,6 +256,15 @@ class TimmEmbedding(nn.Module):
         x, _ = model.embeds(patches, patch_coord=patch_coord, patch_valid=patch_valid)
         rope = () if model.rope is None else model._generate_rope_naflex(x, patch_coord)
         return (model.norm_pre(x), *((rope,) if isinstance(rope, Tensor) else rope))
+
+
+def _stem_of(model: NaFlexVit) -> NaFlexVit:
+    """Return a model that is this one without what comes from its first block on, so that a copy of it costs little."""
+    stem: NaFlexVit = object.__new__(type(model))
+    held = vars(model)
+    vars(stem).update(held)
+    vars(stem)["_modules"] = {name: held["_modules"][name] for name in STEM if name in held["_modules"]}
+    return stem
 
 
 class TimmNaFlex(ModelAdapter):

@@ -45,7 +45,7 @@ def vectorize(model: Model, strict: bool = False) -> Model:
     remember(model)
     twin = adapter.vectorized()
     if twin.model is not model:
-        check_embedding(adapter)
+        check_embedding(adapter, twin)
     elif strict:
         twin = twin.of(shared_copy(model))
     if strict:

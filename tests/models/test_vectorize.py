@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import timm
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 import naflex_export as nx
 from naflex_export.batch import Batch, noise_batch
 from naflex_export.grid import Grid
+from naflex_export.models.self_check import check_embedding
 
 EMBEDS = [
     pytest.param({}, id="bicubic-aa"),
@@ -201,3 +203,22 @@ def test_a_subclass_of_the_embeds_is_refused() -> None:
 def test_a_model_of_other_channels_is_vectorized_as_any() -> None:
     model = tiny.naflexvit(in_chans=1)
     assert nx.vectorize(model) is not model
+
+
+def test_the_look_at_the_embedding_copies_no_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a base model a second copy of the blocks takes ten times what the rest of the look does."""
+    model, copied = tiny.siglip(), []
+
+    def counted(block: nn.Module, memo: dict[int, Any]) -> nn.Module:
+        copied.append(block)
+        twin = type(block).__new__(type(block))
+        memo[id(block)] = twin
+        twin.__dict__.update(copy.deepcopy(vars(block), memo))
+        return twin
+
+    monkeypatch.setattr(type(model.blocks[0]), "__deepcopy__", counted, raising=False)
+    looked = []
+    name = "naflex_export.models.vectorize.check_embedding"
+    monkeypatch.setattr(name, lambda *given: looked.append(check_embedding(*given)))
+    nx.vectorize(model)
+    assert len(copied) == len(model.blocks) == 2 and looked == [None]

@@ -78,7 +78,7 @@ def test_wrong_results_give_a_row_that_says_so(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(sweep, "trace", refuse)
     refused = sweep.check("naflexvit_base_patch16_siglip", **NARROW)["failure"]
     assert refused.startswith("vectorize: UnsupportedModelError: the vectorized model embeds grids of 2x3 and 3x2")
-    monkeypatch.setattr("naflex_export.models.vectorize.check_embedding", lambda adapter: None)
+    monkeypatch.setattr("naflex_export.models.vectorize.check_embedding", lambda *adapters: None)
     row = sweep.check("naflexvit_base_patch16_siglip", **NARROW)
     wrong, compiled, traced = row["failure"].split(" | ")
     assert wrong.startswith("vectorize: BuildError: features differ by ")
