@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import types
 import warnings
@@ -331,6 +332,33 @@ def test_unpooled_features_are_compared_where_they_are_valid(tmp_path: Path) -> 
         expected = model(*INPUTS)
     prefix = model.num_prefix_tokens
     assert (run(*INPUTS) - expected)[:, prefix:][INPUTS[2]].abs().max() <= 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("options", "kept", "output"),
+    [
+        ({}, {"indices": [0]}, "tokens"),
+        ({}, {"indices": [0], "prune_norm": True}, "tokens"),
+        ({}, {"indices": [0], "prune_head": False}, "features"),
+        ({"pos_embed": "none", "rope_type": "mixed"}, {"indices": [0]}, "tokens"),
+    ],
+    ids=["pruned", "without-norm", "head-kept", "mixed-rope"],
+)
+def test_a_model_pruned_of_its_last_layers_is_judged_by_what_it_gives(
+    options: dict[str, Any], kept: dict[str, Any], output: str
+) -> None:
+    """By `prune_intermediate_layers`, which takes pooling and head off too: then `forward` gives tokens."""
+    model: Any = tiny.naflexvit("naflexvit_base_patch16_gap", num_classes=10, **options)
+    model.prune_intermediate_layers(**kept)
+    model.eval()
+    assert len(model.blocks) == 1
+    report = nx.gate(nx.vectorize(model), model, buckets=[16], effort="quick")
+    assert report.passed and {result.output for result in report.results} == {output}
+    wrong = nx.vectorize(copy.deepcopy(model))
+    with torch.no_grad():
+        wrong.blocks[0].mlp.fc2.bias += 0.05
+    assert not nx.gate(wrong, model, buckets=[16], effort="quick").passed
+    assert adapter_of(model).default_outputs == (output,)
 
 
 def test_a_report_says_which_weights_the_reference_had() -> None:
