@@ -41,7 +41,7 @@ from naflex_export.errors import RequestError, tells_of_a_full_disk
 from naflex_export.grid import Bucket, check_buckets
 from naflex_export.models import adapter_of
 from naflex_export.models.adapter import ModelAdapter
-from naflex_export.models.exportable import refuse_modes
+from naflex_export.models.exportable import refuse_modes, refuse_not_plain
 from naflex_export.models.model_sources import weights_sha256
 from naflex_export.models.rounding import refuse_rounded, remark_on_precision, stored_precision
 from naflex_export.precision import FLOAT32, Precision
@@ -119,10 +119,12 @@ def gate(
         locate: compare modules even if the gate passes; after a failure that is done anyway.
 
     Raises:
+        UnsupportedModelError: the reference is not known, or no model of plain tensors and layers.
         RequestError: the reference is vectorized, was rounded by a copy that is, or has other weights than those an
             artifact was made from; or an argument is not possible.
     """
     refuse_modes("nx.gate")
+    refuse_not_plain(reference)
     selection = CaseSelection(seed, effort, tuple(cases))
     photos = photos_for(adapter_of(reference).why_no_photos, None if images is None else Path(images))
     asked = None if dtype is None else Precision.of(dtype, keep_float32)

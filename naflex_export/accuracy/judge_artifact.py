@@ -16,6 +16,7 @@ from naflex_export.accuracy.results import GateReport, merged, selections_by_siz
 from naflex_export.embed.golden import read
 from naflex_export.errors import BackendError
 from naflex_export.models import adapter_of
+from naflex_export.models.exportable import refuse_not_plain
 from naflex_export.models.preprocessing import given_in
 from naflex_export.serving.load import check_trusted, load_errors, open_verified
 from naflex_export.serving.opened import VerifiedFolder, opened
@@ -54,6 +55,7 @@ def judge_artifact(path: Path, reference: nn.Module, request: JudgeRequest | Non
         ArtifactError, BackendError: as `load`.
     """
     request = request or JudgeRequest()
+    refuse_not_plain(reference)
 
     def use(folder: VerifiedFolder) -> dict[int | None, StandIn]:
         """Open all that is there, so that everything judged is of the same artifact."""

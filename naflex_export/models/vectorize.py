@@ -8,6 +8,7 @@ from torch import nn
 
 from naflex_export.models import adapter_of, family_of
 from naflex_export.models.copies import shared_copy
+from naflex_export.models.exportable import refuse_uncopied
 from naflex_export.models.rounding import remember
 from naflex_export.models.self_check import check_embedding
 from naflex_export.models.towers import with_vectorized_towers
@@ -39,6 +40,7 @@ def vectorize(model: Model, strict: bool = False) -> Model:
         UnsupportedModelError: the model, or one of its options, is not known to this release, or a look at its
             embedding on two tiny grids finds a difference.
     """
+    refuse_uncopied(model)
     if family_of(model) is None:
         return with_vectorized_towers(model, strict)
     adapter = adapter_of(model)

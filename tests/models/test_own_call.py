@@ -314,6 +314,71 @@ def test_modes_and_wrappers_are_named_before_anything_is_built(tmp_path: Path) -
         nx.export(quantized, "onnx", tmp_path / "a")
 
 
+class Linear8bitLt(nn.Linear):
+    """As bitsandbytes has it, by its name."""
+
+    __module__ = "bitsandbytes.nn.modules"
+
+
+class Int8Tensor(Tensor):
+    """A subclass that computes for itself, as torchao's do."""
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        raise NotImplementedError("as torchao's raise for what they have not")
+
+
+def offloaded(model: Any) -> nn.Module:
+    vars(model.blocks[0])["_hf_hook"] = object()
+    return model
+
+
+def in_8_bits(model: Any) -> nn.Module:
+    model.embeds.proj.__class__ = Linear8bitLt
+    return model
+
+
+def observed(model: Any) -> nn.Module:
+    with warnings.catch_warnings(action="ignore"):
+        model.qconfig = torch.ao.quantization.get_default_qconfig("x86")
+        return torch.ao.quantization.prepare(model)
+
+
+def weight_only(model: Any) -> nn.Module:
+    plain = model.embeds.proj.weight.detach()
+    model.embeds.proj._parameters["weight"] = Tensor._make_subclass(Int8Tensor, plain)
+    return model
+
+
+def on_meta(model: Any) -> nn.Module:
+    return model.to("meta")
+
+
+@pytest.mark.parametrize(
+    ("change", "said", "can_vectorize"),
+    [
+        (offloaded, r"accelerate has put a hook on blocks.0 .*remove_hook_from_module", False),
+        (in_8_bits, r"embeds.proj is a (quantized layer, )?bitsandbytes.nn.modules.Linear8bitLt", False),
+        (observed, "has a qconfig: it is prepared to be quantized by torch.ao", False),
+        (weight_only, "embeds.proj.weight is a Int8Tensor, quantized or spread over devices", True),
+        (on_meta, "has no values, it is on the meta device: load the weights first", True),
+    ],
+    ids=["accelerate", "bitsandbytes", "torch-ao", "torchao", "meta"],
+)
+def test_what_other_libraries_put_on_a_model_is_named(
+    change: Callable[[Any], nn.Module], said: str, can_vectorize: bool, tmp_path: Path
+) -> None:
+    """As accelerate 1.15, bitsandbytes 0.50 and torchao 0.18 do it: by export, by the gate, and by what copies."""
+    model = change(tiny.siglip())
+    with pytest.raises(nx.UnsupportedModelError, match=said):
+        nx.export(model, "onnx", tmp_path / "a")
+    with pytest.raises(nx.UnsupportedModelError, match=said):
+        nx.gate(lambda *inputs: inputs[0], model)
+    if not can_vectorize:
+        with pytest.raises(nx.UnsupportedModelError, match=said):
+            nx.vectorize(model)
+
+
 def fault_of_an_ignored_mask(model: nn.Module) -> bool:
     """Whether the gate sees that a candidate takes padding for tokens, in which no pooling helps it."""
 
