@@ -40,6 +40,8 @@ from naflex_export.models.preprocessing import settings_of
 from naflex_export.models.rounding import refuse_rounded, remark_on_precision, stored_precision
 from naflex_export.models.towers import remarks_on
 from naflex_export.precision import FLOAT32, Precision
+from naflex_export.serving import compile_cache
+from naflex_export.serving.device import resolve_device
 from naflex_export.serving.manifest import Manifest
 from naflex_export.serving.manifest_schema import PATCH_SIZES
 from naflex_export.serving.opened import opened
@@ -206,6 +208,11 @@ class Exporter:
     def __init__(self, model: nn.Module, request: ExportRequest, observer: Observer | None = None) -> None:
         self.request, self.observer = request, observer or Observer()
         check_destination(request.out)
+        if request.settings.compile_cache and request.target != "compile":
+            raise RequestError(
+                f"target {request.target!r} has no compile cache: nothing of it is compiled where it is loaded; leave "
+                "--compile-cache out"
+            )
         self.target = target_named(request.target)
         self.target.require_build()
         if request.require_run and (reason := self.target.cannot_run(request.precision)):
@@ -296,7 +303,11 @@ class Exporter:
     def make(self, adapter: ModelAdapter, folder: Path) -> Artifact:
         """Return the artifact of one patch size, built in its folder and judged."""
         draft = self.build(adapter, folder)
-        report = dataclasses.replace(self.judge(adapter, folder, draft), search=self.search)
+        if self.request.settings.compile_cache:
+            draft, report = self.judge_recorded(adapter, folder, draft)
+        else:
+            report = self.judge(adapter, folder, draft)
+        report = dataclasses.replace(report, search=self.search)
         self.tell(adapter, report)
         write(report, folder / REPORT)
         manifest = dataclasses.replace(draft, gate=verdict(report)).write(folder)
@@ -369,6 +380,19 @@ class Exporter:
         """Return what an artifact is judged by, from its manifest and the request."""
         own = GateSettings.of(draft, self.request.cases)
         return dataclasses.replace(own, preprocessing=self.request.preprocessing)
+
+    def judge_recorded(self, adapter: ModelAdapter, folder: Path, draft: Manifest) -> tuple[Manifest, GateReport]:
+        """Return a draft that tells of the compiled code that judging has left in the artifact, and the report.
+
+        Args:
+            adapter: of the model that was exported.
+            folder: where the artifact is.
+            draft: its manifest.
+        """
+        with compile_cache.recorded(folder):
+            report = self.judge(adapter, folder, draft)
+        key = compile_cache.made_for(resolve_device(None))
+        return dataclasses.replace(draft, build={**draft.build, "cache": key}), report
 
     def tell(self, adapter: ModelAdapter, report: GateReport) -> None:
         """Tell the observer what the gate found; where it failed, leave the report beside `out` and raise."""

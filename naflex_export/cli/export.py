@@ -76,6 +76,12 @@ from naflex_export.version import __version__
 @seed_option
 @quick_option
 @thorough_option
+@click.option(
+    "--compile-cache",
+    is_flag=True,
+    help="Keep in a compile artifact what it was compiled to while it was judged: first calls take a quarter of the "
+    "time on a machine of the same kind, and as long as ever on any other.",
+)
 @require_run_option
 @click.option(
     "--triton",
@@ -104,6 +110,7 @@ def export_command(
     images: Path | None,
     seed: int,
     effort: str | None,
+    compile_cache: bool,
     require_run: bool,
     repository: Path | None,
     verbose: bool,
@@ -164,7 +171,7 @@ def export_command(
         effort=effort or STANDARD,
         require_run=require_run,
         source=opened.source.describe(),
-        settings=BuildSettings(verbose=verbose),
+        settings=BuildSettings(verbose=verbose, compile_cache=compile_cache),
     )
     artifact = Exporter(opened.model, request, stages).run()
     print_artifact(artifact, stages)

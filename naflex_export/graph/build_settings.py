@@ -13,9 +13,11 @@ class BuildSettings:
     Attributes:
         verbose: let the backend's own log through to standard error.
         announce: called with a line for each step that takes time.
+        compile_cache: keep what a `compile` artifact's graphs were compiled to in the artifact.
         external_data_bytes: weights larger than this go to a file of their own beside `model.onnx`.
     """
 
     verbose: bool = False
     announce: Callable[[str], None] = lambda step: None
+    compile_cache: bool = False
     external_data_bytes: int = 2**30

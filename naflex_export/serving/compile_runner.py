@@ -13,6 +13,7 @@ from torch.export.passes import move_to_device_pass
 
 from naflex_export.errors import ArtifactError
 from naflex_export.serving.archive import damage
+from naflex_export.serving.compile_cache import CompileCache
 from naflex_export.serving.device import resolve_device
 from naflex_export.serving.graph_signature import check_program
 from naflex_export.serving.graphs import Graphs, surroundings
@@ -35,12 +36,17 @@ def open(folder: Path, manifest: Manifest, device: torch.device | None) -> Runne
 
 
 class CompileRunner(Runner):
-    """Runs the traced graph under `torch.compile`; the first call of each kind of shape compiles."""
+    """Runs the traced graph under `torch.compile`; the first call of each kind of shape compiles.
+
+    Attributes:
+        cache: what was compiled where the artifact was made, for a machine of the same kind.
+    """
 
     def __init__(self, path: Path, manifest: Manifest, device: torch.device) -> None:
         super().__init__(manifest, device)
         self.path = path
-        self._graphs = Graphs(self.traced())
+        self.cache = CompileCache(path.parent, manifest.files, manifest.build.get("cache"), device)
+        self._graphs = Graphs(self.traced(), self.cache.compiling)
 
     def execute(self, inputs: tuple[Tensor, ...]) -> list[Tensor]:
         return self.run(self._graphs, inputs)

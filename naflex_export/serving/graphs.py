@@ -25,10 +25,17 @@ class Graphs:
 
     Args:
         function: to compile; its cache is its own, even where it shares code with others.
+        compiling: gives a context that the first call of each kind runs in.
         options: of torch.compile.
     """
 
-    def __init__(self, function: Callable[..., Any], **options: Any) -> None:
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        compiling: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+        **options: Any,
+    ) -> None:
+        self._compiling = compiling
         self.compiled = torch.compile(_with_own_cache(function), fullgraph=True, dynamic=True, **options)
         self._lock, self._known = threading.RLock(), set[Hashable]()
 
@@ -43,7 +50,7 @@ class Graphs:
         if kind in self._known:
             with _settings():
                 return self.compiled(*args, **kwargs)
-        with self._lock, _settings():
+        with self._lock, _settings(), self._compiling():
             given = self.compiled(*args, **kwargs)
         self._known.add(kind)
         return given
