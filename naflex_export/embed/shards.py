@@ -26,7 +26,8 @@ try:
 except ImportError:  # Windows has none: there two runs into one folder are not told apart
     fcntl = None
 
-RUN = "run.json"
+RUN = "_run.json"
+"""With a name that readers of a folder of parquet files leave out."""
 PARTIAL = ".tmp"
 _SHARD = re.compile(r"part-(\d{8})\.parquet", re.ASCII)
 

@@ -89,9 +89,10 @@ def test_a_folder_becomes_shards(artifact: Path, folder: Path, tmp_path: Path) -
     assert len(names) == COUNT and names == sorted(names, key=lambda name: ("deep" in name, name))
     check(out, artifact, names, names)
     assert sorted(path.name for path in out.iterdir()) == [
+        "_run.json",
         *(f"part-{number:08d}.parquet" for number in range(6)),
-        "run.json",
     ]
+    assert pq.read_table(out)["path"].to_pylist() == names  # as a whole, in order
     kind = pq.read_schema(out / "part-00000000.parquet").field("vector").type
     assert kind == pa.list_(pa.float32(), 32)
     assert f"{COUNT - 3} vectors of {COUNT} photos in {out}" in done.output and done.output.count("failed ") == 3
@@ -254,9 +255,9 @@ def test_another_run_into_the_same_folder_is_refused(artifact: Path, folder: Pat
     other = fill_pooling(tmp_path / "b", buckets=(nx.Bucket(16),))
     done = run(other, folder, "--out", out, "--shard", SHARD)
     assert done.exit_code == 2 and "vectors of another artifact" in done.output
-    (out / "run.json").write_text("{")
+    (out / "_run.json").write_text("{")
     done = run(artifact, folder, "--out", out, "--shard", SHARD)
-    assert done.exit_code == 2 and "run.json" in done.output
+    assert done.exit_code == 2 and "_run.json" in done.output
 
 
 def test_two_runs_at_once_are_told_apart(artifact: Path, folder: Path, tmp_path: Path) -> None:
@@ -308,4 +309,4 @@ def test_a_contact_sheet_shows_photos_beside_their_neighbours(artifact: Path, tm
         ["red", "dark red"],
     ]
     assert page.count("data:image/jpeg;base64,") == 16 and "<photos>" not in page
-    assert json.loads((tmp_path / "out" / "run.json").read_text())["count"] == 5
+    assert json.loads((tmp_path / "out" / "_run.json").read_text())["count"] == 5
