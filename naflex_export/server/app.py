@@ -25,38 +25,42 @@ NPY = "application/x-npy"
 OPENED_BY = {
     "summary": "Vectors of photos or of patches",
     "description": "Photos as multipart files, as the body itself or in base64; or patches with their grid.",
+    "parameters": [
+        {
+            "name": "tokens",
+            "in": "query",
+            "schema": {"type": "integer"},
+            "description": "The most tokens of a photo; the largest bucket's by default.",
+        }
+    ],
 }
 
 
-def make_app(make_engine: Callable[[], Engine], about: dict[str, Any]) -> FastAPI:
-    """Return the application; an engine is made when it starts, in its event loop, and closed when it stops.
+class Addresses:
+    """What each address of the server answers.
 
     Args:
-        make_engine: makes it.
+        make_engine: makes the engine, in the event loop.
         about: what the artifact is, for `/`.
     """
-    engine: Engine
+
+    def __init__(self, make_engine: Callable[[], Engine], about: dict[str, Any]) -> None:
+        self.about = about
+        self._make_engine = make_engine
 
     @contextlib.asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        nonlocal engine
-        engine = make_engine()
-        engine.start()
-        app.state.engine = engine
+    async def running(self, app: FastAPI) -> AsyncIterator[None]:
+        """Have an engine for as long as the application runs."""
+        self.engine = app.state.engine = self._make_engine()
+        self.engine.start()
         yield
-        await engine.close()
+        await self.engine.close()
 
-    async def asked_for(request: Request) -> bytes:
-        most = engine.settings.most_bytes
-        if not engine.is_ready:
-            await drained(request.stream(), most)
-            raise Refused(503, engine.full)
-        return await body_of(request.headers, request.stream(), most)
-
-    async def embed(request: Request) -> Response:
-        body, kind = await asked_for(request), request.headers.get("content-type", "")
-        images = await images_of(body, kind, engine.settings.most_bytes)
-        found = await engine.vectors_of(images)
+    async def embed(self, request: Request) -> Response:
+        """Answer `/embed`."""
+        body, kind = await self._body(request), request.headers.get("content-type", "")
+        images = await images_of(body, kind, self.engine.settings.most_bytes)
+        found = await self.engine.vectors_of(images, self._budget(request))
         if NPY in request.headers.get("accept", ""):
             stream = io.BytesIO()
             np.save(stream, np.stack([vector for vector, _ in found]))
@@ -64,12 +68,13 @@ def make_app(make_engine: Callable[[], Engine], about: dict[str, Any]) -> FastAP
         vectors = [vector.tolist() for vector, _ in found]
         return _json({"vectors": vectors, "grids": [list(grid) for _, (_, grid) in found]})
 
-    async def embeddings(request: Request) -> Response:
-        given = parsed(await asked_for(request))
+    async def embeddings(self, request: Request) -> Response:
+        """Answer `/v1/embeddings`."""
+        given = parsed(await self._body(request))
         encoding = given.get("encoding_format", "float")
         if encoding not in ("float", "base64"):
             raise Refused(400, f"encoding_format {encoding!r} is not known: expected float or base64")
-        found = await engine.vectors_of(images_of_input(given))
+        found = await self.engine.vectors_of(images_of_input(given), self._budget(request))
         data = [
             {
                 "object": "embedding",
@@ -82,38 +87,55 @@ def make_app(make_engine: Callable[[], Engine], about: dict[str, Any]) -> FastAP
         ]
         tokens = sum(grid.tokens for _, (_, grid) in found)
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-        return _json({"object": "list", "data": data, "model": about["model"], "usage": usage})
+        return _json({"object": "list", "data": data, "model": self.about["model"], "usage": usage})
 
-    async def models(request: Request) -> Response:
-        return _json(
-            {"object": "list", "data": [{"id": about["model"], "object": "model", "owned_by": "naflex_export"}]}
-        )
+    async def models(self, request: Request) -> Response:
+        """Answer `/v1/models`."""
+        served = {"id": self.about["model"], "object": "model", "owned_by": "naflex_export"}
+        return _json({"object": "list", "data": [served]})
 
-    async def root(request: Request) -> Response:
-        return _json(about)
+    async def root(self, request: Request) -> Response:
+        """Answer `/`."""
+        return _json(self.about)
 
-    async def health(request: Request) -> Response:
+    async def health(self, request: Request) -> Response:
+        """Answer `/health`: the process is alive."""
         return _json({"status": "alive"})
 
-    async def ready(request: Request) -> Response:
-        if engine.is_ready:
-            return _json({"status": "ready"})
-        return _fault(503, engine.full)
+    async def ready(self, request: Request) -> Response:
+        """Answer `/ready`: a request would be taken."""
+        return _json({"status": "ready"}) if self.engine.is_ready else _fault(503, self.engine.full)
 
-    async def metrics(request: Request) -> Response:
-        return Response(engine.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+    async def metrics(self, request: Request) -> Response:
+        """Answer `/metrics`."""
+        return Response(self.engine.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    app = FastAPI(title="naflex-serve", version=__version__, lifespan=lifespan)
-    app.add_api_route("/embed", embed, methods=["POST"], openapi_extra={**OPENED_BY, "requestBody": _BODY})
-    app.add_api_route("/v1/embeddings", embeddings, methods=["POST"], summary="The same, as OpenAI's clients ask")
-    for path, handler in {
-        "/": root,
-        "/health": health,
-        "/ready": ready,
-        "/metrics": metrics,
-        "/v1/models": models,
-    }.items():
-        app.add_api_route(path, handler, methods=["GET"])
+    async def _body(self, request: Request) -> bytes:
+        most = self.engine.settings.most_bytes
+        if not self.engine.is_ready:
+            await drained(request.stream(), most)
+            raise Refused(503, self.engine.full)
+        return await body_of(request.headers, request.stream(), most)
+
+    def _budget(self, request: Request) -> int | None:
+        """Return the most tokens that a request wants for its photos."""
+        given = request.query_params.get("tokens")
+        most = self.engine.served.manifest.buckets[-1].tokens
+        if given is None or (given.isdecimal() and 1 <= int(given) <= most):
+            return None if given is None else int(given)
+        raise Refused(400, f"tokens={given[:20]!r}: expected an integer from 1 to {most}, the largest bucket's")
+
+
+def make_app(addresses: Addresses) -> FastAPI:
+    """Return the application."""
+    app = FastAPI(title="naflex-serve", version=__version__, lifespan=addresses.running)
+    app.add_api_route("/embed", addresses.embed, methods=["POST"], openapi_extra={**OPENED_BY, "requestBody": _BODY})
+    app.add_api_route(
+        "/v1/embeddings", addresses.embeddings, methods=["POST"], summary="The same, for OpenAI's clients"
+    )
+    app.add_api_route("/v1/models", addresses.models, methods=["GET"])
+    for name in ("root", "health", "ready", "metrics"):
+        app.add_api_route("/" if name == "root" else f"/{name}", getattr(addresses, name), methods=["GET"])
     app.add_exception_handler(Refused, _refused)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(Exception, _unexpected)

@@ -85,8 +85,12 @@ class Engine:
         """Whether a request of one image would be taken."""
         return self.accepting and self._inside < self.settings.most_waiting
 
-    async def vectors_of(self, images: Sequence[Image]) -> list[tuple[Vector, Patches]]:
+    async def vectors_of(self, images: Sequence[Image], tokens: int | None = None) -> list[tuple[Vector, Patches]]:
         """Return the vectors of the images of one request, with the patches that they are of.
+
+        Args:
+            images: of the request.
+            tokens: the most of a photo; the largest bucket's by default.
 
         Raises:
             Refused: the queue is full, or an image is at fault; of several the first that was found.
@@ -101,7 +105,7 @@ class Engine:
         self._inside += len(images)
         self.metrics.waiting.set(self._inside)
         try:
-            made = await _all(self._made(image) for image in images)
+            made = await _all(self._made(image, tokens) for image in images)
             vectors = await _all(self._queued(one) for one in made)
         except Refused as error:
             self.metrics.images.labels("failed" if error.status >= 500 else "refused").inc(len(images))
@@ -112,16 +116,16 @@ class Engine:
         self.metrics.images.labels("embedded").inc(len(images))
         return list(zip(vectors, made, strict=True))
 
-    async def _made(self, image: Image) -> Patches:
+    async def _made(self, image: Image, tokens: int | None) -> Patches:
         """Return the patches of an image, decoded in a thread where it is a photo, and checked where it is not."""
         if image.photo is None:
             try:
                 return image_of(image.arrays or {}, self._width, image.name)
             except InputError as error:
                 raise Refused(400, str(error)) from error
-        photo, began = image.photo, time.perf_counter()
+        photo, one, began = image.photo, self.served.preprocessor.one, time.perf_counter()
         try:
-            made = await asyncio.get_running_loop().run_in_executor(self._decoders, self.served.preprocessor.one, photo)
+            made = await asyncio.get_running_loop().run_in_executor(self._decoders, one, photo, tokens)
         except PhotoError as error:
             raise Refused(413 if self._is_too_large(photo) else 400, f"{image.name}: {error}") from error
         self.metrics.decoding.observe(time.perf_counter() - began)

@@ -10,7 +10,7 @@ from pathlib import Path
 import uvicorn
 
 from naflex_export.errors import BackendError, RequestError
-from naflex_export.server.app import make_app
+from naflex_export.server.app import Addresses, make_app
 from naflex_export.server.engine import Engine
 from naflex_export.server.metrics import Metrics
 from naflex_export.server.settings import ServeSettings
@@ -99,7 +99,7 @@ def serve(
 
     make_engine()  # its settings are checked here, and not in an event loop
     config = uvicorn.Config(
-        make_app(make_engine, about),
+        make_app(Addresses(make_engine, about)),
         log_level="info" if access_log else "warning",
         access_log=access_log,
         timeout_graceful_shutdown=GRACE,

@@ -46,7 +46,7 @@ class Model:
 class NoPhotos:
     """A preprocessor that takes every photo for something else."""
 
-    def one(self, photo: bytes) -> None:
+    def one(self, photo: bytes, tokens: int | None) -> None:
         raise PhotoError(f"{photo!r} is none")
 
 

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import io
+import re
 import signal
 import socket
 import time
@@ -158,6 +159,20 @@ def test_several_photos_and_other_forms_of_answers(artifact: Path, client: httpx
     assert usage == {"prompt_tokens": 64, "total_tokens": 64}
 
 
+def test_a_request_may_ask_for_fewer_tokens(artifact: Path, client: httpx.Client) -> None:
+    run, pre, photo = nx.load(artifact), nx.Preprocessor.of(artifact), jpeg(300, 200, 0)
+    expected = run({name: torch.from_numpy(array) for name, array in pre([photo], 16).items()})[0].numpy()
+    headers = {"content-type": "image/jpeg"}
+    answer = client.post("/embed", params={"tokens": 16}, content=photo, headers=headers).json()
+    assert answer["grids"] == [[3, 5]]
+    assert np.linalg.norm(np.array(answer["vectors"][0]) - expected) <= 1e-6 * np.linalg.norm(expected)
+    for wrong in ("0", "65", "-1", "x"):
+        refused = client.post("/embed", params={"tokens": wrong}, content=photo, headers=headers)
+        assert refused.status_code == 400
+        message = f"tokens='{wrong}': expected an integer from 1 to 64, the largest bucket's"
+        assert refused.json()["error"]["message"] == message
+
+
 def test_one_bad_photo_refuses_its_own_request_and_is_named(client: httpx.Client) -> None:
     photo = jpeg(200, 150, 0)
     answer = client.post("/embed", files=[("a", ("good.jpg", photo)), ("b", ("bad.jpg", b"no photo"))])
@@ -266,6 +281,20 @@ def test_a_port_that_is_taken_ends_it(artifact: Path) -> None:
         done = refused(artifact, "--port", port)
     assert (done.exit_code, done.stdout) == (2, "")
     assert f"127.0.0.1:{port} cannot be listened at: another process does; choose another --port" in done.stderr
+
+
+def test_the_page_says_what_is_so(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (Path(nx.__file__).parent.parent / "docs" / "serving.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    Path("photo.jpg").write_bytes(jpeg(200, 150, 0))
+    for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(code.replace("http://127.0.0.1:8000", address), {})
+    assert capsys.readouterr().out == "32\n64 ('a', 'c')\n256 ('b',)\n"
+    served_by = page[: page.index("## Many machines")]
+    named = set(re.findall(r"--([a-z][a-z-]+)", served_by)) - {"data-binary", "target", "out", "tokens"}
+    assert named <= {option.opts[0].removeprefix("--") for option in serve_command.params}
 
 
 def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
