@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from naflex_export.embed.preprocess import Patches, Preprocessor
+from naflex_export.embed.run_arrays import open_run
 from naflex_export.errors import NaflexExportError, RequestError
 from naflex_export.grid import Bucket
 from naflex_export.serving.manifest import Manifest
@@ -41,8 +40,6 @@ def open_served(
 ) -> Served:
     """Return an artifact ready to be served.
 
-    An ONNX artifact for which the device "cpu" or no torch is there runs without torch, in a third of its memory.
-
     Args:
         folder: the artifact's.
         device: where to run, as for `nx.load`.
@@ -61,43 +58,10 @@ def open_served(
     if manifest.by_patch_size or patch_size is not None:
         sizes = ", ".join(map(str, manifest.by_patch_size)) or "none, for it has one alone"
         raise RequestError(f"patch size {patch_size or 'none'}: expected one of the artifact's, {sizes}")
-    outputs = [spec.name for spec in manifest.outputs]
-    if "features" not in outputs:
-        raise RequestError(
-            f"the artifact gives {', '.join(outputs)}: expected features; export it with --outputs features"
-        )
     limit = {} if most_pixels is None else {"most_pixels": most_pixels}
     preprocessor = Preprocessor.of(folder, **limit)
-    embed = _embedding(_runner(folder, manifest, device), preprocessor)
-    return Served(manifest, preprocessor, embed)
-
-
-def _runner(folder: Path, manifest: Manifest, device: str | None) -> Any:
-    without_torch = device == "cpu" or importlib.util.find_spec("torch") is None
-    if manifest.target == "onnx" and manifest.dtype != "bfloat16" and without_torch:
-        from naflex_export.serving.numpy_runner import load_numpy
-
-        return load_numpy(folder, device or "cpu")
-    from naflex_export.serving.load import load
-
-    return load(folder, device)
-
-
-def _embedding(run: Any, preprocessor: Preprocessor) -> Embed:
-    def features(found: Any) -> Any:
-        return found["features"] if isinstance(found, dict) else found
-
-    if hasattr(run, "device"):
-        import torch
-
-        dtype, first = getattr(torch, run.manifest.dtype), run.manifest.inputs[0].name
-
-        def embed(made: Sequence[Patches], tokens: int) -> Vector:
-            named = {name: torch.from_numpy(array) for name, array in preprocessor.collate(made, tokens).items()}
-            return np.asarray(features(run({**named, first: named[first].to(dtype)})).float().cpu().numpy())
-
-        return embed
-    return lambda made, tokens: features(run(preprocessor.collate(made, tokens))).astype(np.float32)
+    run = open_run(folder, manifest, device=device)
+    return Served(manifest, preprocessor, lambda made, tokens: run(preprocessor.collate(made, tokens)))
 
 
 def vectors_or_faults(embed: Embed, made: Sequence[Patches], bucket: Bucket) -> list[Vector | str]:

@@ -47,7 +47,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def address(artifact: Path) -> Iterator[str]:
     """Return the address of a server that needs no torch."""
     limits = ("--most-pixels", MOST_PIXELS, "--most-mib", 1, "--wait", 20)
-    with served.server(artifact, *limits, "--device", "cpu") as (process, address):
+    with served.server(artifact, *limits) as (process, address):
         maps = Path(f"/proc/{process.pid}/maps")
         assert not maps.exists() or ("onnxruntime" in maps.read_text() and "libtorch" not in maps.read_text())
         yield address
