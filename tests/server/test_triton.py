@@ -184,6 +184,7 @@ def test_the_model_answers_each_request_with_its_vectors_or_its_fault(
             of(3, 4, 5),
             of(4, 1, 3),
             {},
+            of(5, 3, 3),
         ]
     )
     assert answers == [
@@ -196,5 +197,6 @@ def test_the_model_answers_each_request_with_its_vectors_or_its_fault(
         "image 0 has 20 tokens: expected at most 16",
         [[4, 3]],
         "input patches is missing: expected image, or all of the model's inputs",
+        [[5, 9]],
     ]
-    assert sorted(batches) == [(1, 16), (3, 4)]
+    assert sorted(batches) == [(2, 16), (3, 4)]
