@@ -2,8 +2,8 @@
 
 The sizes are drawn like those of photos on web pages: icons, thumbnails, pictures in text, and originals. They are not
 enlarged; under the rule that enlarges every image to its budget one bucket pads a few percent, and `naflex-plan` says
-that more gain nothing. Both get the same images in the same order and run batches as soon as they are full. Processor time is told beside the
-clock's, which means little on a machine that others use.
+that more gain nothing. Both get the same images in the same order and run batches as soon as they are full. Processor
+time is told beside the clock's, which means little on a machine that others use.
 
     python tools/bench_buckets.py ARTIFACT [--images 256] [--rounds 3] [--k 4]
 

@@ -14,6 +14,7 @@ import numpy as np
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from naflex_export.server.asked import body_of, drained, images_of, images_of_input, parsed
 from naflex_export.server.engine import Engine
@@ -137,6 +138,7 @@ def make_app(addresses: Addresses) -> FastAPI:
     for name in ("root", "health", "ready", "metrics"):
         app.add_api_route("/" if name == "root" else f"/{name}", getattr(addresses, name), methods=["GET"])
     app.add_exception_handler(Refused, _refused)
+    app.add_exception_handler(ClientDisconnect, _gone)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(Exception, _unexpected)
     app.add_middleware(_Measured)
@@ -206,6 +208,10 @@ def _fault(status: int, message: str) -> Response:
 async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, Refused)
     return _fault(error.status, error.message)
+
+
+async def _gone(request: Request, error: Exception) -> Response:
+    return _fault(499, "the client went before its request was whole")  # for the metrics: nobody reads it
 
 
 async def _http(request: Request, error: Exception) -> Response:

@@ -161,7 +161,11 @@ class Engine:
             waiting = [one for one in batch.items if not one.vector.done()]  # its client may have gone
             if not waiting:
                 continue
-            answers = await loop.run_in_executor(self._runner, self._answers, ReadyBatch(batch.bucket, tuple(waiting)))
+            ready = ReadyBatch(batch.bucket, tuple(waiting))
+            try:
+                answers = await loop.run_in_executor(self._runner, self._answers, ready)
+            except Exception as error:  # nobody may wait for ever, whatever went wrong
+                answers = [type(error).__name__] * len(waiting)
             for one, answer in zip(waiting, answers, strict=True):
                 if one.vector.done():
                     continue

@@ -75,6 +75,18 @@ def test_an_image_that_makes_a_batch_fail_fails_alone() -> None:
     assert model.batches == [[1, 2, 13, 3], [1], [2], [13], [3]]
 
 
+def test_a_fault_of_the_server_itself_leaves_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = iter([KeyError("x")])
+
+    def ran(self: Metrics, *told: object) -> None:
+        for error in counted:
+            raise error
+
+    monkeypatch.setattr(Metrics, "ran", ran)
+    found = ask(Model(), [image(1), image(2), image(3)], size=2)
+    assert found == [*["500 the artifact did not run: KeyError"] * 2, 3]
+
+
 def test_a_vector_that_is_not_finite_is_a_fault_of_its_own() -> None:
     found = ask(Model(), [image(1), image(99)])
     assert found == [1, "500 the artifact did not run: it gave values that are not finite"]

@@ -248,6 +248,20 @@ def test_what_happens_is_counted(client: httpx.Client) -> None:
     assert value("naflex_images_inside") == 0
 
 
+def test_a_client_that_goes_is_no_fault_of_the_server(artifact: Path) -> None:
+    with served.server(artifact) as (process, address):
+        host, port = address.removeprefix("http://").split(":")
+        head = "POST /embed HTTP/1.1\r\nhost: x\r\ncontent-type: image/png\r\ncontent-length: 1000\r\n\r\n"
+        with socket.create_connection((host, int(port))) as gone:
+            gone.sendall(head.encode() + b"half")
+        with httpx.Client(base_url=address, timeout=30) as client:
+            while 'path="/embed",status="499"' not in client.get("/metrics").text:
+                time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+        assert process.stderr is not None and process.stderr.read() == ""
+
+
 def test_a_full_queue_refuses_and_a_stop_answers_what_is_inside(artifact: Path) -> None:
     options = ("--wait", 2500, "--batch", 8, "--queue", 3)
     with served.server(artifact, *options) as (process, address), ThreadPoolExecutor(3) as pool:
