@@ -28,7 +28,7 @@ from naflex_export.errors import BackendError, RequestError
 from naflex_export.graph.build_settings import BuildSettings
 from naflex_export.graph.onnx_translate import write_onnx
 from naflex_export.graph.program import Program
-from naflex_export.graph.trace import trace
+from naflex_export.graph.trace import stores_matrices, trace
 from naflex_export.grid import Bucket, check_buckets, check_patch_sizes
 from naflex_export.models import adapter_of, family_of
 from naflex_export.models.adapter import ModelAdapter
@@ -62,6 +62,8 @@ class ExportRequest:
         precision: of the weights and of floating inputs and outputs.
         outputs: "features" (pooled, through the head), "tokens" (the encoder's), or both; by default the features, or
             the tokens of a model that pools nothing.
+        matrices: "stored" or "computed": where a graph has the resampling matrices of a learned grid from; by default
+            stored where they take at most 3 % of the weights.
         patch_sizes: make an entry point for each of these patch sizes, in pixels: an artifact of its own in the folder
             `patch<size>`, with the patch projection resampled and folded into its weight. The model must have been made
             with `enable_patch_interpolator=True`. By default one artifact for the model's own size.
@@ -84,6 +86,7 @@ class ExportRequest:
     buckets: tuple[Bucket, ...] = (Bucket(),)
     precision: Precision = FLOAT32
     outputs: tuple[str, ...] | None = None
+    matrices: str | None = None
     patch_sizes: tuple[int, ...] | None = None
     preprocessing: Mapping[str, Any] | None = None
     images: Path | None = None
@@ -162,8 +165,8 @@ def export(
         keep_float32: what computes in float32 all the same, where `dtype` has 16 bits: names of modules of the model,
             or "residual", "norm", "softmax", "pooling", "embedding"; a list, or a text with commas between names.
             "auto" searches, by trial, for the cheapest that passes the gate.
-        options: further attributes of `ExportRequest`, by name: `outputs`, `patch_sizes`, `preprocessing`, `images`,
-            `seed`, `effort`, `require_run`, `source`, `settings`.
+        options: further attributes of `ExportRequest`, by name: `outputs`, `matrices`, `patch_sizes`, `preprocessing`,
+            `images`, `seed`, `effort`, `require_run`, `source`, `settings`.
 
     Raises:
         RequestError: an argument is not possible; nothing was built.
@@ -229,6 +232,8 @@ class Exporter:
             size: adapter_of(model, size).prepared_by(request.preprocessing) for size in request.patch_sizes or (None,)
         }
         self.outputs = request.outputs or adapter_of(model).default_outputs
+        for adapter in self.adapters.values():
+            stores_matrices(adapter, request.buckets, request.precision, request.matrices)
         self.precision = request.precision
         self.search: PrecisionSearch | None = None
         if self.precision.is_auto:
@@ -283,7 +288,7 @@ class Exporter:
         precision = Precision(self.request.precision.dtype, names)
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            program = trace(adapter, self.request.buckets, precision, self.outputs)
+            program = trace(adapter, self.request.buckets, precision, self.outputs, matrices=self.request.matrices)
             draft = self.describe(adapter, program, write_onnx(program, folder, BuildSettings(), tensorrt.OPSET))
             stand_in = onnx.rounded(folder, draft, "it is a trial of a search")
             return judge(stand_in.runner, adapter.model, self.photos, self.gate_settings(draft))
@@ -317,7 +322,7 @@ class Exporter:
     def build(self, adapter: ModelAdapter, folder: Path) -> Manifest:
         """Write the target's files and return the manifest of an artifact that is yet to be judged."""
         with self.observer.stage("trace"):
-            program = trace(adapter, self.request.buckets, self.precision, self.outputs)
+            program = trace(adapter, self.request.buckets, self.precision, self.outputs, matrices=self.request.matrices)
         with self.observer.stage("build"):
             settings = dataclasses.replace(self.request.settings, announce=self.observer.announce)
             build = self.target.build(program, folder, settings)
@@ -350,7 +355,7 @@ class Exporter:
             },
             preprocessing=self.preprocessing[adapter.patch_size],
             versions=self.versions(adapter),
-            build=build | _kept_in_float32(program.precision),
+            build=build | _kept_in_float32(program.precision) | _matrices(program),
         )
 
     def versions(self, adapter: ModelAdapter) -> dict[str, str]:
@@ -407,6 +412,11 @@ class Exporter:
 def _kept_in_float32(precision: Precision) -> dict[str, Any]:
     """Return what a manifest says of a build whose precision is mixed; nothing of another."""
     return {"keep_float32": list(precision.keep_float32)} if precision.keep_float32 else {}
+
+
+def _matrices(program: Program) -> dict[str, Any]:
+    """Return what a manifest says of a build that holds resampling matrices; nothing of another."""
+    return {"matrices": "stored"} if program.stores_matrices else {}
 
 
 def _manifest_of(by_patch_size: dict[int, Artifact], report: GateReport) -> Manifest:

@@ -13,6 +13,9 @@ from naflex_export.errors import RequestError
 GRID_RULES = ("naflex", "different")
 """How the grids of a batch to time on are drawn; `bench/workloads.py` says what each is."""
 
+MATRICES = ("stored", "computed")
+"""Where a graph has the resampling matrices of a learned grid from: constants of its own, or arithmetic."""
+
 
 MOST_TOKENS = 2**20
 """Of a bucket: 16 megapixels in patches of 4. Attention over more fits no machine."""

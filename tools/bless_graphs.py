@@ -32,6 +32,7 @@ from naflex_export.grid import Bucket
 from naflex_export.models import adapter_of
 from naflex_export.models.model_sources import randomize
 from naflex_export.precision import FLOAT32, Precision
+from naflex_export.resample.stored import StoredMatrices
 from naflex_export.targets.onnx import OPSET
 
 ROOT = Path(__file__).parent.parent
@@ -88,10 +89,16 @@ class Embedding(nn.Module):
         return (tokens,)
 
 
-def embedding(**options: Any) -> Program:
-    """Return the graph of a vectorized embedding, alone."""
+def embedding(matrices: str = "computed", **options: Any) -> Program:
+    """Return the graph of a vectorized embedding, alone.
+
+    Args:
+        matrices: as of `trace`; stored ones are of every side up to the bucket's tokens.
+        options: of the model.
+    """
     model = tiny(**options)
     adapter = adapter_of(model)
+    stored = StoredMatrices.of(adapter.position_axes, BUCKET.tokens) if matrices == "stored" else None
     example = dict(zip(adapter.input_format.names, example_inputs(adapter, torch.float32), strict=True))
     del example["patch_valid"]
     return capture(
@@ -101,6 +108,7 @@ def embedding(**options: Any) -> Program:
         buckets=[BUCKET],
         precision=FLOAT32,
         outputs=["tokens"],
+        stored=stored,
     )
 
 
@@ -119,6 +127,7 @@ GOLDENS: dict[str, Callable[[], Program]] = {
         pos_embed_grid_size=(40, 40), pos_embed_interp_mode="bilinear", pos_embed_antialias=False
     ),
     "embed-aspect-preserving": lambda: embedding(pos_embed_ar_preserving=True),
+    "embed-learned-stored": lambda: embedding("stored"),
     "embed-factorized": lambda: embedding(pos_embed="factorized"),
     "rope-axial": lambda: block(rope_type="axial"),
     "rope-mixed": lambda: block(rope_type="mixed"),

@@ -22,7 +22,7 @@ from naflex_export.cli.options import (
     verbose_option,
 )
 from naflex_export.errors import RequestError
-from naflex_export.grid import Bucket, check_buckets, parse_patch_sizes
+from naflex_export.grid import MATRICES, Bucket, check_buckets, parse_patch_sizes
 from naflex_export.models import DEFAULT_MODEL, TRANSFORMERS_PREFIX
 from naflex_export.precision import DTYPES, Precision
 from naflex_export.targets import NAMES
@@ -48,6 +48,12 @@ from naflex_export.version import __version__
     metavar="NAME,...",
     help="What computes in float32 all the same, beside --dtype float16 or bfloat16: residual, norm, softmax, pooling, "
     "embedding, or modules by name, such as blocks.7.attn. auto searches for the cheapest that passes.",
+)
+@click.option(
+    "--matrices",
+    type=click.Choice(MATRICES),
+    help="Where the graph has the resampling matrices of a learned grid from: constants for every side that a bucket "
+    "admits, or its own arithmetic.  [default: stored where they take at most 3 % of the weights]",
 )
 @click.option(
     "--bucket",
@@ -101,6 +107,7 @@ def export_command(
     model_args: tuple[str, ...],
     dtype: str,
     keep_float32: str,
+    matrices: str | None,
     buckets: tuple[str, ...],
     patch_sizes: str | None,
     folder: Path | None,
@@ -164,6 +171,7 @@ def export_command(
         chosen,
         precision,
         outputs=asked,
+        matrices=matrices,
         patch_sizes=sizes,
         preprocessing=prepared,
         images=images,

@@ -28,6 +28,7 @@ class Program:
         dim_names: what the graph's own symbols stand for, such as {"s36": "batch"}.
         ignored: inputs that the model itself makes no use of.
         kept: what of the model is in float32 all the same.
+        stores_matrices: whether it holds resampling matrices; else it computes their weights, where it has any.
     """
 
     exported: ExportedProgram
@@ -38,6 +39,7 @@ class Program:
     dim_names: dict[str, str]
     ignored: tuple[str, ...] = ()
     kept: Kept = ALL_LOW
+    stores_matrices: bool = False
 
 
 def name_dims(text: str, names: Mapping[str, str]) -> str:

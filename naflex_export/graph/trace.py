@@ -18,6 +18,7 @@ from naflex_export.grid import Bucket, Grid, check_buckets
 from naflex_export.models.adapter import ModelAdapter
 from naflex_export.models.mixed_precision import cast_encoder, cast_model, keeping_softmax
 from naflex_export.precision import ALL_LOW, FLOAT32, Kept, Precision
+from naflex_export.resample.stored import StoredMatrices, are_stored, reading
 from naflex_export.serving.signature import TensorSpec
 
 EXAMPLE = (Grid(2, 5), Grid(4, 2), Grid(1, 11))
@@ -31,6 +32,7 @@ def trace(
     buckets: Sequence[Bucket],
     precision: Precision = FLOAT32,
     outputs: Sequence[str] = ("features",),
+    matrices: str | None = None,
 ) -> Program:
     """Return the vectorized model as one graph with named dynamic dimensions.
 
@@ -42,11 +44,17 @@ def trace(
         buckets: their largest tokens and batch bound the graph's dimensions.
         precision: of the weights and of the floating inputs and outputs.
         outputs: names of the outputs, in order.
+        matrices: "stored" or "computed": where the weights of a learned grid come from; None for the rule of
+            `resample/stored.py`.
 
     Raises:
-        RequestError: a bucket or output name is not possible.
+        RequestError: a bucket or output name is not possible, or matrices were to be stored that cannot be.
         BuildError: torch.export refused, or the graph fails a check of `graph/checks.py`.
     """
+    stored = None
+    if stores_matrices(adapter, buckets, precision, matrices):
+        device = next(adapter.model.parameters()).device
+        stored = StoredMatrices.of(adapter.position_axes, _longest(buckets), device)
     own = adapter.vectorized().own_copy()
     kept = cast_model(own, precision)
     own.model.eval()
@@ -59,7 +67,31 @@ def trace(
         outputs=outputs,
         ignored=own.ignored_inputs,
         kept=kept,
+        stored=stored,
     )
+
+
+def stores_matrices(
+    adapter: ModelAdapter, buckets: Sequence[Bucket], precision: Precision, matrices: str | None
+) -> bool:
+    """Whether a model's graph is to hold its resampling matrices.
+
+    Args:
+        adapter: of the model.
+        buckets: that the graph serves; their most tokens are the longest side that a grid can have.
+        precision: of the weights.
+        matrices: "stored", "computed", or None for the rule.
+
+    Raises:
+        RequestError: matrices were to be stored that cannot be.
+    """
+    weights = sum(parameter.numel() for parameter in adapter.model.parameters()) * precision.torch_dtype.itemsize
+    return are_stored(matrices, adapter.position_axes, _longest(buckets), weights)
+
+
+def _longest(buckets: Sequence[Bucket]) -> int:
+    """Return the longest side that a grid can have: all tokens in one row or column."""
+    return max((bucket.tokens for bucket in buckets), default=1)
 
 
 def capture(
@@ -72,6 +104,7 @@ def capture(
     outputs: Sequence[str],
     ignored: tuple[str, ...] = (),
     kept: Kept = ALL_LOW,
+    stored: StoredMatrices | None = None,
 ) -> Program:
     """Return a module as one graph with named dynamic dimensions, checked.
 
@@ -84,6 +117,7 @@ def capture(
         outputs: names of the outputs, in order.
         ignored: inputs that the model itself makes no use of.
         kept: what of the model is in float32 all the same.
+        stored: resampling matrices that the graph is to hold; without, it computes weights.
 
     Raises:
         RequestError: there is no bucket, or two alike.
@@ -98,7 +132,7 @@ def capture(
     }
     dynamic_shapes = tuple({axis: dims[name] for axis, name in axes.items()} for axes in open_dims)
     try:
-        with torch.no_grad(), keeping_softmax(kept):
+        with torch.no_grad(), keeping_softmax(kept), reading(stored):
             exported = export_for_all_sizes(encoder, tuple(example.values()), dynamic_shapes)
     except Exception as error:  # whatever torch.export raises, it is about this model's graph
         raise BuildError(f"torch.export refused the model: {error}") from error
@@ -115,6 +149,7 @@ def capture(
         dim_names=dim_names,
         ignored=ignored,
         kept=kept,
+        stores_matrices=stored is not None,
     )
     require(check_program(program, open_dims))
     return program

@@ -12,6 +12,7 @@ from naflex_export.errors import RequestError, UnsupportedModelError
 from naflex_export.models.copies import made_plain, replaced_methods, whole_copy
 from naflex_export.models.original import Original
 from naflex_export.models.preprocessing import PHOTO_CHANNELS
+from naflex_export.resample.stored import Axis
 from naflex_export.serving.input_formats import InputFormat
 
 if TYPE_CHECKING:
@@ -127,6 +128,11 @@ class ModelAdapter(ABC):
     @property
     def ignored_inputs(self) -> tuple[str, ...]:
         """The inputs, by name, that the model itself makes no use of: by default it uses all."""
+        return ()
+
+    @property
+    def position_axes(self) -> tuple[Axis, ...]:
+        """The axes of learned grids that are read with a weight for every sample: by default none."""
         return ()
 
     @property

@@ -32,6 +32,7 @@ from naflex_export.models.original import Original, is_watched
 from naflex_export.models.preprocessing import GIVEN, PHOTO_CHANNELS, how_to_give
 from naflex_export.resample.add import add_resampled
 from naflex_export.resample.coordinates import whole_numbers
+from naflex_export.resample.stored import Axis
 from naflex_export.resample.weights import Resampling
 from naflex_export.serving.input_formats import TRANSFORMERS
 
@@ -259,6 +260,10 @@ class Siglip2(ModelAdapter):
         if isinstance(output, ImageClassifierOutput):
             return {"features": output.logits}
         return _outputs(output) if isinstance(output, BaseModelOutputWithPooling) else output
+
+    @property
+    def position_axes(self) -> tuple[Axis, ...]:
+        return ((self._vision.embeddings.position_embedding_size, BILINEAR),)
 
     @property
     def token_width(self) -> int:

@@ -37,7 +37,8 @@ from naflex_export.models.timm_rope import VectorizedNaFlexVit
 from naflex_export.resample.add import add_resampled
 from naflex_export.resample.coordinates import grids_of, whole_numbers
 from naflex_export.resample.graph_form import resample_axes_at
-from naflex_export.resample.weights import Mode, Resampling
+from naflex_export.resample.stored import Axis
+from naflex_export.resample.weights import Mode, Resampling, reads_few_cells
 from naflex_export.serving.input_formats import TIMM
 
 STEM = ("embeds", "rope", "norm_pre")
@@ -330,6 +331,17 @@ class TimmNaFlex(ModelAdapter):
         twin.embeds.pos_embed_type = "none"
         twin.rope = None
         return self.of(twin)
+
+    @property
+    def position_axes(self) -> tuple[Axis, ...]:
+        embeds = self.model.embeds
+        if embeds.pos_embed_type not in ("learned", "factorized"):
+            return ()
+        is_grid, resampling = embeds.pos_embed_type == "learned", resampling_of(embeds)
+        source = embeds.pos_embed.shape[1:3] if is_grid else (embeds.pos_embed_y.shape[1], embeds.pos_embed_x.shape[1])
+        if is_grid and reads_few_cells(source, resampling):
+            return ()
+        return tuple(dict.fromkeys((length, resampling) for length in source))
 
     @property
     def default_outputs(self) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from naflex_export.resample import weights
 from naflex_export.resample.autocast import full_precision
 from naflex_export.resample.coordinates import inside, positions
+from naflex_export.resample.stored import stored_matrices
 from naflex_export.resample.weights import Resampling, axis_weights, grid_cells, grid_weights, reads_few_cells
 
 
@@ -47,9 +48,12 @@ def resample_at(
         cell_BNT, weight_BNT = grid_cells((source_h, source_w), coord_BN2, lengths_B2, resampling)
         return _sum_of_cells(grid_HWC, cell_BNT, weight_BNT if fill_padding else weight_BNT * inside(coord_BN2))
 
-    rows_BNH, columns_BNW = grid_weights(
-        (source_h, source_w), coord_BN2, lengths_B2, resampling, fill_padding=fill_padding
-    )
+    source, stored = (source_h, source_w), stored_matrices()
+    if stored is None:
+        rows_BNH, columns_BNW = grid_weights(source, coord_BN2, lengths_B2, resampling, fill_padding=fill_padding)
+    else:
+        rows_BNH, columns_BNW = stored.weights(source, coord_BN2, lengths_B2, resampling)
+        rows_BNH = rows_BNH if fill_padding else rows_BNH * inside(coord_BN2)
     block = max(1, weights.DENSE_CELLS // source_w)
     with full_precision(grid_HWC.device.type):
         if block >= source_h:
@@ -80,9 +84,14 @@ def resample_axes_at(
     Returns:
         [B, N, C] float32; padding as in `resample_at`.
     """
-    position_BN2, length_BN2 = positions(coord_BN2, lengths_B2)
-    rows_BNH = axis_weights(position_BN2[..., 0], length_BN2[..., 0], table_HC.shape[0], resampling)
-    columns_BNW = axis_weights(position_BN2[..., 1], length_BN2[..., 1], table_WC.shape[0], resampling)
+    stored = stored_matrices()
+    if stored is None:
+        position_BN2, length_BN2 = positions(coord_BN2, lengths_B2)
+        rows_BNH = axis_weights(position_BN2[..., 0], length_BN2[..., 0], table_HC.shape[0], resampling)
+        columns_BNW = axis_weights(position_BN2[..., 1], length_BN2[..., 1], table_WC.shape[0], resampling)
+    else:
+        source = table_HC.shape[0], table_WC.shape[0]
+        rows_BNH, columns_BNW = stored.weights(source, coord_BN2, lengths_B2, resampling)
     if not fill_padding:
         kept_BN1 = inside(coord_BN2)
         rows_BNH, columns_BNW = rows_BNH * kept_BN1, columns_BNW * kept_BN1
