@@ -75,8 +75,8 @@ CODE_MUTANTS = (
     CodeMutant(
         "mean and standard deviation swapped in the manifest",
         "models/timm_naflex.py",
-        '"mean": list(data["mean"]),\n            "std": list(data["std"]),',
-        '"mean": list(data["std"]),\n            "std": list(data["mean"]),',
+        "mean=tuple(settings.mean),\n            std=tuple(settings.std),",
+        "mean=tuple(settings.std),\n            std=tuple(settings.mean),",
         PREPROCESSING,
     ),
     CodeMutant(
@@ -124,15 +124,15 @@ CODE_MUTANTS = (
     CodeMutant(
         "a width of zero is divided by in the check of coordinates",
         "serving/input_formats.py",
-        "width_B1 = grid_B2[:, 1:].clamp(min=1)",
+        "width_B1 = np.maximum(grid_B2[:, 1:], 1)",
         "width_B1 = grid_B2[:, 1:]",
         RUNNER,
     ),
     CodeMutant(
         "coordinates of padding are not looked at",
         "serving/input_formats.py",
-        "if not torch.equal(coord_BN2, expected):",
-        "if not torch.equal(torch.where(valid_BN.unsqueeze(-1), coord_BN2, 0), expected):",
+        "wrong_B = (coord_BN2 != expected).any(axis=(1, 2))",
+        "wrong_B = ((coord_BN2 != expected) & valid_BN[..., None]).any(axis=(1, 2))",
         RUNNER,
     ),
     CodeMutant(
