@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
-from markdown_text import section, table
+from markdown_text import plural, section, table
 from record import RESULTS, ROOT, about, append, newest, read
 from torch import Tensor, nn
 from transformers import Siglip2VisionConfig, Siglip2VisionModel
@@ -231,7 +231,7 @@ def written(rows: Sequence[dict[str, str]]) -> str:
     first = kept[-1]
     about_it = (
         f"A 16x16 grid of width {first['width']}, {first['images']} images of {first['tokens']} tokens, on "
-        f"{first['device']}, {first['threads']} threads, torch {first['torch']}; graphs of a tiny tower."
+        f"{first['device']}, {plural(int(first['threads']), 'thread')}, torch {first['torch']}; graphs of a tiny tower."
     )
     return f"{about_it}\n\n{table(head, lines)}"
 

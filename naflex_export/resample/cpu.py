@@ -16,8 +16,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from naflex_export.errors import InputError
 from naflex_export.resample.coordinates import grids_of
 from naflex_export.resample.weights import Resampling, axis_weights, grid_cells, reads_few_cells
+
+MOST_PATCHES = 2**24
+"""In a grid, and on one side of it: float32 does not count them all above that, and a matrix takes gigabytes."""
 
 LINES = 2**18
 """Most values of what lies between the two axes of a resize, so that it stays in a cache and asks for little memory."""
@@ -74,6 +78,11 @@ def _targets(coord_BN2: Tensor, lengths_B2: Tensor, fill_padding: bool) -> list[
     keys = zip(grid_B2.tolist(), lengths_B2.tolist(), row_by_row_B.tolist(), strict=True)
     for image, ((h, w), (row_length, column_length), row_by_row) in enumerate(keys):
         key = (h, w, row_length, column_length)
+        if min(key) < 0 or max(key) > MOST_PATCHES or h * w > MOST_PATCHES:
+            raise InputError(
+                f"image {image} has a grid of {h}x{w} patches, resized from {row_length}x{column_length}: expected a "
+                f"height and a width of at least 1, and {MOST_PATCHES} patches at most"
+            )
         target = targets.setdefault(key, _Target((h, w), (row_length, column_length)))
         if row_by_row:
             target.images.append(image)

@@ -310,3 +310,18 @@ def test_image_features_of_a_subclass_are_not_lost() -> None:
     model.__class__ = Normalized
     with pytest.raises(nx.UnsupportedModelError, match=r"get_image_features of .*Normalized is not transformers' own"):
         trace(adapter_of(model), [BUCKET])
+
+
+def test_wrong_shapes_are_input_errors_in_a_graph_of_the_users_own_too(model: Siglip2VisionModel) -> None:
+    """Where nobody looks at them ahead of the call: the operator reads them on a CPU, and must not end in torch's."""
+    fast = nx.vectorize(model)
+    compiled = torch.compile(fast, backend="eager")
+    inputs = torch.randn(2, 12, fast.config.num_channels * fast.config.patch_size**2), torch.ones(2, 12).int()
+    with torch.no_grad():
+        for wrong in ([-3, -4], [-1, 4], [2**40, 1]):
+            with pytest.raises(nx.InputError, match=r"image 1 has a grid of .*: expected a height and"):
+                compiled(*inputs, torch.tensor([[3, 4], wrong]))
+        with pytest.raises(nx.InputError, match=r"spatial_shapes of image 1 is \[2.5, 4.0\]: expected whole numbers"):
+            fast(*inputs, torch.tensor([[3, 4], [2.5, 4]]))
+        expected = fast(*inputs, torch.tensor([[3, 4], [2, 4]])).pooler_output
+        assert torch.equal(fast(*inputs, torch.tensor([[3.0, 4.0], [2.0, 4.0]])).pooler_output, expected)
