@@ -2,18 +2,38 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from naflex_export.errors import ArtifactError, BackendError
+from naflex_export.grid import Bucket
 from naflex_export.serving.archive import damage
 from naflex_export.serving.device import resolve_device
 from naflex_export.serving.manifest import Manifest
 from naflex_export.serving.runner import Runner
+from naflex_export.serving.signature import TensorSpec
 
 FILE = "model.pt2"
+
+PROMISED = "naflex_export"
+"""Under this name the package's own metadata says what it was compiled for. An older package does not."""
+
+
+def promise(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], buckets: Sequence[Bucket]) -> str:
+    """Return what native code was compiled for, as a text: inputs, outputs and sizes, which it does not look at itself.
+
+    Args:
+        inputs: it takes.
+        outputs: it gives.
+        buckets: it serves.
+    """
+    held: dict[str, Sequence[TensorSpec | Bucket]] = {"inputs": inputs, "outputs": outputs, "buckets": buckets}
+    return json.dumps({name: [asdict(one) for one in values] for name, values in held.items()}, sort_keys=True)
 
 
 def require_run() -> None:
@@ -38,6 +58,11 @@ class AotRunner(Runner):
     def __init__(self, path: Path, manifest: Manifest, device: torch.device) -> None:
         super().__init__(manifest, device)
         self._run = torch._inductor.aoti_load_package(str(path))
+        compiled_for = self._run.get_metadata().get(PROMISED)
+        if compiled_for is not None and compiled_for != promise(manifest.inputs, manifest.outputs, manifest.buckets):
+            raise ArtifactError(
+                f"{FILE} was compiled for other inputs, outputs or buckets than the manifest says: export again"
+            )
 
     def execute(self, inputs: tuple[Tensor, ...]) -> list[Tensor]:
         with torch.inference_mode(False), torch.no_grad():

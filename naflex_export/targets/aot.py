@@ -16,7 +16,7 @@ from naflex_export.graph.build_settings import BuildSettings
 from naflex_export.graph.intermediates import Shapes, Tapped
 from naflex_export.graph.program import Program
 from naflex_export.precision import Precision
-from naflex_export.serving.aot_runner import FILE
+from naflex_export.serving.aot_runner import FILE, PROMISED, promise
 from naflex_export.serving.manifest import Manifest
 from naflex_export.serving.runner import Runner
 from naflex_export.targets import StandIn
@@ -34,7 +34,13 @@ def build(program: Program, folder: Path, settings: BuildSettings) -> dict[str, 
     settings.announce(f"compiling native code for {device.type}")
     content = io.BytesIO()  # torch's own writer ends the process where the disk is full
     try:
-        torch._inductor.aoti_compile_and_package(program.exported, package_path=content)
+        torch._inductor.aoti_compile_and_package(
+            program.exported,
+            package_path=content,
+            inductor_configs={
+                "aot_inductor.metadata": {PROMISED: promise(program.inputs, program.outputs, program.buckets)}
+            },
+        )
     except OSError:
         raise
     except Exception as error:  # whatever inductor raises, it is about this model's graph

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import artifacts
 import pytest
 import tiny
 import torch
@@ -86,3 +88,21 @@ def test_what_is_blocked_is_missed(folders: dict[str, Path]) -> None:
     """The test above can fail: what an ONNX artifact does need is refused in the same way."""
     done = in_a_process_of_its_own(folders["onnx"], (*BLOCKED, "onnxruntime"))
     assert done.returncode != 0 and "onnxruntime" in done.stderr
+
+
+@pytest.mark.parametrize("target", ["onnx", "aot", "compile"])
+def test_a_manifest_that_promises_more_than_the_file_is_refused(
+    folders: dict[str, Path], target: str, tmp_path: Path
+) -> None:
+    """With its hash made right. Native code does not look at sizes, and would read past what it was compiled for."""
+    shutil.copytree(folders[target] / "a", tmp_path / "a")
+    (tokens,) = [bucket.tokens for bucket in nx.load(tmp_path / "a").manifest.buckets]
+    artifacts.edit(tmp_path / "a", lambda fields: fields["outputs"][0].update(name="tokens"))
+    with pytest.raises(nx.ArtifactError, match="export again"):
+        nx.load(tmp_path / "a")
+    artifacts.edit(tmp_path / "a", lambda fields: fields["outputs"][0].update(name="features"))
+    nx.load(tmp_path / "a")
+    if target != "onnx":  # ONNX Runtime's graph takes any number
+        artifacts.edit(tmp_path / "a", lambda fields: fields["buckets"][0].update(tokens=4 * tokens))
+        with pytest.raises(nx.ArtifactError, match=r"was compiled for other .* buckets|graph takes up to 16 of tokens"):
+            nx.load(tmp_path / "a")
