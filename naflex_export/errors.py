@@ -66,3 +66,9 @@ def tells_of_a_full_disk(error: BaseException) -> bool:
             return True
         seen = seen.__cause__ or seen.__context__
     return False
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error of another library says, or its class's name where it says nothing."""
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:300].rstrip(".")

@@ -6,36 +6,29 @@ One never stands in for another: what was asked for is loaded, or the request fa
 from __future__ import annotations
 
 import ast
-import contextlib
 import dataclasses
-import difflib
 import hashlib
-import importlib
-import importlib.util
-import inspect
 import json
 import math
 import re
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
-from timm.models import NaFlexVit, load_model_config_from_hf
 from torch import nn
 
-from naflex_export.errors import BackendError, RequestError
-from naflex_export.models import DEFAULT_MODEL, TRANSFORMERS_PREFIX, adapter_of, towers_in
+from naflex_export.errors import RequestError
+from naflex_export.models import DEFAULT_MODEL, TRANSFORMERS_PREFIX
 from naflex_export.models.checkpoint_files import check_checkpoint, checkpoint_sha256
-from naflex_export.models.checkpoints import load_checkpoint, some_keys
+from naflex_export.models.checkpoints import load_checkpoint
+from naflex_export.models.from_factory import call_factory
+from naflex_export.models.from_timm import LOCAL_DIR, create_timm, source_and_name
+from naflex_export.models.from_transformers import check_transformers, create_transformers
 from naflex_export.serving.manifest import MANIFEST, Manifest
 
 _TIMM_NAME = re.compile(r"[\w.-]*", re.ASCII)
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-_TIMM_SOURCES = {"hf-hub": "hf-hub", "hf_hub": "hf-hub", "local-dir": "local-dir"}
 _SAID_BY_WEIGHTS = ("pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict")
 
 
@@ -134,7 +127,7 @@ class ModelSource:
     def check(self) -> None:
         """Check what can be checked before any work: that folders and files are there, and of a kind we read."""
         if self._is_transformers:
-            _check_transformers(self.model.removeprefix(TRANSFORMERS_PREFIX))
+            check_transformers(self.model.removeprefix(TRANSFORMERS_PREFIX))
             if self.model_args:
                 raise RequestError(
                     f"--model-args {next(iter(self.model_args))}=... cannot be given for {self.model!r}: what a model "
@@ -182,59 +175,20 @@ class ModelSource:
 
     @property
     def _timm_source(self) -> tuple[str, str]:
-        """Return timm's word for where a model comes from, empty for its own registry, and what follows it."""
-        source, colon, rest = self.model.partition(":")
-        known = _TIMM_SOURCES.get(source.lower(), "") if colon else ""
-        return (known, rest) if known else ("", self.model)
+        """Return timm's word for where a model comes from, and what follows it, as `source_and_name`."""
+        return source_and_name(self.model)
 
     @property
     def _is_local_dir(self) -> bool:
-        return self._timm_source[0] == "local-dir"
+        return self._timm_source[0] == LOCAL_DIR
 
     def _create(self) -> nn.Module:
         if self._is_transformers:
-            return _create_transformers(self.model.removeprefix(TRANSFORMERS_PREFIX), self.weights)
-        source, rest = self._timm_source
+            return create_transformers(self.model.removeprefix(TRANSFORMERS_PREFIX), self.weights)
+        source, _ = self._timm_source
         if not source and ":" in self.model:
-            return _call_factory(self.model, self.model_args)
-        return self._create_timm(source, rest)
-
-    def _create_timm(self, source: str, name: str) -> nn.Module:
-        """Return a NaFlexVit of timm, with its pretrained weights where they come from the hub."""
-        architecture = _architecture_of(source, name) if source else name.partition(".")[0]
-        if not timm.is_model(architecture):
-            raise RequestError(_unknown_model(self.model if not source else architecture))
-        options: dict[str, Any] = {} if architecture.startswith("naflexvit") else {"use_naflex": True}
-        if self.patch_interpolator:
-            options["enable_patch_interpolator"] = True
-        options |= self.model_args
-        from_hub = self.weights == "pretrained" and source != "local-dir"
-        given = " ".join(f"{key}={value}" for key, value in self.model_args.items())
-        try:
-            with _heard_loads() as left_random:
-                model = timm.create_model(f"{source}:{name}" if source else name, pretrained=from_hub, **options)
-        except TypeError as error:
-            raise RequestError(f"timm's {self.model!r} cannot be built as a NaFlexVit: {error}") from error
-        except Exception as error:  # the hub's client raises classes of many libraries
-            if from_hub:
-                raise RequestError(
-                    f"pretrained weights of {self.model!r} cannot be had: {_first_line(error)}. "
-                    "Give --weights FILE for a local checkpoint, or --weights random for a dry run"
-                ) from error
-            if not given:
-                raise
-            raise RequestError(
-                f"timm's {self.model!r} cannot be built with --model-args {given}: {_first_line(error)}"
-            ) from error
-        if not towers_in(model):
-            raise RequestError(f"timm builds {self.model!r} as a {type(model).__name__}: expected a NaFlexVit")
-        if from_hub and left_random:
-            raise RequestError(
-                f"pretrained weights of {self.model!r} do not fill a model of --model-args {given}: "
-                f"{some_keys('missing', left_random)}which would be left random; give --weights FILE for a checkpoint "
-                "of just this model"
-            )
-        return model
+            return call_factory(self.model, self.model_args)
+        return create_timm(self.model, self.weights == "pretrained", self.patch_interpolator, self.model_args)
 
 
 @dataclass(frozen=True)
@@ -283,41 +237,6 @@ def _hashable(value: Any) -> Any:
     return tuple(map(_hashable, value)) if isinstance(value, list) else value
 
 
-def _architecture_of(source: str, name: str) -> str:
-    """Return which of timm's architectures a folder, or a repository of the hub, holds."""
-    try:
-        if source == "local-dir":
-            config = json.loads((Path(name) / "config.json").read_text(encoding="utf-8"))
-            found = config.get("architecture") or config.get("pretrained_cfg", {}).get("architecture")
-        else:
-            found = load_model_config_from_hf(name)[1]
-    except Exception as error:  # the hub's client raises classes of many libraries
-        raise RequestError(f"model '{source}:{name}' cannot be had: {_first_line(error)}") from error
-    if not isinstance(found, str):
-        raise RequestError(f"config.json of '{source}:{name}' names no architecture: is it a model of timm's?")
-    return found
-
-
-@contextlib.contextmanager
-def _heard_loads() -> Iterator[list[str]]:
-    """Yield a list that takes the parameters which a load of pretrained weights left as they were.
-
-    timm loads them without `strict` where the classes differ, and says nothing of what stays random.
-    """
-    missing: list[str] = []
-
-    def heard(self: NaFlexVit, *args: Any, **kwargs: Any) -> Any:
-        result = nn.Module.load_state_dict(self, *args, **kwargs)
-        missing.extend(sorted(result.missing_keys))
-        return result
-
-    NaFlexVit.load_state_dict = heard
-    try:
-        yield missing
-    finally:
-        del NaFlexVit.load_state_dict
-
-
 def randomize(model: nn.Module, seed: int) -> None:
     """Draw every parameter anew, so that each one shows in the outputs.
 
@@ -349,100 +268,6 @@ def weights_sha256(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _check_transformers(name: str) -> None:
-    """Check that transformers is there, and a folder or hub id by its form."""
-    if importlib.util.find_spec("transformers") is None:
-        raise BackendError(
-            f"model 'hf:{name}' needs transformers, which is not installed: pip install naflex_export[hf]"
-        )
-    path = Path(name)
-    if path.exists():
-        if not (path / "config.json").is_file():
-            raise RequestError(f"model 'hf:{name}' is no transformers model: expected a folder with a config.json")
-    elif not _HUB_ID.fullmatch(name):
-        raise RequestError(f"model 'hf:{name}' does not exist: expected a folder, or a hub id such as owner/name")
-
-
-def _create_transformers(name: str, weights: str) -> nn.Module:
-    """Return a transformers model with the weights of its folder or hub id, or uninitialized for weights to come.
-
-    Weights are read from safetensors only, and nothing that a repository holds is run.
-    """
-    try:
-        from transformers import AutoConfig, AutoModel
-    except ImportError as error:  # its own dependencies have bounds that pip may not have kept
-        raise BackendError(
-            f"transformers does not import ({_first_line(error)}): pip install --upgrade naflex_export[hf]"
-        ) from error
-
-    with _quiet_transformers(local=Path(name).is_dir()):
-        try:
-            config = AutoConfig.from_pretrained(name, trust_remote_code=False)
-            saved = _saved_class(config)
-            with torch.device("meta"):
-                outline = _uninitialized(saved, config)
-        except Exception as error:  # transformers and the hub's client raise classes of many libraries
-            raise RequestError(f"model 'hf:{name}' cannot be built: {_first_line(error)}") from error
-        adapter_of(outline)  # before any weights are fetched
-        if weights != "pretrained":
-            return _uninitialized(saved, config, dtype=torch.float32)
-        try:
-            model, loading = (saved or AutoModel).from_pretrained(
-                name, config=config, use_safetensors=True, trust_remote_code=False, output_loading_info=True
-            )
-        except Exception as error:
-            raise RequestError(
-                f"weights of 'hf:{name}' cannot be had as safetensors: {_first_line(error)}. "
-                "Give --weights FILE for a local checkpoint, or --weights random for a dry run"
-            ) from error
-    missing = sorted(loading["missing_keys"])
-    if missing:  # transformers would leave them random, and say so in a warning
-        raise RequestError(
-            f"weights of 'hf:{name}' do not fit its config.json: {some_keys('missing', missing)}is it whole?"
-        )
-    return model
-
-
-def _saved_class(config: Any) -> Any:
-    """Return the class that a config says its weights were saved by, such as an image classifier; None if unknown.
-
-    `AutoModel` would make the model without what the class has on top of it.
-    """
-    import transformers
-
-    for name in config.architectures or ():
-        found = getattr(transformers, name, None) if name.isidentifier() else None
-        if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
-            return found
-    return None
-
-
-def _uninitialized(saved: Any, config: Any, **options: Any) -> Any:
-    """Return a model of a config, of the class that it was saved by, its weights yet to come."""
-    from transformers import AutoModel
-
-    if saved is None:
-        return AutoModel.from_config(config, trust_remote_code=False, **options)
-    return saved._from_config(config, **options)
-
-
-@contextlib.contextmanager
-def _quiet_transformers(local: bool) -> Iterator[None]:
-    """Hold back transformers' warnings, and its progress bars where nothing is downloaded."""
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    if local:
-        logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
-
-
 def _why_untrusted(model: str) -> str:
     """Return what loading a model by this name would do that a stranger must not choose; empty where nothing."""
     if model.startswith(TRANSFORMERS_PREFIX):
@@ -453,53 +278,3 @@ def _why_untrusted(model: str) -> str:
     if model.startswith("local-dir:"):
         return ""
     return "" if _TIMM_NAME.fullmatch(model) else "a python factory, which would run"
-
-
-def _call_factory(text: str, arguments: Mapping[str, Any]) -> nn.Module:
-    """Return what `module:factory` names: a model, or what a callable returns. Modules of the current folder count.
-
-    Raises:
-        RequestError: there is no such thing, it returns none, or it raises; it cannot end the process.
-    """
-    module_name, _, factory_name = text.partition(":")
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.insert(0, here)  # as `python -m` has it; a console script does not
-    try:
-        factory = getattr(importlib.import_module(module_name), factory_name)
-    except (Exception, SystemExit) as error:  # a module may raise anything while it is imported
-        said = str(error) if isinstance(error, ImportError | AttributeError | ValueError) else _named(error)
-        raise RequestError(f"factory {text!r} cannot be imported ({said}): expected module:callable") from error
-    if isinstance(factory, nn.Module):
-        return factory
-    if not callable(factory):
-        raise RequestError(f"factory {text!r} is a {type(factory).__name__}: expected a callable, or a torch module")
-    try:
-        inspect.signature(factory).bind(**arguments)
-    except (TypeError, ValueError) as error:
-        given = " ".join(f"{name}={value}" for name, value in arguments.items())
-        raise RequestError(
-            f"factory {text!r} cannot be called with {f'--model-args {given}' if given else 'no arguments'}: {error}"
-        ) from error
-    try:
-        model = factory(**arguments)
-    except (Exception, SystemExit) as error:
-        raise RequestError(f"factory {text!r} raised {_named(error)}: expected a torch module") from error
-    if not isinstance(model, nn.Module):
-        raise RequestError(f"factory {text!r} returned a {type(model).__name__}: expected a torch module")
-    return model
-
-
-def _named(error: BaseException) -> str:
-    return f"{type(error).__name__}: {_first_line(error)}"
-
-
-def _unknown_model(name: str) -> str:
-    naflex = timm.list_models("naflexvit*")
-    close = difflib.get_close_matches(name, [*naflex, *timm.list_models()], n=3, cutoff=0.5) or naflex[:3]
-    hint = f". A hub id is hf-hub:{name} for timm, hf:{name} for transformers" if "/" in name else ""
-    return f"model {name!r} does not exist; the closest are {', '.join(close)}{hint}"
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:300].rstrip(".")

@@ -188,7 +188,7 @@ def test_a_hub_id_goes_to_timm(prefix: str, monkeypatch: pytest.MonkeyPatch) -> 
         asked.append(name)
         raise OSError("the hub is out of reach")
 
-    monkeypatch.setattr("naflex_export.models.model_sources.load_model_config_from_hf", config_of)
+    monkeypatch.setattr("naflex_export.models.from_timm.load_model_config_from_hf", config_of)
     with pytest.raises(nx.RequestError, match="model 'hf-hub:owner/name' cannot be had: the hub is out of reach"):
         ModelSource(f"{prefix}owner/name").load()
     assert asked == ["owner/name"]

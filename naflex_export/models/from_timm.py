@@ -1,0 +1,118 @@
+"""Models of timm by name: from its own registry, a repository of the hub, or a folder."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+from timm.models import NaFlexVit, load_model_config_from_hf
+from torch import nn
+
+from naflex_export.errors import RequestError, first_line
+from naflex_export.models import towers_in
+from naflex_export.models.checkpoints import some_keys
+
+LOCAL_DIR = "local-dir"
+
+_SOURCES = {"hf-hub": "hf-hub", "hf_hub": "hf-hub", LOCAL_DIR: LOCAL_DIR}
+
+
+def source_and_name(model: str) -> tuple[str, str]:
+    """Return timm's word for where a model comes from, empty for its own registry, and what follows it."""
+    source, colon, rest = model.partition(":")
+    known = _SOURCES.get(source.lower(), "") if colon else ""
+    return (known, rest) if known else ("", model)
+
+
+def create_timm(text: str, pretrained: bool, patch_interpolator: bool, arguments: Mapping[str, Any]) -> nn.Module:
+    """Return a NaFlexVit of timm, with its pretrained weights where they come from the hub.
+
+    Args:
+        text: its name, as `source_and_name` reads it.
+        pretrained: load the weights of that name.
+        patch_interpolator: make it take other patch sizes than its own.
+        arguments: what timm's constructor is given besides, by name.
+
+    Raises:
+        RequestError: there is no such model, it cannot be built so, or its weights cannot be had.
+    """
+    source, name = source_and_name(text)
+    architecture = _architecture_of(source, name) if source else name.partition(".")[0]
+    if not timm.is_model(architecture):
+        raise RequestError(_unknown_model(text if not source else architecture))
+    options: dict[str, Any] = {} if architecture.startswith("naflexvit") else {"use_naflex": True}
+    if patch_interpolator:
+        options["enable_patch_interpolator"] = True
+    options |= arguments
+    from_hub = pretrained and source != "local-dir"
+    given = " ".join(f"{key}={value}" for key, value in arguments.items())
+    try:
+        with _heard_loads() as left_random:
+            model = timm.create_model(f"{source}:{name}" if source else name, pretrained=from_hub, **options)
+    except TypeError as error:
+        raise RequestError(f"timm's {text!r} cannot be built as a NaFlexVit: {error}") from error
+    except Exception as error:  # the hub's client raises classes of many libraries
+        if from_hub:
+            raise RequestError(
+                f"pretrained weights of {text!r} cannot be had: {first_line(error)}. "
+                "Give --weights FILE for a local checkpoint, or --weights random for a dry run"
+            ) from error
+        if not given:
+            raise
+        raise RequestError(f"timm's {text!r} cannot be built with --model-args {given}: {first_line(error)}") from error
+    if not towers_in(model):
+        raise RequestError(f"timm builds {text!r} as a {type(model).__name__}: expected a NaFlexVit")
+    if from_hub and left_random:
+        raise RequestError(
+            f"pretrained weights of {text!r} do not fill a model of --model-args {given}: "
+            f"{some_keys('missing', left_random)}which would be left random; give --weights FILE for a checkpoint "
+            "of just this model"
+        )
+    return model
+
+
+def _architecture_of(source: str, name: str) -> str:
+    """Return which of timm's architectures a folder, or a repository of the hub, holds."""
+    try:
+        if source == "local-dir":
+            config = json.loads((Path(name) / "config.json").read_text(encoding="utf-8"))
+            found = config.get("architecture") or config.get("pretrained_cfg", {}).get("architecture")
+        else:
+            found = load_model_config_from_hf(name)[1]
+    except Exception as error:  # the hub's client raises classes of many libraries
+        raise RequestError(f"model '{source}:{name}' cannot be had: {first_line(error)}") from error
+    if not isinstance(found, str):
+        raise RequestError(f"config.json of '{source}:{name}' names no architecture: is it a model of timm's?")
+    return found
+
+
+@contextlib.contextmanager
+def _heard_loads() -> Iterator[list[str]]:
+    """Yield a list that takes the parameters which a load of pretrained weights left as they were.
+
+    timm loads them without `strict` where the classes differ, and says nothing of what stays random.
+    """
+    missing: list[str] = []
+
+    def heard(self: NaFlexVit, *args: Any, **kwargs: Any) -> Any:
+        result = nn.Module.load_state_dict(self, *args, **kwargs)
+        missing.extend(sorted(result.missing_keys))
+        return result
+
+    NaFlexVit.load_state_dict = heard
+    try:
+        yield missing
+    finally:
+        del NaFlexVit.load_state_dict
+
+
+def _unknown_model(name: str) -> str:
+    naflex = timm.list_models("naflexvit*")
+    close = difflib.get_close_matches(name, [*naflex, *timm.list_models()], n=3, cutoff=0.5) or naflex[:3]
+    hint = f". A hub id is hf-hub:{name} for timm, hf:{name} for transformers" if "/" in name else ""
+    return f"model {name!r} does not exist; the closest are {', '.join(close)}{hint}"
