@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from naflex_export.exporter import Artifact, export
     from naflex_export.grid import Bucket, Grid
     from naflex_export.models.vectorize import vectorize
+    from naflex_export.serving.engine_settings import EngineSettings
     from naflex_export.serving.load import load
     from naflex_export.serving.numpy_runner import NumpyRunner, load_numpy
     from naflex_export.serving.patch_sizes import PatchSizesRunner
@@ -47,6 +48,7 @@ _MODULES = {
     "BuildError": "errors",
     "CompiledModel": "compiled",
     "Embedder": "embed.embedder",
+    "EngineSettings": "serving.engine_settings",
     "PatchSizesRunner": "serving.patch_sizes",
     "GateFailure": "errors",
     "GateReport": "accuracy.results",
@@ -78,6 +80,7 @@ __all__ = [
     "BuildError",
     "CompiledModel",
     "Embedder",
+    "EngineSettings",
     "GateFailure",
     "GateReport",
     "Grid",

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import torch
 
-from naflex_export.errors import ArtifactError, BackendError, NaflexExportError
+from naflex_export.errors import ArtifactError, BackendError, NaflexExportError, RequestError
 from naflex_export.serving.device import check_device
+from naflex_export.serving.engine_settings import EngineSettings
 from naflex_export.serving.manifest import Manifest
 from naflex_export.serving.opened import FULL, VerifiedFolder, opened
 from naflex_export.serving.patch_sizes import PatchSizesRunner
@@ -29,6 +30,8 @@ def load(
     check_inputs: bool = True,
     trusted: bool = True,
     verify: str = FULL,
+    *,
+    engine: EngineSettings | None = None,
 ) -> Runner:
     """Return a Runner for an artifact, after checking size and sha256 of each of its files.
 
@@ -45,6 +48,7 @@ def load(
         trusted: you know who made it. With False an artifact of a target that runs code is refused; `onnx` is data.
         verify: "full" reads every file ahead of loading it; "size" trusts the content of files of the right size, on a
             disk that you trust.
+        engine: how a TensorRT engine is run, where there is a choice.
 
     Raises:
         ArtifactError: the folder is no artifact, not what its manifest says, or not trusted and holds code.
@@ -56,12 +60,12 @@ def load(
     def use(folder: VerifiedFolder) -> Runner:
         check_trusted(folder.manifest, trusted)
         if not folder.manifest.by_patch_size:
-            runner = open_verified(folder, at)
+            runner = open_verified(folder, at, engine)
             runner.check_inputs = check_inputs
             return runner
         runners = {}
         for size, inner in folder.by_patch_size().items():
-            runners[size] = open_verified(inner, at)
+            runners[size] = open_verified(inner, at, engine)
             runners[size].check_inputs = check_inputs
         return PatchSizesRunner(folder.manifest, runners)
 
@@ -81,20 +85,29 @@ def check_trusted(manifest: Manifest, trusted: bool) -> None:
         )
 
 
-def open_verified(folder: VerifiedFolder, device: torch.device | None = None) -> Runner:
+def open_verified(
+    folder: VerifiedFolder, device: torch.device | None = None, engine: EngineSettings | None = None
+) -> Runner:
     """Return a Runner for an artifact of one patch size, whose files have been verified.
 
     Args:
         folder: the artifact's.
         device: where to run; None as for `load`.
+        engine: as for `load`.
 
     Raises:
         ArtifactError: it is of a target that this release does not know, or its file cannot be loaded.
         BackendError: a package or device that running needs is missing.
+        RequestError: the engine settings are for an artifact of another target.
     """
     manifest = folder.manifest
     if manifest.target not in _RUNNERS:
         raise ArtifactError(f"the artifact is of target {manifest.target!r}: this release runs {', '.join(_RUNNERS)}")
+    if engine is not None and manifest.target != "trt":
+        raise RequestError(
+            f"engine settings are of target 'trt', and the artifact is of {manifest.target!r}: leave them out"
+        )
+    options = {} if engine is None else {"settings": engine}
     backend = importlib.import_module(f"naflex_export.serving.{_RUNNERS[manifest.target]}")
     backend.require_run()
     if backend.FILE not in manifest.files:
@@ -102,7 +115,7 @@ def open_verified(folder: VerifiedFolder, device: torch.device | None = None) ->
             f"the artifact lists no {backend.FILE}, which target {manifest.target!r} runs: export again"
         )
     with load_errors(folder, backend.FILE):
-        runner: Runner = backend.open(folder.path, manifest, device)
+        runner: Runner = backend.open(folder.path, manifest, device, **options)
     runner.folder_handle = folder.handle  # its path leads there for as long as the handle is kept
     return runner
 

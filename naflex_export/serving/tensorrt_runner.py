@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from naflex_export.errors import ArtifactError, BackendError
+from naflex_export.errors import ArtifactError, BackendError, RequestError
+from naflex_export.serving.engine_settings import EngineSettings
 from naflex_export.serving.gpu import Gpu
 from naflex_export.serving.manifest import Manifest
 from naflex_export.serving.runner import Runner
@@ -24,6 +25,9 @@ from naflex_export.serving.signature import sizes_of
 FILE = "model.plan"
 
 LIBRARIES = ("tensorrt", "tensorrt_rtx")
+
+RTX_GPUS = ((7, 5), (8, 0), (8, 6), (8, 9), (12, 0), (12, 1))
+"""Compute capabilities that tensorrt_rtx 1.7 has kernels for: no 9.0, which H100 and H200 have."""
 
 _DTYPES = {
     "FLOAT": "float32",
@@ -40,13 +44,35 @@ def require_run() -> None:
     tensorrt()
 
 
-def open(folder: Path, manifest: Manifest, device: torch.device | None) -> Runner:
+def open(
+    folder: Path, manifest: Manifest, device: torch.device | None, settings: EngineSettings | None = None
+) -> Runner:
     if not torch.cuda.is_available():
         raise BackendError("an engine runs on a GPU, and torch finds no CUDA device: load it on one")
     if device is not None and device.type != "cuda":
         raise BackendError(f"an engine runs on a GPU, and device {str(device)!r} was asked for: expected 'cuda'")
     # the device of a tensor, for "cuda" alone is the current one, which may change between calls
-    return TensorRTRunner(folder / FILE, manifest, torch.empty(0, device=device or "cuda").device)
+    at = torch.empty(0, device=device or "cuda").device
+    if reason := why_not_on(str(manifest.build.get("library", "")), at):
+        raise BackendError(reason)
+    return TensorRTRunner(folder / FILE, manifest, at, settings=settings)
+
+
+def why_not_on(library: str, device: torch.device | None = None) -> str:
+    """Return why a library's engines do not run on a GPU; empty where they do.
+
+    Args:
+        library: that builds and runs them.
+        device: the GPU, by default the current one.
+    """
+    found = torch.cuda.get_device_capability(device)
+    if library != "tensorrt_rtx" or found in RTX_GPUS:
+        return ""
+    known = ", ".join(f"{major}.{minor}" for major, minor in RTX_GPUS)
+    return (
+        f"tensorrt_rtx has no kernels for a GPU of compute capability {found[0]}.{found[1]} (it knows {known}): export "
+        "with tensorrt on that machine, or to 'aot' or 'compile'"
+    )
 
 
 @functools.cache
@@ -126,9 +152,17 @@ def tensorrt_log(trt: ModuleType) -> Any:
 class TensorRTRunner(Runner):
     """Runs `model.plan` on a GPU, each call by a context that no other call has meanwhile."""
 
-    def __init__(self, path: Path, manifest: Manifest, device: torch.device, gpu: Gpu | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        manifest: Manifest,
+        device: torch.device,
+        gpu: Gpu | None = None,
+        *,
+        settings: EngineSettings | None = None,
+    ) -> None:
         super().__init__(manifest, device)
-        self.folder = path.parent
+        self.folder, self.settings = path.parent, settings or EngineSettings()
         self._gpu = gpu or Gpu(device)
         trt = library_of(manifest)
         self._log = tensorrt_log(trt)
@@ -142,11 +176,23 @@ class TensorRTRunner(Runner):
                 f"compute capability {built['compute_capability']}: {_reason(messages)}. Export again on this machine"
             )
         _require_signature(trt, self._engine, manifest)
-        self._contexts = _Contexts(self._engine, self._gpu)
+        self._contexts = _Contexts(_ContextMaker(trt, self._engine, self.settings), self._gpu)
 
     def trim(self) -> None:
         with self._gpu.current():
             self._contexts.drop()  # they hold the memory; the next call makes its own
+
+    def save_runtime_cache(self) -> None:
+        """Write the kernels compiled so far to the settings' `runtime_cache`, in one step.
+
+        Raises:
+            RequestError: the settings name no file.
+        """
+        if self.settings.runtime_cache is None:
+            raise RequestError(
+                "there is no runtime cache to save: load with engine=nx.EngineSettings(runtime_cache=Path(...))"
+            )
+        self._contexts.maker.save(self.settings.runtime_cache)
 
     def execute(self, inputs: tuple[Tensor, ...]) -> list[Tensor]:
         profile = self._profile(sizes_of(self.manifest.inputs, inputs))
@@ -162,6 +208,7 @@ class TensorRTRunner(Runner):
             missing = context.infer_shapes()
             if missing:
                 raise BackendError(f"TensorRT needs shapes for {missing}: the engine and its manifest disagree")
+            memory = self._memory_of(context)
             read = [gpu.readable(tensor) for tensor in inputs]
             outputs = [
                 gpu.empty(tuple(context.get_tensor_shape(spec.name)), getattr(torch, spec.dtype)) for spec in specs
@@ -176,7 +223,15 @@ class TensorRTRunner(Runner):
             if not context.execute_async_v3(stream.cuda_stream):
                 raise BackendError(f"TensorRT refused to run the engine: {_reason(messages)}")
             caller.wait_stream(stream)
+            del memory  # the caller's stream has it again once the engine is done
         return outputs
+
+    def _memory_of(self, context: Any) -> Tensor:
+        """Return memory for a context's own values at the shapes it has, and let it use that."""
+        size = int(context.update_device_memory_size_for_shapes())
+        memory = self._gpu.empty((max(size, 1),), torch.uint8)
+        context.set_device_memory(memory.data_ptr(), size)
+        return memory
 
     def _profile(self, sizes: Mapping[str, int]) -> int:
         """Return the index of the smallest bucket that takes these sizes; `check` has made sure that one does."""
@@ -194,8 +249,8 @@ class _Contexts:
     one, of whatever thread, may queue more behind it.
     """
 
-    def __init__(self, engine: Any, gpu: Gpu) -> None:
-        self._engine, self._gpu = engine, gpu
+    def __init__(self, maker: _ContextMaker, gpu: Gpu) -> None:
+        self.maker, self._gpu = maker, gpu
         self._lock = threading.Lock()
         self._idle: dict[int, list[tuple[Any, Any]]] = {}
 
@@ -224,7 +279,7 @@ class _Contexts:
             self.drop()
 
     def _made(self, profile: int) -> tuple[Any, Any]:
-        context, stream = self._engine.create_execution_context(), self._gpu.new_stream()
+        context, stream = self.maker.context(), self._gpu.new_stream()
         if context is None:
             raise BackendError("TensorRT made no context, for lack of memory perhaps: Runner.trim() gives some back")
         if not context.set_optimization_profile_async(profile, stream.cuda_stream):
@@ -232,6 +287,49 @@ class _Contexts:
                 f"TensorRT refuses profile {profile}: the engine and its manifest disagree: export again"
             )
         return context, stream
+
+
+class _ContextMaker:
+    """Makes an engine's contexts, without memory: each call gives the one it has what its shapes take.
+
+    By themselves they would hold the most that any profile takes, each of them and all the time.
+    """
+
+    def __init__(self, trt: ModuleType, engine: Any, settings: EngineSettings) -> None:
+        self._engine = engine
+        self._strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        self._config: Any = None
+        self._cache: Any = None
+        if not hasattr(trt, "DynamicShapesKernelSpecializationStrategy"):
+            if settings.needs_rtx:
+                raise RequestError(
+                    f"{settings} is of TensorRT for RTX, and this engine was built with {trt.__name__}, which fixes "
+                    "its kernels when it builds: expected no engine settings"
+                )
+            return
+        self._config = engine.create_runtime_config()
+        self._config.set_execution_context_allocation_strategy(self._strategy)
+        specialization = getattr(trt.DynamicShapesKernelSpecializationStrategy, settings.specialization.upper())
+        self._config.dynamic_shapes_kernel_specialization_strategy = specialization
+        capture = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE if settings.cuda_graph else trt.CudaGraphStrategy.DISABLED
+        self._config.cuda_graph_strategy = capture
+        if settings.runtime_cache is not None:
+            self._cache = self._config.create_runtime_cache()
+            if settings.runtime_cache.is_file():
+                # refused, it stays empty: it is of another GPU or release, and the next one saved takes its place
+                self._cache.deserialize(settings.runtime_cache.read_bytes())
+            if not self._config.set_runtime_cache(self._cache):
+                raise BackendError(f"{trt.__name__} refuses a runtime cache: load without one")
+
+    def context(self) -> Any:
+        """Return a new context; None where the library has no memory for it."""
+        return self._engine.create_execution_context(self._strategy if self._config is None else self._config)
+
+    def save(self, path: Path) -> None:
+        """Write the runtime cache to a file, in one step."""
+        partial = path.with_name(f"{path.name}.partial")
+        partial.write_bytes(bytes(self._cache.serialize()))
+        partial.replace(path)
 
 
 def _require_signature(trt: ModuleType, engine: Any, manifest: Manifest) -> None:

@@ -33,7 +33,7 @@ from naflex_export.serving.manifest import Manifest
 from naflex_export.serving.onnx_runner import OnnxRunner
 from naflex_export.serving.runner import Runner
 from naflex_export.serving.signature import TensorSpec
-from naflex_export.serving.tensorrt_runner import FILE, TensorRTRunner, tensorrt, tensorrt_log
+from naflex_export.serving.tensorrt_runner import FILE, TensorRTRunner, tensorrt, tensorrt_log, why_not_on
 from naflex_export.targets import StandIn, onnx
 
 PACKAGES = (*onnx.PACKAGES, "tensorrt", "tensorrt-rtx")
@@ -72,12 +72,13 @@ def build(program: Program, folder: Path, settings: BuildSettings) -> dict[str, 
 
 
 def cannot_run(precision: Precision) -> str:
-    return "" if torch.cuda.is_available() else "there is no CUDA device"
+    return why_not_on(tensorrt().__name__) if torch.cuda.is_available() else "there is no CUDA device"
 
 
 def stand_in(folder: Path, manifest: Manifest) -> StandIn | None:
     """Return the ONNX that the engine was built from, on a CPU, where there is no GPU for the engine."""
-    reason = cannot_run(manifest.precision)
+    library = manifest.build["library"]
+    reason = why_not_on(library) if torch.cuda.is_available() else cannot_run(manifest.precision)
     return onnx_on_cpu(folder, manifest, not_run=f"{FILE} was built and not run: {reason}") if reason else None
 
 

@@ -243,6 +243,23 @@ class TensorIOMode(enum.Enum):
     OUTPUT = 2
 
 
+class ExecutionContextAllocationStrategy(enum.Enum):
+    STATIC = 0
+    ON_PROFILE_CHANGE = 1
+    USER_MANAGED = 2
+
+
+class DynamicShapesKernelSpecializationStrategy(enum.Enum):
+    LAZY = 0
+    EAGER = 1
+    NONE = 2
+
+
+class CudaGraphStrategy(enum.Enum):
+    DISABLED = 0
+    WHOLE_GRAPH_CAPTURE = 1
+
+
 class ILogger:
     INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = range(5)
 
@@ -272,6 +289,10 @@ def library(world: World, name: str = "tensorrt") -> types.ModuleType:
     module: Any = types.ModuleType(name)
     module.__version__ = "0.strict"
     module.ILogger, module.DataType, module.TensorIOMode = ILogger, DataType, TensorIOMode
+    module.ExecutionContextAllocationStrategy = ExecutionContextAllocationStrategy
+    if name == "tensorrt_rtx":
+        module.DynamicShapesKernelSpecializationStrategy = DynamicShapesKernelSpecializationStrategy
+        module.CudaGraphStrategy = CudaGraphStrategy
     module.Runtime = lambda log: Runtime(world, log)
     return module  # type: ignore[no-any-return]
 
@@ -287,6 +308,42 @@ class Runtime:
         except ValueError:
             self.log.log(ILogger.ERROR, "the plan's magic tag does not match")
             return None
+
+
+class RuntimeCache:
+    """Compiled kernels: here, the bytes that it was given, and a mark for each context that was made with it."""
+
+    def __init__(self) -> None:
+        self.content = b""
+
+    def deserialize(self, blob: bytes) -> bool:
+        if not blob.startswith(b"kernels"):
+            return False
+        self.content = bytes(blob)
+        return True
+
+    def serialize(self) -> bytes:
+        return self.content or b"kernels"
+
+
+class RuntimeConfig:
+    """What contexts of TensorRT for RTX are made by."""
+
+    def __init__(self) -> None:
+        self.allocation = ExecutionContextAllocationStrategy.STATIC
+        self.dynamic_shapes_kernel_specialization_strategy = DynamicShapesKernelSpecializationStrategy.LAZY
+        self.cuda_graph_strategy = CudaGraphStrategy.DISABLED
+        self.cache: RuntimeCache | None = None
+
+    def set_execution_context_allocation_strategy(self, strategy: ExecutionContextAllocationStrategy) -> None:
+        self.allocation = strategy
+
+    def create_runtime_cache(self) -> RuntimeCache:
+        return RuntimeCache()
+
+    def set_runtime_cache(self, cache: RuntimeCache) -> bool:
+        self.cache = cache
+        return True
 
 
 class Engine:
@@ -308,15 +365,27 @@ class Engine:
     def get_tensor_dtype(self, name: str) -> DataType:
         return self.dtypes[name]
 
-    def create_execution_context(self) -> Context:
-        return Context(self)
+    def create_runtime_config(self) -> RuntimeConfig:
+        return RuntimeConfig()
+
+    def create_execution_context(
+        self, made_by: ExecutionContextAllocationStrategy | RuntimeConfig = ExecutionContextAllocationStrategy.STATIC
+    ) -> Context:
+        config = made_by if isinstance(made_by, RuntimeConfig) else None
+        strategy = made_by.allocation if isinstance(made_by, RuntimeConfig) else made_by
+        return Context(self, strategy, config)
 
 
 class Context:
     """An execution context: a profile, then shapes, then what follows of them, then addresses, then a run."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(
+        self, engine: Engine, strategy: ExecutionContextAllocationStrategy, config: RuntimeConfig | None = None
+    ) -> None:
         self.engine, self.world, self.log = engine, engine.world, engine.runtime.log
+        self.strategy, self.config = strategy, config
+        self.memory: tuple[int, int] | None = None
+        self.wanted: int | None = None
         self.profile: int | None = None
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.addresses: dict[str, int] = {}
@@ -334,7 +403,7 @@ class Context:
         self._leave()
         if not 0 <= profile < self.engine.num_optimization_profiles:
             return self._refuse(f"profile {profile} is out of range")
-        self.profile, self.shapes, self.inferred = profile, {}, False
+        self.profile, self.shapes, self.inferred, self.wanted = profile, {}, False, None
         return handle in self.world.streams
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
@@ -347,7 +416,7 @@ class Context:
         smallest, _, largest = self.engine.header["profiles"][self.profile][name]
         if len(shape) != len(smallest) or not all(map(_between, smallest, shape, largest)):
             return self._refuse(f"{name} {list(shape)} is not within {smallest} and {largest}")  # the old one stays
-        self.shapes[name], self.inferred = tuple(shape), False
+        self.shapes[name], self.inferred, self.wanted = tuple(shape), False, None
         return True
 
     def infer_shapes(self) -> list[str]:
@@ -365,6 +434,22 @@ class Context:
             sizes |= {dim: size for dim, size in zip(said[given], shape, strict=True) if isinstance(dim, str)}
         known = self.inferred and len(self.shapes) == len(self.engine.header["inputs"])
         return tuple(eval(str(dim), {}, sizes) if known else -1 for dim in said[name])  # "4 + tokens"
+
+    def update_device_memory_size_for_shapes(self) -> int:
+        """Return what the shapes in hand take: a page, and 64 bytes for each of their numbers."""
+        self._enter()
+        if len(self.shapes) < len(self.engine.header["inputs"]):
+            self.world.faults.append("the size of memory was asked for before all shapes were set")
+        self.wanted = 4096 + 64 * sum(int(np.prod(shape)) for shape in self.shapes.values())
+        return self.wanted
+
+    def set_device_memory(self, memory: int, size: int) -> None:
+        self._enter()
+        if self.strategy is not ExecutionContextAllocationStrategy.USER_MANAGED:
+            self.world.faults.append("memory was given to a context that has its own")
+        if memory % ALIGNMENT:
+            self.world.faults.append("the memory of a context is not aligned")
+        self.memory = memory, size
 
     def set_tensor_address(self, name: str, address: int) -> bool:
         self._enter()
@@ -385,17 +470,25 @@ class Context:
             self.world.faults.append("run on a stream of another device")
         if not self.inferred:
             self.world.faults.append("run before shapes were inferred")
+        if self.strategy is ExecutionContextAllocationStrategy.USER_MANAGED:
+            self._check_memory()
         missing = [name for name in self.engine.names if name not in self.addresses]
         if missing:
             return self._refuse(f"no address is set for {missing}")
         self._check_order(stream)
         at, engine = len(stream.queue), self.engine  # the queue must not be what keeps the context
         shapes = {name: self.get_tensor_shape(name) for name in engine.names}
-        addresses = dict(self.addresses)
-        stream.add(lambda: _compute(engine, shapes, addresses, stream, at))
+        addresses, memory = dict(self.addresses), self.memory
+        stream.add(lambda: _compute(engine, shapes, addresses, memory, (stream, at)))
         self.last = (stream, at + 1)
         self._leave()
         return True
+
+    def _check_memory(self) -> None:
+        if self.wanted is None:
+            self.world.faults.append("run before the size of memory was asked for these shapes")
+        elif self.memory is None or self.memory[1] < self.wanted:
+            self.world.faults.append("run with less memory than these shapes take")
 
     def _check_order(self, stream: Stream) -> None:
         if self.last is None or self.last[0] is stream:
@@ -428,8 +521,16 @@ def _between(smallest: int, size: int, largest: int) -> bool:
 
 
 def _compute(
-    engine: Engine, shapes: dict[str, tuple[int, ...]], addresses: dict[str, int], stream: Stream, at: int
+    engine: Engine,
+    shapes: dict[str, tuple[int, ...]],
+    addresses: dict[str, int],
+    workspace: tuple[int, int] | None,
+    when: tuple[Stream, int],
 ) -> None:
+    stream, at = when
+    if workspace is not None:
+        engine.world.use(*workspace, "the memory of a context", stream, at)[:] = GARBAGE
+
     def memory(name: str) -> Tensor:
         dtype = getattr(torch, engine.dtypes[name].value)
         size = int(np.prod(shapes[name])) * dtype.itemsize

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -27,7 +28,7 @@ from naflex_export.models import adapter_of
 from naflex_export.serving import tensorrt_runner
 from naflex_export.serving.gpu import Gpu
 from naflex_export.serving.manifest import Manifest
-from naflex_export.serving.tensorrt_runner import TensorRTRunner
+from naflex_export.serving.tensorrt_runner import TensorRTRunner, why_not_on
 from naflex_export.targets.tensorrt import profiles_of
 
 BUCKETS = [nx.Bucket(16, (1, 2, 8)), nx.Bucket(24, (1, 2, 4))]
@@ -339,6 +340,108 @@ def test_an_engine_is_refused_where_it_cannot_run(program: Program, folder: Path
         tensorrt_runner.open(folder, manifest_of(program), torch.device("cpu"))
 
 
+def test_contexts_have_the_memory_of_the_shapes_in_hand_and_none_between_calls(
+    runner: TensorRTRunner, gpu: StrictGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By themselves they would hold what the largest profile takes."""
+    given: list[tuple[int, int]] = []
+    true = strict.Context.set_device_memory
+
+    def heard(context: strict.Context, memory: int, size: int) -> None:
+        given.append((size, context.wanted or 0))
+        true(context, memory, size)
+
+    monkeypatch.setattr(strict.Context, "set_device_memory", heard)
+    for grids, tokens in ((SMALL, 16), (LARGE, 24), (SMALL, 16)):
+        batch = inputs(*grids, tokens=tokens)
+        assert_close(gpu.read(*runner.execute(tuple(map(gpu.given, batch)))), batch)
+    assert [size for size, _ in given] == [wanted for _, wanted in given]
+    assert given[0] == given[2] and given[0][0] < given[1][0]
+    del batch
+    assert all(block.reusable_after is not None for block in gpu.world.blocks if block.size in dict(given))
+
+
+Load = Callable[[nx.EngineSettings | None], TensorRTRunner]
+
+
+@pytest.fixture
+def rtx(program: Program, folder: Path, gpu: StrictGpu, monkeypatch: pytest.MonkeyPatch) -> Load:
+    """Return what loads an engine of TensorRT for RTX."""
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", strict.library(gpu.world, "tensorrt_rtx"))
+    manifest = manifest_of(program, "tensorrt_rtx")
+    return lambda settings: TensorRTRunner(folder / "model.plan", manifest, torch.device("cpu"), gpu, settings=settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (None, ("NONE", "DISABLED")),
+        (nx.EngineSettings("eager", cuda_graph=True), ("EAGER", "WHOLE_GRAPH_CAPTURE")),
+        (nx.EngineSettings("lazy"), ("LAZY", "DISABLED")),
+    ],
+    ids=["default", "eager", "lazy"],
+)
+def test_how_rtx_specializes_is_said(
+    rtx: Load,
+    gpu: StrictGpu,
+    settings: nx.EngineSettings | None,
+    expected: tuple[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[strict.Context] = []
+    true = strict.Engine.create_execution_context
+    monkeypatch.setattr(
+        strict.Engine, "create_execution_context", lambda engine, *by: made.append(true(engine, *by)) or made[-1]
+    )
+    runner, given = rtx(settings), inputs(*SMALL)
+    assert_close(gpu.read(*runner.execute(tuple(map(gpu.given, given)))), given)
+    (context,) = made
+    assert context.config is not None and context.strategy.name == "USER_MANAGED"
+    found = context.config.dynamic_shapes_kernel_specialization_strategy, context.config.cuda_graph_strategy
+    assert tuple(one.name for one in found) == expected and context.config.cache is None
+    with pytest.raises(nx.RequestError, match="there is no runtime cache to save"):
+        runner.save_runtime_cache()
+
+
+def test_a_runtime_cache_is_kept_where_the_user_says(rtx: Load, tmp_path: Path) -> None:
+    cache = tmp_path / "kernels.bin"
+
+    def load() -> TensorRTRunner:
+        return rtx(nx.EngineSettings("eager", runtime_cache=cache))
+
+    first = load()
+    assert not cache.exists()
+    first.save_runtime_cache()
+    assert cache.read_bytes() == b"kernels" and [path.name for path in tmp_path.iterdir()] == ["kernels.bin"]
+    cache.write_bytes(b"kernels of before")
+    assert load()._contexts.maker._cache.content == b"kernels of before"
+    cache.write_bytes(b"of another GPU")  # refused by the library, and written anew
+    other = load()
+    other.save_runtime_cache()
+    assert cache.read_bytes() == b"kernels"
+
+
+def test_settings_are_refused_where_nothing_heeds_them(program: Program, folder: Path, gpu: StrictGpu) -> None:
+    with pytest.raises(nx.RequestError, match="specialization 'now' is not known: expected one of none, eager, lazy"):
+        nx.EngineSettings("now")
+    with pytest.raises(nx.RequestError, match="is of TensorRT for RTX, and this engine was built with tensorrt"):
+        TensorRTRunner(
+            folder / "model.plan",
+            manifest_of(program),
+            torch.device("cpu"),
+            gpu,
+            settings=nx.EngineSettings(cuda_graph=True),
+        )
+
+
+def test_rtx_has_no_kernels_for_hopper(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reason to skip, and not a failure of a kernel."""
+    for capability, says in (((9, 0), "no kernels for a GPU of compute capability 9.0 (it knows 7.5, "), ((8, 9), "")):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None, found=capability: found)
+        assert says in why_not_on("tensorrt_rtx") and bool(says) == bool(why_not_on("tensorrt_rtx"))
+        assert not why_not_on("tensorrt")
+
+
 def test_torchs_own_memory_is_taken_as_it_is_or_copied() -> None:
     """What the stand-in replaces, as far as it runs on a CPU."""
     gpu, values = Gpu(torch.device("cpu")), torch.arange(4096.0)
@@ -356,5 +459,19 @@ def test_the_stand_in_has_no_name_that_tensorrt_has_not() -> None:
         names = {name for name in vars(stand_in) if not name.startswith("_")}
         assert names and names <= set(dir(true))
     assert {"num_io_tensors", "num_optimization_profiles"} <= set(dir(trt.ICudaEngine))
+    config, cache = strict.RuntimeConfig(), strict.RuntimeCache()
+    assert {name for name in dir(config) if name[0] != "_"} - {"allocation", "cache"} <= set(dir(trt.IRuntimeConfig))
+    assert {name for name in dir(cache) if name[0] != "_"} - {"content"} <= set(dir(trt.IRuntimeCache))
+    for kind in (
+        "ExecutionContextAllocationStrategy",
+        "DynamicShapesKernelSpecializationStrategy",
+        "CudaGraphStrategy",
+    ):
+        assert set(getattr(strict, kind).__members__) == set(getattr(trt, kind).__members__)
+    for stand_in, true in ((strict.Context, trt.IExecutionContext), (strict.RuntimeCache, trt.IRuntimeCache)):
+        for name in ("set_device_memory", "update_device_memory_size_for_shapes", "deserialize", "serialize"):
+            if hasattr(stand_in, name):
+                taken = len(inspect.signature(getattr(stand_in, name)).parameters)
+                assert (getattr(true, name).__doc__ or "").split(")")[0].count(": ") == taken
     assert {kind.name for kind in strict.DataType} <= set(trt.DataType.__members__)
     assert {mode.name for mode in strict.TensorIOMode} == set(trt.TensorIOMode.__members__)
