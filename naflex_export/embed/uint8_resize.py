@@ -24,8 +24,8 @@ SUPPORT = {"bilinear": 1.0, "bicubic": 2.0}
 _CUBIC = -0.5
 """The cubic's parameter, where a resize is antialiased."""
 
-_ROWS, _COLUMNS = 32, 4
-"""Of a block: what is in the cache, and how many target columns share the source columns that they read."""
+_BLOCK, _COLUMNS = 2**17, 16
+"""Values of a block of rows, which stays in the cache; and target columns that share the source columns they read."""
 
 
 class Taps(NamedTuple):
@@ -37,6 +37,12 @@ class Taps(NamedTuple):
     """[n, k] whole numbers; zeros after the last."""
     precision: int
     """By how many binary digits a sum of them is to be shifted."""
+
+    @property
+    def dtype(self) -> type[np.floating]:
+        """The smaller of two floating types in which every sum of weighted pixels is exact, whatever its order."""
+        most = 255 * float(np.abs(self.weights).sum(axis=1).max()) + (1 << self.precision)
+        return np.float32 if most < 2**24 else np.float64
 
 
 def resize(image_HWC: Pixels, height: int, width: int, interpolation: str) -> Pixels:
@@ -94,7 +100,7 @@ def _filter(distance: NDArray[np.float64], interpolation: str) -> NDArray[np.flo
 
 
 def _columns(image_HWC: Pixels, taps: Taps) -> Pixels:
-    """Return the image with its columns resized: products of blocks, exact in float64."""
+    """Return the image with its columns resized, by products of blocks."""
     height, source, channels = image_HWC.shape
     target, most = taps.weights.shape
     made_HwC = np.empty((height, target, channels), np.uint8)
@@ -103,18 +109,20 @@ def _columns(image_HWC: Pixels, taps: Taps) -> Pixels:
         columns = slice(first, min(first + _COLUMNS, target))
         start = int(taps.starts[columns].min())
         span = slice(start, min(int(taps.starts[columns].max()) + most, source))
-        matrix = np.zeros((span.stop - span.start, columns.stop - columns.start))
+        matrix = np.zeros((span.stop - span.start, columns.stop - columns.start), taps.dtype)
         for column in range(columns.start, columns.stop):
             at = int(taps.starts[column]) - start
             weights = taps.weights[column][: len(matrix) - at]
             matrix[at : at + len(weights), column - first] = weights
         blocks.append((span, columns, matrix))
-    for row in range(0, height, _ROWS):
-        part_CHW = image_HWC[row : row + _ROWS].transpose(2, 0, 1).astype(np.float64)
-        sum_CHw = np.empty((*part_CHW.shape[:2], target))
+    rows = max(8, _BLOCK // (source * channels))
+    for row in range(0, height, rows):
+        part_CHW = image_HWC[row : row + rows].transpose(2, 0, 1).astype(taps.dtype, order="C")
+        flat = part_CHW.reshape(-1, source)
+        sums = np.empty((len(flat), target), taps.dtype)
         for span, columns, matrix in blocks:
-            np.matmul(part_CHW[..., span], matrix, out=sum_CHw[..., columns])
-        made_HwC[row : row + _ROWS] = _rounded(sum_CHw, taps.precision).transpose(1, 2, 0)
+            np.matmul(flat[:, span], matrix, out=sums[:, columns])
+        made_HwC[row : row + rows] = _rounded(sums, taps.precision).reshape(channels, -1, target).transpose(1, 2, 0)
     return made_HwC
 
 
@@ -122,16 +130,18 @@ def _rows(image_HWC: Pixels, taps: Taps) -> Pixels:
     """Return the image with its rows resized."""
     height, width, channels = image_HWC.shape
     target, most = taps.weights.shape
-    flat = image_HWC.reshape(height, width * channels).astype(np.float64)
-    made = np.empty((target, width * channels), np.uint8)
+    flat = image_HWC.reshape(height, width * channels).astype(taps.dtype)
+    weights = taps.weights.astype(taps.dtype)
+    sums = np.empty((target, width * channels), taps.dtype)
     for row in range(target):
         start = int(taps.starts[row])
         stop = min(start + most, height)
-        made[row] = _rounded(taps.weights[row][: stop - start] @ flat[start:stop], taps.precision)
-    return made.reshape(target, width, channels)
+        np.matmul(weights[row][: stop - start], flat[start:stop], out=sums[row])
+    return _rounded(sums, taps.precision).reshape(target, width, channels)
 
 
-def _rounded(sums: NDArray[np.float64], precision: int) -> Pixels:
-    """Return sums of weighted pixels as pixels: half added, shifted, and held within 0 to 255."""
-    shifted = np.floor((sums + (1 << (precision - 1))) / (1 << precision))
-    return np.clip(shifted, 0, 255).astype(np.uint8)
+def _rounded(sums: NDArray[Any], precision: int) -> Pixels:
+    """Return sums of weighted pixels, which are changed, as pixels: half added, shifted, and held within 0 to 255."""
+    sums += 1 << (precision - 1)
+    sums *= 1 / (1 << precision)
+    return np.clip(sums, 0, 255, out=sums).astype(np.uint8)  # which rounds towards zero, as the shift does from there
