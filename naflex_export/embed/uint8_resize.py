@@ -115,7 +115,7 @@ def _columns(image_HWC: Pixels, taps: Taps) -> Pixels:
             weights = taps.weights[column][: len(matrix) - at]
             matrix[at : at + len(weights), column - first] = weights
         blocks.append((span, columns, matrix))
-    rows = max(8, _BLOCK // (source * channels))
+    rows = max(32, _BLOCK // (source * channels))
     for row in range(0, height, rows):
         part_CHW = image_HWC[row : row + rows].transpose(2, 0, 1).astype(taps.dtype, order="C")
         flat = part_CHW.reshape(-1, source)
