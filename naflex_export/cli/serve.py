@@ -31,6 +31,11 @@ NEEDED = ("fastapi", "uvicorn", "prometheus_client", "python_multipart")
 )
 @click.option("--most-pixels", type=click.IntRange(1), help="Of a photo.  [default: 89478485, as PIL]")
 @click.option("--decoders", type=click.IntRange(1), help="Threads that decode photos.  [default: one a core]")
+@click.option(
+    "--no-upscale",
+    is_flag=True,
+    help="Enlarge no photo: a small one has few tokens, and a smaller bucket.  [default: as the model's library]",
+)
 @click.option("--patch-size", type=click.IntRange(1), help="Which one, of an artifact of several.")
 @click.option("--device", help="Where to run, such as cpu or cuda:0.  [default: as nx.load]")
 @click.option("--access-log", is_flag=True, help="Write a line for each request.")
@@ -47,6 +52,7 @@ def serve_command(
     most_mib: float,
     most_pixels: int | None,
     decoders: int | None,
+    no_upscale: bool,
     patch_size: int | None,
     device: str | None,
     access_log: bool,
@@ -77,6 +83,7 @@ def serve_command(
         most_waiting=queue,
         most_bytes=round(most_mib * 2**20),
         decoders=decoders or os.cpu_count() or 1,
+        upscale=False if no_upscale else None,
         **({} if most_pixels is None else {"most_pixels": most_pixels}),
     )
     ready = False

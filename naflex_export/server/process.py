@@ -83,7 +83,7 @@ def serve(
         ArtifactError: the folder is no artifact, or does not say how photos are preprocessed.
         BackendError: a package or device that it needs is missing.
     """
-    served = open_served(folder, device, patch_size, settings.most_pixels)
+    served = open_served(folder, device, patch_size, settings.most_pixels, settings.upscale)
     manifest = served.manifest
     metrics = Metrics()
     about = {

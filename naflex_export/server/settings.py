@@ -19,6 +19,7 @@ class ServeSettings:
         most_bytes: of a request.
         most_pixels: of a photo.
         decoders: threads that decode photos.
+        upscale: enlarge photos of fewer patches than the budget; None as the artifact's own library.
 
     Raises:
         RequestError: a value is not possible.
@@ -30,6 +31,7 @@ class ServeSettings:
     most_bytes: int = 32 * 2**20
     most_pixels: int = MOST_PIXELS
     decoders: int = 2
+    upscale: bool | None = None
 
     def __post_init__(self) -> None:
         for name in ("most_waiting", "most_bytes", "most_pixels", "decoders"):

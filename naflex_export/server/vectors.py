@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +36,11 @@ class Served:
 
 
 def open_served(
-    folder: Path, device: str | None = None, patch_size: int | None = None, most_pixels: int | None = None
+    folder: Path,
+    device: str | None = None,
+    patch_size: int | None = None,
+    most_pixels: int | None = None,
+    upscale: bool | None = None,
 ) -> Served:
     """Return an artifact ready to be served.
 
@@ -45,6 +49,7 @@ def open_served(
         device: where to run, as for `nx.load`.
         patch_size: which entry point, of an artifact of several patch sizes.
         most_pixels: of a photo; by default as PIL.
+        upscale: enlarge photos of fewer patches than the budget; by default as the artifact's own library.
 
     Raises:
         RequestError: the artifact gives no features, or has several patch sizes and none was chosen.
@@ -60,6 +65,8 @@ def open_served(
         raise RequestError(f"patch size {patch_size or 'none'}: expected one of the artifact's, {sizes}")
     limit = {} if most_pixels is None else {"most_pixels": most_pixels}
     preprocessor = Preprocessor.of(folder, **limit)
+    if upscale is not None:
+        preprocessor.preprocessing = replace(preprocessor.preprocessing, upscale=upscale)
     run = open_run(folder, manifest, device=device)
     return Served(manifest, preprocessor, lambda made, tokens: run(preprocessor.collate(made, tokens)))
 

@@ -30,6 +30,8 @@ for package in ("fastapi", "uvicorn", "prometheus_client", "python_multipart", "
 import httpx
 import served
 
+from naflex_export.server.vectors import open_served
+
 PHOTOS = Path(nx.__file__).parent / "accuracy" / "photos"
 
 MOST_PIXELS = 400_000
@@ -307,8 +309,14 @@ def test_the_page_says_what_is_so(
         exec(code.replace("http://127.0.0.1:8000", address), {})
     assert capsys.readouterr().out == "32\n64 ('a', 'c')\n256 ('b',)\n"
     served_by = page[: page.index("## Many machines")]
-    named = set(re.findall(r"--([a-z][a-z-]+)", served_by)) - {"data-binary", "target", "out", "tokens"}
+    named = set(re.findall(r"--([a-z][a-z-]+)", served_by)) - {"data-binary", "target", "out", "tokens"}  # of others
     assert named <= {option.opts[0].removeprefix("--") for option in serve_command.params}
+
+
+def test_photos_need_not_be_enlarged(artifact: Path) -> None:
+    photo = jpeg(24, 16, 0)
+    grids = [open_served(artifact, upscale=choice).preprocessor.one(photo)[1] for choice in (None, False)]
+    assert grids == [(6, 9), (4, 6)]
 
 
 def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
