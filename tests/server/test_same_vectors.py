@@ -1,5 +1,5 @@
-# ruff: noqa: E402  the packages of the extras are looked for before what needs them is imported
-"""2,000 photos, 3 % of them broken in ten ways, by every road from photos to vectors: all there, and all the same."""
+# ruff: noqa: E402  the packages of the extra are looked for before what needs them is imported
+"""2,000 photos, 3 % of them broken in ten ways, by naflex-serve and by Triton: all there, with the loop's vectors."""
 
 from __future__ import annotations
 
@@ -14,17 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
-from click.testing import CliRunner
 from PIL import Image
 
 import naflex_export as nx
-from naflex_export.cli.embed import embed_command
 
-for package in ("pyarrow", "fastapi", "uvicorn", "prometheus_client", "python_multipart", "httpx"):
-    pytest.importorskip(package, reason=f"{package} is of the extras 'embed' and 'serve' and not installed")
+for package in ("fastapi", "uvicorn", "prometheus_client", "python_multipart", "httpx"):
+    pytest.importorskip(package, reason=f"{package} is of the extra 'serve' and not installed")
 
 import httpx
-import pyarrow.parquet as pq
 import served
 import test_triton_server as by_triton
 
@@ -106,24 +103,6 @@ def check(found: Answers, expected: Answers) -> None:
         other = found[number]
         if vector is not None and other is not None:
             assert np.linalg.norm(other - vector) <= 1e-6 * np.linalg.norm(vector), number
-
-
-def test_embedder(artifact: Path, photos: list[bytes], expected: Answers) -> None:
-    found = enumerate(nx.Embedder(artifact)(photos))
-    check({number: None if isinstance(one, nx.PhotoError) else one for number, one in found}, expected)
-
-
-def test_naflex_embed(artifact: Path, photos: list[bytes], expected: Answers, tmp_path: Path) -> None:
-    folder, out = tmp_path / "photos", tmp_path / "out"
-    folder.mkdir()
-    for number, photo in enumerate(photos):
-        (folder / f"{number:04d}.jpg").write_bytes(photo)
-    done = CliRunner().invoke(embed_command, [str(artifact), str(folder), "--out", str(out)])
-    assert done.exit_code == 0, done.output
-    rows = [row for path in out.glob("*.parquet") for row in pq.read_table(path).to_pylist()]
-    assert len(rows) == COUNT
-    found = {int(Path(row["path"]).stem): row["vector"] for row in rows}
-    check({n: None if one is None else np.array(one, np.float32) for n, one in found.items()}, expected)
 
 
 def test_naflex_serve(artifact: Path, photos: list[bytes], expected: Answers) -> None:
