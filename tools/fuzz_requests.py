@@ -43,6 +43,7 @@ COLUMNS = (
     "different",
     "traceback",
 )
+OUTCOMES = COLUMNS[5:]
 BUCKET = nx.Bucket(20, (1, 3, 6))
 NAMES = ("patches", "patch_coord", "patch_valid")
 FAR = 1e-4
@@ -318,7 +319,7 @@ def main(target: str, count: int, seed: int) -> None:
                 writer = csv.writer(file)
                 if not exists:
                     writer.writerow(COLUMNS)
-                writer.writerow([*known, *(counts[kind] for kind in COLUMNS[5:])])
+                writer.writerow([*known, *(counts[kind] for kind in OUTCOMES)])
             print(f"{target}: requests {first} to {numbers[-1]}: {dict(counts)}", flush=True)
             first = numbers[-1] + 1
     sys.exit(failed)

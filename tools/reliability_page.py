@@ -10,13 +10,15 @@ import argparse
 from collections.abc import Mapping, Sequence
 
 import fuzz_artifacts
+import fuzz_requests
 import kill_exports
 import record
 from markdown_text import section, span, table
 
 PAGE = record.ROOT / "docs" / "reliability.md"
 MARKS = {
-    name: (f"<!-- {name}: written by tools/reliability_page.py -->", f"<!-- /{name} -->") for name in ("fuzz", "kill")
+    name: (f"<!-- {name}: written by tools/reliability_page.py -->", f"<!-- /{name} -->")
+    for name in ("fuzz", "requests", "kill")
 }
 
 
@@ -40,6 +42,20 @@ def _sum(rows: Sequence[Mapping[str, str]], outcome: str, damage: str) -> int:
     return sum(int(row[outcome]) for row in rows if damage in ("all", row["damage"]))
 
 
+def requests_table(rows: Sequence[Mapping[str, str]]) -> str:
+    """Return how often requests came to each outcome, a line for each target and release of torch."""
+    if not rows:
+        return "Not measured yet."
+    outcomes = fuzz_requests.OUTCOMES
+    kinds = dict.fromkeys((row["target"], row["torch"]) for row in rows)
+    lines = []
+    for target, torch in sorted(kinds):
+        found = [row for row in rows if (row["target"], row["torch"]) == (target, torch)]
+        counts = (sum(int(row[name]) for row in found) for name in ("count", *outcomes))
+        lines.append([target, torch.partition("+")[0], *map(str, counts)])
+    return table(["target", "torch", "requests", *(name.replace("_", " ") for name in outcomes)], lines)
+
+
 def kill_table(rows: Sequence[Mapping[str, str]]) -> str:
     """Return the counts of killed exports, a line for each run."""
     if not rows:
@@ -51,6 +67,7 @@ def kill_table(rows: Sequence[Mapping[str, str]]) -> str:
 def page(text: str) -> str:
     """Return the page with its tables written anew."""
     text = section(text, *MARKS["fuzz"], fuzz_table(record.read(fuzz_artifacts.RESULTS)))
+    text = section(text, *MARKS["requests"], requests_table(record.read(fuzz_requests.RESULTS)))
     return section(text, *MARKS["kill"], kill_table(record.read(kill_exports.RESULTS)))
 
 

@@ -97,11 +97,12 @@ def test_a_manifest_that_promises_more_than_the_file_is_refused(
     """With its hash made right. Native code does not look at sizes, and would read past what it was compiled for."""
     shutil.copytree(folders[target] / "a", tmp_path / "a")
     (tokens,) = [bucket.tokens for bucket in nx.load(tmp_path / "a").manifest.buckets]
-    artifacts.edit(tmp_path / "a", lambda fields: fields["outputs"][0].update(name="tokens"))
-    with pytest.raises(nx.ArtifactError, match="export again"):
+    if target != "compile":  # a traced graph's outputs have no names
+        artifacts.edit(tmp_path / "a", lambda fields: fields["outputs"][0].update(name="tokens"))
+        with pytest.raises(nx.ArtifactError, match="export again"):
+            nx.load(tmp_path / "a")
+        artifacts.edit(tmp_path / "a", lambda fields: fields["outputs"][0].update(name="features"))
         nx.load(tmp_path / "a")
-    artifacts.edit(tmp_path / "a", lambda fields: fields["outputs"][0].update(name="features"))
-    nx.load(tmp_path / "a")
     if target != "onnx":  # ONNX Runtime's graph takes any number
         artifacts.edit(tmp_path / "a", lambda fields: fields["buckets"][0].update(tokens=4 * tokens))
         with pytest.raises(nx.ArtifactError, match=r"was compiled for other .* buckets|graph takes up to 16 of tokens"):
