@@ -76,6 +76,8 @@ def test_manifest_says_what_is_there(artifact: Path) -> None:
         (lambda a: edit(a, schema=7), "has schema 7: this release reads 1 to 4"),
         (lambda a: edit(a, kind="video"), "is of kind 'video': this release knows 'encoder' and 'patch sizes'"),
         (lambda a: edit(a, inputs=None), "is damaged"),
+        (lambda a: edit(a, build={"keep_float32": ["norm"]}), "'norm' changes nothing in dtype float32"),
+        (lambda a: edit(a, build={"keep_float32": "norm"}), "build.keep_float32 is 'norm': expected a list"),
         (lambda a: edit(a, files={"../model.onnx": {"bytes": 1, "sha256": ""}}), "leads out of"),
     ],
     ids=[
@@ -89,6 +91,8 @@ def test_manifest_says_what_is_there(artifact: Path) -> None:
         "schema",
         "kind",
         "fields",
+        "kept-of-float32",
+        "kept-no-list",
         "escape",
     ],
 )
@@ -96,6 +100,11 @@ def test_damage_is_refused_before_loading(artifact: Path, damage: object, messag
     damage(artifact)  # type: ignore[operator]
     with pytest.raises(nx.ArtifactError, match=message):
         load(artifact)
+
+
+def test_engine_settings_are_for_engines_alone(artifact: Path) -> None:
+    with pytest.raises(nx.RequestError, match="engine settings are of target 'trt', and the artifact is of 'onnx'"):
+        load(artifact, engine=nx.EngineSettings())
 
 
 def test_an_artifact_of_an_older_release_still_loads(artifact: Path) -> None:
