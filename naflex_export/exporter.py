@@ -232,8 +232,9 @@ class Exporter:
             size: adapter_of(model, size).prepared_by(request.preprocessing) for size in request.patch_sizes or (None,)
         }
         self.outputs = request.outputs or adapter_of(model).default_outputs
-        for adapter in self.adapters.values():
-            stores_matrices(adapter, request.buckets, request.precision, request.matrices)
+        if request.matrices is not None:
+            for adapter in self.adapters.values():
+                stores_matrices(adapter, request.buckets, request.precision, request.matrices)
         self.precision = request.precision
         self.search: PrecisionSearch | None = None
         if self.precision.is_auto:

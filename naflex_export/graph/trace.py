@@ -51,11 +51,9 @@ def trace(
         RequestError: a bucket or output name is not possible, or matrices were to be stored that cannot be.
         BuildError: torch.export refused, or the graph fails a check of `graph/checks.py`.
     """
-    stored = None
-    if stores_matrices(adapter, buckets, precision, matrices):
-        device = next(adapter.model.parameters()).device
-        stored = StoredMatrices.of(adapter.position_axes, _longest(buckets), device)
-    own = adapter.vectorized().own_copy()
+    own, stored = adapter.vectorized().own_copy(), None
+    if stores_matrices(own, buckets, precision, matrices):
+        stored = StoredMatrices.of(own.position_axes, _longest(buckets), next(own.model.parameters()).device)
     kept = cast_model(own, precision)
     own.model.eval()
     return capture(

@@ -215,11 +215,13 @@ class _Float32Scores(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is nn.functional.scaled_dot_product_attention and args[0].dtype in (torch.float16, torch.bfloat16):
+        given = args[0] if args else kwargs.get("query", kwargs.get("input"))
+        if not isinstance(given, Tensor) or given.dtype not in (torch.float16, torch.bfloat16):
+            return func(*args, **kwargs)
+        if func is nn.functional.scaled_dot_product_attention:
             return _attention(*args, **kwargs)
-        if func in (nn.functional.softmax, torch.softmax, Tensor.softmax) and args[0].dtype != torch.float32:
-            dtype = kwargs.get("dtype") or args[0].dtype
-            return func(args[0].float(), *args[1:], **{**kwargs, "dtype": torch.float32}).to(dtype)
+        if func in (nn.functional.softmax, torch.softmax, Tensor.softmax):
+            return func(*args, **{**kwargs, "dtype": torch.float32}).to(kwargs.get("dtype") or given.dtype)
         return func(*args, **kwargs)
 
 

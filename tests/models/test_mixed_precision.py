@@ -144,7 +144,9 @@ def test_scores_are_float32_where_softmax_is_kept() -> None:
     with keeping_softmax(Kept(softmax=True)):
         found = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         halves = nn.functional.softmax(query, dim=-1)
-        shown = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=torch.arange(5) < 4)
+        shown = nn.functional.scaled_dot_product_attention(
+            query=query, key=key, value=value, attn_mask=torch.arange(5) < 4
+        )
     assert found.dtype is shown.dtype is halves.dtype is HALF
     assert float((found.double() - expected).norm()) < 5e-3 * float(expected.norm()) and torch.equal(found, shown)
 
