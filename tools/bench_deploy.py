@@ -9,8 +9,9 @@ with random weights:
     python tools/bench_deploy.py starts onnx compile
     python tools/bench_deploy.py embed onnx
     python tools/bench_deploy.py memory
+    python tools/bench_deploy.py page
 
-Rows go to tools/results/bench_deploy.csv.
+Rows go to tools/results/bench_deploy.csv, and the newest of each kind, by `page`, into docs/deploy.md.
 """
 
 from __future__ import annotations
@@ -29,10 +30,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from markdown_text import listed, section, table
 from PIL import Image
-from record import ABOUT, RESULTS, about, append
+from record import ABOUT, RESULTS, ROOT, about, append, newest, read
 
 FIELDS = (*ABOUT, "torch", "timm", "what", "detail", "value", "spread", "unit", "limit")
+
+PAGE = ROOT / "docs" / "deploy.md"
+BEGIN, END = "<!-- figures: written by tools/bench_deploy.py page -->", "<!-- /figures -->"
 
 SIZES = {"500x375": ((500, 375), 4), "1024x683": ((1024, 683), 10), "12 megapixels": ((4000, 3000), 165)}
 """Of JPEGs: width and height, and the most ms that one may take."""
@@ -136,9 +141,11 @@ def start(load: str, artifact: Path, photo: Path) -> float:
 
 
 def embed(options: argparse.Namespace) -> Iterator[dict[str, str]]:
-    """Yield rows of `embed_files` beside the bare run on the same padded batches, in turn."""
-    from naflex_export.embed.embed_files import EmbedRequest, embed_files
+    """Yield rows of a shard of `naflex-embed` beside the bare run on the same padded batches, in turn."""
+    from naflex_export.embed.embed_files import EmbedRequest, make_shard
     from naflex_export.embed.preprocess import Preprocessor
+    from naflex_export.embed.shards import Run
+    from naflex_export.embed.sources import source_of
     from naflex_export.serving.numpy_runner import load_numpy
 
     artifact, count = options.artifacts[0], options.photos
@@ -151,14 +158,16 @@ def embed(options: argparse.Namespace) -> Iterator[dict[str, str]]:
         size = run.manifest.buckets[0].batch[1]
         made = [pre.one(path) for path in sorted(folder.iterdir())]
         batches = [pre.collate(made[first : first + size]) for first in range(0, count, size)]
+        embedder, source = EmbedRequest(artifact, (folder,), folder, threads=1).embedder(), source_of([folder])
+        shard = Run(artifact="", photos="", count=count, shard=count, settings={})
         whole, bare = [], []
         for number in range(options.rounds):
             out = Path(name) / f"out{number}"
-            request = EmbedRequest(artifact, (folder,), out, threads=1)
-            whole += timed(lambda request=request: embed_files(request), 1)
+            out.mkdir()
+            whole += timed(lambda out=out: make_shard(embedder, source, out, shard, 0, lambda photos, failed: None), 1)
             bare += timed(lambda: [run(batch) for batch in batches], 1)
         shares = [one / other for one, other in zip(bare, whole, strict=True)]
-        detail = f"{count} photos, batches of {size}, loading the artifact included"
+        detail = f"{count} photos, batches of {size}, once the artifact is loaded"
         yield row("bare run over naflex-embed", detail, shares, "share of CPU s", "0.95")
 
 
@@ -178,6 +187,16 @@ def memory(options: argparse.Namespace) -> Iterator[dict[str, str]]:
                 peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
     detail = f"from {peaks[0]:.0f} MiB after 2,000 photos, an artifact that computes next to nothing"
     yield row("growth over 20,000 photos", detail, [peaks[1] - peaks[0]], "MiB", "")
+
+
+def figures(rows: list[dict[str, str]]) -> str:
+    """Return the newest row of each kind as a table, and what they were measured on."""
+    found = newest(rows, ("what", "detail", "device", "threads"))
+    columns = ("what", "detail", "value", "limit", "unit", "spread", "commit")
+    lines = [[row[name] or "-" for name in columns] for row in found]
+    machines = dict.fromkeys(f"{row['device']}, torch {row['torch']}, {row['date']}" for row in found)
+    head = ["", "", "measured", "at most, or at least", "", "spread", "commit"]
+    return f"{table(head, lines)}\n\nOne thread of {listed('machine', list(machines)).partition(' ')[2]}."
 
 
 def timed(function: Callable[[], Any], rounds: int) -> list[float]:
@@ -214,12 +233,15 @@ def row(what: str, detail: str, values: list[float], unit: str, limit: str) -> d
 def main(arguments: list[str] | None = None) -> None:
     """Measure what the command line asks for, print it and add it to the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["photos", "starts", "embed", "memory"])
+    parser.add_argument("part", choices=["photos", "starts", "embed", "memory", "page"])
     parser.add_argument("artifacts", nargs="*", type=Path)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--photos", type=int, default=64, help="to embed")
     parser.add_argument("--out", type=Path, default=RESULTS / "bench_deploy.csv")
     options = parser.parse_args(arguments)
+    if options.part == "page":
+        PAGE.write_text(section(PAGE.read_text(), BEGIN, END, figures(read(options.out))))
+        return
     parts = {"photos": photos, "starts": starts, "embed": embed, "memory": memory}
     for line in parts[options.part](options):
         print(*(line[name] for name in FIELDS[6:]), sep="\t", flush=True)
