@@ -62,7 +62,8 @@ def judge(found: Golden | None, manifest: Manifest, adapter: ModelAdapter) -> Ju
     """
     preprocessor = golden.preprocessor_of(manifest)
     if isinstance(preprocessor, str):
-        return Judged(f"not compared: {preprocessor}")
+        problem = f"{CASE}: preprocessed as the manifest says, it cannot be: {preprocessor}"
+        return Judged(f"not compared: {preprocessor}", () if found is None else (problem,))
     if found is None:
         return Judged("not compared: the artifact has no golden photo")
     upright = decoded(opened(found.photo, preprocessor.policy), preprocessor.policy)

@@ -20,7 +20,7 @@ from naflex_export.embed.decode import Photo, decoded, opened, upright_size
 from naflex_export.embed.preprocessing import PIL, Preprocessing
 from naflex_export.embed.size_rule import grid_of
 from naflex_export.embed.uint8_resize import resize
-from naflex_export.errors import InputError, PhotoError, RequestError
+from naflex_export.errors import ArtifactError, InputError, PhotoError, RequestError
 from naflex_export.grid import Grid
 from naflex_export.serving.manifest import Manifest
 
@@ -101,6 +101,9 @@ class Preprocessor:
             manifest: an artifact's.
             patch_size: as for `of`.
             policy: as for `of`.
+
+        Raises:
+            ArtifactError, RequestError: as `of`.
         """
         sizes = manifest.by_patch_size
         if sizes and patch_size not in sizes:
@@ -114,6 +117,12 @@ class Preprocessor:
         if patch_size is not None and preprocessing.patch_size != (patch_size, patch_size):
             height, width = preprocessing.patch_size
             raise RequestError(f"patch_size={patch_size!r}: the artifact's patches are {height}x{width}")
+        values, (height, width) = manifest.inputs[0].shape[-1], preprocessing.patch_size
+        if not sizes and len(preprocessing.mean) == 3 and values != height * width * 3:
+            raise ArtifactError(
+                f"the artifact's patches have {values} values, and its manifest prepares photos as patches of "
+                f"{height}x{width} pixels of 3 channels: export again"
+            )
         names = [spec.name for spec in manifest.inputs]
         most = max(bucket.tokens for bucket in manifest.buckets)
         return cls(preprocessing, names, manifest.dtype, most, **policy)

@@ -100,6 +100,21 @@ class Preprocessing:
                 f"the artifact's preprocessing is for images of {len(self.mean)} channels: expected 3, as photos have"
             )
 
+    def _check_types(self) -> None:
+        """Check what is no text and has no list of choices.
+
+        Raises:
+            TypeError: a value is of another type, or out of its range.
+        """
+        for name in ("upscale", "channels_last"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} is {getattr(self, name)!r}")
+        rescale: object = self.rescale
+        if isinstance(rescale, bool) or not isinstance(rescale, int | float) or not 0 < rescale <= 1:
+            raise TypeError(f"rescale is {rescale!r}")
+        if len(self.mean) != len(self.std) or min(self.patch_size) < 1:
+            raise TypeError(f"mean {self.mean}, std {self.std} and patch_size {self.patch_size} do not go together")
+
     def table(self) -> NDArray[np.float32]:
         """Return what each pixel value becomes in each channel [256, 3], in the arithmetic of the library."""
         pixel_V1 = np.arange(256, dtype=np.float64)[:, None]
@@ -132,7 +147,9 @@ class Preprocessing:
             size = values["patch_size"]
             height, width = (size, size) if isinstance(size, int) else size
             values["patch_size"] = (int(height), int(width))
-            return cls(**values)
+            made = cls(**values)
+            made._check_types()
+            return made
         except (KeyError, TypeError, ValueError) as error:
             raise ArtifactError(
                 f"the artifact's manifest does not say how photos are preprocessed ({error!r}): export again"

@@ -6,12 +6,12 @@ import io
 import struct
 import zlib
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import test_preprocess as shared
+from artifacts import manifest
 from PIL import Image, ImageOps
 
 import naflex_export as nx
@@ -233,7 +233,33 @@ def test_what_this_release_cannot_do_is_refused_by_name(fields: dict[str, Any], 
     assert said in str(caught.value)
 
 
-def test_a_manifest_without_preprocessing_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"upscale": "yes"},
+        {"channels_last": 1},
+        {"rescale": "1/255"},
+        {"rescale": 0},
+        {"rescale": True},
+        {"patch_size": [0, 4]},
+        {"patch_size": "4"},
+        {"mean": 0.5},
+        {"std": [0.5]},
+    ],
+    ids=str,
+)
+def test_a_field_of_another_type_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(nx.ArtifactError, match="does not say how photos are preprocessed"):
+        Preprocessing.of({**OLD["timm"], **wrong})
+
+
+def test_patches_that_the_artifact_does_not_take_are_refused() -> None:
+    fields = {**SAID.fields(), "patch_size": [8, 8]}
+    with pytest.raises(nx.ArtifactError, match="patches have 48 values, and its manifest prepares photos as .* 8x8"):
+        Preprocessor.of_manifest(manifest(preprocessing=fields))
+
+
+def test_a_manifest_without_preprocessing_is_refused() -> None:
     with pytest.raises(nx.ArtifactError, match="does not say how photos are preprocessed"):
         Preprocessing.of({"library": "timm", "mean": [0.5] * 3})
 
