@@ -173,15 +173,14 @@ class TransformersFormat(InputFormat):
             InputError: one is below 1x1, or has more patches than there are tokens.
         """
         if has_values(grid_B2) and grid_B2.device.type == "cpu":
-            grid = values_of(grid_B2)
-            fraction_B = (grid != np.trunc(grid)).any(axis=1)
-            if fraction_B.any():
-                image = int(fraction_B.argmax())
+            grid, fraction_B = values_of(grid_B2), (grid_B2 != grid_B2.long()).any(dim=1)
+            if bool(fraction_B.any()):
+                image = int(fraction_B.int().argmax())
                 raise InputError(
-                    f"spatial_shapes of image {image} is {grid[image].tolist()}: expected whole numbers of patches"
+                    f"spatial_shapes of image {image} is {grid_B2[image].tolist()}: expected whole numbers of patches"
                 )
             self._check_sides(grid)
-            _check_area(grid.astype(np.int64), tokens, f"the {tokens} tokens that the batch is padded to")
+            _check_area(grid, tokens, f"the {tokens} tokens that the batch is padded to")
 
     def _check_sides(self, grid_B2: Values) -> None:
         if (grid_B2 < 1).any():

@@ -77,8 +77,8 @@ def cannot_run(precision: Precision) -> str:
 
 def stand_in(folder: Path, manifest: Manifest) -> StandIn | None:
     """Return the ONNX that the engine was built from, on a CPU, where there is no GPU for the engine."""
-    library = manifest.build["library"]
-    reason = why_not_on(library) if torch.cuda.is_available() else cannot_run(manifest.precision)
+    has_gpu = torch.cuda.is_available()
+    reason = why_not_on(manifest.build["library"]) if has_gpu else cannot_run(manifest.precision)
     return onnx_on_cpu(folder, manifest, not_run=f"{FILE} was built and not run: {reason}") if reason else None
 
 

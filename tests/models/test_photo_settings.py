@@ -273,7 +273,7 @@ def test_siglip2_takes_a_processor_its_settings_or_its_folder(tmp_path: Path) ->
     for given in (processor, tmp_path, {"image_mean": [0.1, 0.2, 0.3]}):
         adapter = adapter_of(model).prepared_by(settings_of(given))
         found = adapter.preprocessing()
-        assert (found["image_mean"], found["patch_size"]) == ([0.1, 0.2, 0.3], 4)
+        assert (found["image_mean"], found["patch_size"]) == ([0.1, 0.2, 0.3], [4, 4])
         assert found["settings_from"] == "what the export was given"
         expected = processor(
             images=next(iter(photos().values())), patch_size=4, max_num_patches=16, return_tensors="pt"
