@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 
 import click
@@ -43,7 +44,7 @@ SHOWN = 5
 )
 @verbose_option
 @click.version_option(__version__, package_name="naflex_export")
-@exit_codes
+@partial(exit_codes, left="the shards that are done are kept: begin again to go on")
 def embed_command(
     artifact: Path,
     photos: tuple[Path, ...],

@@ -32,10 +32,14 @@ class Terminated(BaseException):
     """SIGTERM: it ends what runs as an error does, so that nothing is left behind."""
 
 
-def exit_codes(command: Callable[P, None]) -> Callable[P, None]:
+def exit_codes(command: Callable[P, None], left: str = "nothing was published") -> Callable[P, None]:
     """Turn the package's errors into one line on standard error and their exit code.
 
     Only a command that comes to its end exits with 0: code that it runs may ask for anything else in vain.
+
+    Args:
+        command: to run.
+        left: what a command that was stopped leaves behind, in words.
     """
 
     @wraps(command)
@@ -48,9 +52,9 @@ def exit_codes(command: Callable[P, None]) -> Callable[P, None]:
         except (click.ClickException, click.exceptions.Exit):
             raise
         except (KeyboardInterrupt, click.Abort):
-            _exit(NaflexExportError("interrupted; nothing was published"), INTERRUPTED)
+            _exit(NaflexExportError(f"interrupted; {left}"), INTERRUPTED)
         except Terminated:
-            _exit(NaflexExportError("terminated; nothing was published"), TERMINATED)
+            _exit(NaflexExportError(f"terminated; {left}"), TERMINATED)
         except SystemExit as error:
             said = f"code that it ran asked to exit with {error.code!r} before there was a result"
             _exit(NaflexExportError(said), NaflexExportError.exit_code)

@@ -240,6 +240,18 @@ def test_what_cannot_be_is_refused(artifact: Path, folder: Path, tmp_path: Path)
     assert code == 2 and "lies among the shards" in output
 
 
+def test_a_run_that_is_stopped_says_what_is_kept(
+    artifact: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pq, "write_table", stopped)
+    done = run(artifact, folder, "--out", tmp_path / "out")
+    assert done.exit_code == 130 and "interrupted; the shards that are done are kept" in done.output
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["_run.json"]
+
+
 def test_another_run_into_the_same_folder_is_refused(artifact: Path, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert run(artifact, folder, "--out", out, "--shard", SHARD).exit_code == 0
