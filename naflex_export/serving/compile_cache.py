@@ -11,6 +11,7 @@ import hashlib
 import logging
 import os
 import platform
+import re
 import shutil
 import tempfile
 import weakref
@@ -53,9 +54,11 @@ def _compiler() -> str:
     try:
         from torch._inductor.cpp_builder import get_compiler_version_info, get_cpp_compiler
 
-        return str(get_compiler_version_info(get_cpp_compiler()))
+        said = str(get_compiler_version_info(get_cpp_compiler()))
     except Exception:  # of any class, where there is no compiler
         return "none"
+    version = re.search(r"(gcc|clang)( version)? [\d.]+", said)
+    return f"{version[0] if version else 'unknown'} ({hashlib.sha256(said.encode()).hexdigest()[:12]})"
 
 
 @contextlib.contextmanager
