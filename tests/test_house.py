@@ -81,7 +81,7 @@ def test_embed_imports_no_torch_and_nothing_of_the_building_side() -> None:
                 assert allowed or top in sys.stdlib_module_names, f"{name} imports {found}"
 
 
-SERVER_LIBRARIES = {"fastapi", "prometheus_client", "starlette", "uvicorn"}
+SERVER_LIBRARIES = {"fastapi", "orjson", "prometheus_client", "starlette", "uvicorn"}
 
 
 def test_only_the_server_imports_the_packages_of_http() -> None:

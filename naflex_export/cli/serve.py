@@ -12,7 +12,7 @@ from naflex_export.cli.options import Terminated, exit_codes, quiet_libraries, v
 from naflex_export.errors import BackendError
 from naflex_export.version import __version__
 
-NEEDED = ("fastapi", "uvicorn", "prometheus_client", "python_multipart")
+NEEDED = ("fastapi", "uvicorn", "prometheus_client", "python_multipart", "orjson")
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})

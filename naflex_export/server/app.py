@@ -5,12 +5,12 @@ from __future__ import annotations
 import base64
 import contextlib
 import io
-import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import numpy as np
+import orjson
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
@@ -66,8 +66,7 @@ class Addresses:
             stream = io.BytesIO()
             np.save(stream, np.stack([vector for vector, _ in found]))
             return Response(stream.getvalue(), media_type=NPY)
-        vectors = [vector.tolist() for vector, _ in found]
-        return _json({"vectors": vectors, "grids": [list(grid) for _, (_, grid) in found]})
+        return _json({"vectors": [vector for vector, _ in found], "grids": [list(grid) for _, (_, grid) in found]})
 
     async def embeddings(self, request: Request) -> Response:
         """Answer `/v1/embeddings`."""
@@ -80,7 +79,7 @@ class Addresses:
             {
                 "object": "embedding",
                 "index": index,
-                "embedding": vector.tolist()
+                "embedding": vector
                 if encoding == "float"
                 else base64.b64encode(vector.astype("<f4").tobytes()).decode(),
             }
@@ -196,7 +195,7 @@ class _Measured:
 
 
 def _json(content: object) -> Response:
-    return Response(json.dumps(content), media_type="application/json")
+    return Response(orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY), media_type="application/json")
 
 
 def _fault(status: int, message: str) -> Response:

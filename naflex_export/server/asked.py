@@ -8,13 +8,13 @@ from __future__ import annotations
 import base64
 import binascii
 import io
-import json
 import zipfile
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
+import orjson
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
@@ -120,8 +120,8 @@ def parsed(body: bytes) -> dict[str, Any]:
         Refused: it holds none.
     """
     try:
-        found = json.loads(body)
-    except (ValueError, RecursionError) as error:
+        found = orjson.loads(body)
+    except ValueError as error:
         raise Refused(400, f"the body is no JSON: {str(error)[:200]}") from error
     if not isinstance(found, dict):
         raise Refused(400, f"the body is a JSON {type(found).__name__}: expected an object")

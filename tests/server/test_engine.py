@@ -15,7 +15,7 @@ import pytest
 import naflex_export as nx
 from naflex_export.errors import PhotoError
 
-for package in ("fastapi", "prometheus_client"):
+for package in ("fastapi", "prometheus_client", "orjson"):
     pytest.importorskip(package, reason=f"{package} is of the extra 'serve' and not installed")
 
 from naflex_export.server.asked import Image

@@ -18,7 +18,7 @@ from PIL import Image
 
 import naflex_export as nx
 
-for package in ("fastapi", "uvicorn", "prometheus_client", "python_multipart", "httpx"):
+for package in ("fastapi", "uvicorn", "prometheus_client", "python_multipart", "orjson", "httpx"):
     pytest.importorskip(package, reason=f"{package} is of the extra 'serve' and not installed")
 
 import httpx
