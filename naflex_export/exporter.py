@@ -46,7 +46,7 @@ from naflex_export.serving.manifest import Manifest
 from naflex_export.serving.manifest_schema import PATCH_SIZES
 from naflex_export.serving.opened import opened
 from naflex_export.serving.publish import check_destination, named, staged
-from naflex_export.targets import onnx, target_named, tensorrt
+from naflex_export.targets import onnx, target_named, target_word, tensorrt
 
 REPORT = Path("gate") / "report.json"
 
@@ -97,6 +97,7 @@ class ExportRequest:
     settings: BuildSettings = field(default_factory=BuildSettings)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "target", target_word(self.target))
         target_named(self.target)
         object.__setattr__(self, "out", named(self.out))
         object.__setattr__(self, "buckets", check_buckets(self.buckets))

@@ -13,6 +13,17 @@ if TYPE_CHECKING:
 
 DTYPES = ("float32", "float16", "bfloat16")
 
+DTYPE_ALIASES = {
+    "fp32": "float32",
+    "float": "float32",
+    "f32": "float32",
+    "fp16": "float16",
+    "half": "float16",
+    "f16": "float16",
+    "bf16": "bfloat16",
+}
+"""Other words for them, as users know them from elsewhere."""
+
 PRESETS = {
     "residual": "tokens on their way from block to block, and what is added to them",
     "norm": "every normalization",
@@ -64,9 +75,10 @@ class Precision:
         """Return the precision of a dtype and what is kept in float32, as a user writes it.
 
         Args:
-            dtype: as the attribute.
+            dtype: as the attribute, or another word for it, such as "fp16"; torch's own is taken too.
             keep_float32: names, or a text of names with commas between them.
         """
+        dtype = dtype_named(str(dtype))
         if not keep_float32:
             return cls(dtype)
         names = keep_float32.split(",") if isinstance(keep_float32, str) else keep_float32
@@ -100,6 +112,13 @@ class Precision:
 
 
 FLOAT32 = Precision()
+
+
+def dtype_named(text: str) -> str:
+    """Return one of `DTYPES` by that name or another word for it, in any case; what is none, as it is."""
+    name = text.strip().lower().removeprefix("torch.")
+    name = DTYPE_ALIASES.get(name, name)
+    return name if name in DTYPES else text
 
 
 @dataclass(frozen=True)

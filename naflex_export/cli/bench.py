@@ -76,6 +76,7 @@ def bench_command(
     from naflex_export.cli.console import err, out
     from naflex_export.cli.figures import LEGEND, named, print_figures, print_timed
     from naflex_export.cli.progress import Stages
+    from naflex_export.models.model_names import understood
     from naflex_export.models.model_sources import ModelSource
     from naflex_export.serving.opened import opened
     from naflex_export.serving.publish import check_outside_artifacts
@@ -84,7 +85,7 @@ def bench_command(
     if path is not None:
         check_outside_artifacts(path)
     manifest = opened(artifact, lambda folder: folder.manifest)
-    source = ModelSource.noted(manifest, reference, weights, trusted=trust_source)
+    source = ModelSource.noted(manifest, reference and understood(reference).name, weights, trusted=trust_source)
     source.check()
     sizes = sizes_of(manifest, _counts(batches, "--batch"), _counts(tokens, "--tokens"))
     for images, count in sizes:

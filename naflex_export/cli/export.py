@@ -9,6 +9,7 @@ import click
 
 from naflex_export.cli.options import (
     ArgumentsCommand,
+    Word,
     checkpoint_state_option,
     exit_codes,
     images_option,
@@ -24,14 +25,32 @@ from naflex_export.cli.options import (
 from naflex_export.errors import RequestError
 from naflex_export.grid import MATRICES, Bucket, check_buckets, parse_patch_sizes
 from naflex_export.models import DEFAULT_MODEL, TRANSFORMERS_PREFIX
-from naflex_export.precision import DTYPES, Precision
-from naflex_export.targets import NAMES
+from naflex_export.models.model_names import understood
+from naflex_export.models.timm_names import timm_names
+from naflex_export.precision import DTYPES, Precision, dtype_named
+from naflex_export.targets import NAMES, target_word
 from naflex_export.version import __version__
+
+
+def _list_models(ctx: click.Context, param: click.Parameter, pattern: str | None) -> None:
+    if pattern is None:
+        return
+    names = timm_names()
+    found = {} if names is None else names.matching(pattern)
+    if not found:
+        why = "timm is not installed" if names is None else "'naflex-export --list' without a pattern shows all"
+        raise click.BadParameter(f"no model matches {pattern!r}: {why}.", ctx, param)
+    for name, tags in found.items():
+        click.echo(f"{name}  {' '.join(tags)}".rstrip())
+    click.echo(
+        f"{len(found)} models of timm's, each with the tags of its weights. NAME or NAME.TAG is taken.", err=True
+    )
+    ctx.exit(0)
 
 
 @click.command(cls=ArgumentsCommand, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("model", default=DEFAULT_MODEL)
-@click.option("--target", required=True, type=click.Choice(NAMES), help="What to build.")
+@click.option("--target", required=True, type=Word(NAMES, target_word), help="What to build.")
 @click.option(
     "--weights",
     default="pretrained",
@@ -41,7 +60,7 @@ from naflex_export.version import __version__
 )
 @checkpoint_state_option
 @model_args_option
-@click.option("--dtype", default="float32", show_default=True, type=click.Choice(DTYPES))
+@click.option("--dtype", default="float32", show_default=True, type=Word(DTYPES, dtype_named))
 @click.option(
     "--keep-float32",
     default="",
@@ -96,6 +115,18 @@ from naflex_export.version import __version__
     metavar="REPO",
     help="Write a model for Triton Inference Server into this model repository too, named as the artifact's folder.",
 )
+@click.option(
+    "--list",
+    "listed",
+    is_flag=False,
+    flag_value="*",
+    metavar="[PATTERN]",
+    is_eager=True,
+    expose_value=False,
+    callback=_list_models,
+    help="Print timm's models that can be exported, with the tags of their weights, and do nothing else; those that "
+    "hold a word, or match a pattern such as 'naflexvit*', if there is one.",
+)
 @verbose_option
 @click.version_option(__version__, package_name="naflex_export")
 @exit_codes
@@ -124,13 +155,16 @@ def export_command(
 ) -> None:
     """Export MODEL to TARGET and judge the artifact against the eager model.
 
-    MODEL is a timm name (hf-hub: and a hub id, or local-dir: and a folder, too), hf: and a transformers model's folder
-    or hub id, or module:factory. With --patch-size a timm model is made with enable_patch_interpolator=True; a factory
-    must return one that was.
+    MODEL is a timm name (--list shows them; hf-hub: and a hub id, or local-dir: and a folder, too), a transformers
+    model's folder or hub id, with hf: before it or without, or module:factory. With --patch-size a timm model is made
+    with enable_patch_interpolator=True; a factory must return one that was.
 
     Exit codes: 0 done and passed, 1 the gate failed, 2 the request was wrong, 3 a backend or device is missing,
     70 something unexpected, 130 and 143 interrupted.
     """
+    meant = understood(model)
+    model = meant.name
+
     from rich.markup import escape
 
     from naflex_export.accuracy.cases import STANDARD
@@ -157,6 +191,8 @@ def export_command(
         if sizes is not None:
             raise RequestError("--triton and --patch-size were both given: a model of Triton's has one patch size")
         check_repository(repository, folder.resolve().name)
+    if meant.note:
+        err.print(f"[bold yellow]note:[/] {escape(meant.note)}", soft_wrap=True, highlight=False)
     if weights == "random":
         err.print("[bold yellow]random weights:[/] a dry run; the artifact computes nothing of use", soft_wrap=True)
 
@@ -199,7 +235,11 @@ def _outputs(given: str | None, with_tokens: bool) -> tuple[str, ...] | None:
 
 
 def _file_name(model: str) -> str:
-    for prefix in (TRANSFORMERS_PREFIX, "local-dir:"):  # the folder's own name, or the hub id's after its owner
+    for prefix in (
+        TRANSFORMERS_PREFIX,
+        "local-dir:",
+        "hf-hub:",
+    ):  # the folder's own name, or the hub id's after its owner
         if model.startswith(prefix):
             model = Path(model.removeprefix(prefix)).resolve().name
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", model)

@@ -84,6 +84,7 @@ def gate_command(
     from naflex_export.accuracy.report.formats import check_report, write
     from naflex_export.cli.console import err, out, print_report
     from naflex_export.cli.progress import Stages
+    from naflex_export.models.model_names import understood
     from naflex_export.models.model_sources import ModelSource, parse_model_args
     from naflex_export.serving.load import check_trusted
     from naflex_export.serving.opened import opened
@@ -95,7 +96,9 @@ def gate_command(
         check_outside_artifacts(path)
     manifest = opened(artifact, lambda folder: folder.manifest)
     check_trusted(manifest, not untrusted)
-    source = ModelSource.noted(manifest, reference, weights, parse_model_args(model_args), trust_source)
+    source = ModelSource.noted(
+        manifest, reference and understood(reference).name, weights, parse_model_args(model_args), trust_source
+    )
     stages = Stages(err)
     with stages.stage("load"):
         loaded = source.load()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import logging
 import re
 import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import ParamSpec
@@ -94,6 +95,31 @@ trust_source_option = click.option(
     help="Run the python factory, or fetch the hub repository, that the artifact names as its model. Whoever made the "
     "artifact chose it.",
 )
+
+
+class Word(click.types.StringParamType):
+    """One of a few words, in any case, or another that means it.
+
+    Args:
+        words: that there are.
+        meant: returns one of them for whatever means it, and what means none as it is.
+    """
+
+    name = "word"
+
+    def __init__(self, words: Sequence[str], meant: Callable[[str], str]) -> None:
+        self.words, self._meant = tuple(words), meant
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        return f"[{'|'.join(self.words)}]"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        found = self._meant(value)
+        if found not in self.words:
+            close = difflib.get_close_matches(value.lower(), self.words, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            self.fail(f"{value!r} is not one of {', '.join(map(repr, self.words))}.{hint}", param, ctx)
+        return found
 
 
 class ArgumentsCommand(click.Command):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import nn
 from naflex_export.errors import RequestError, first_line
 from naflex_export.models import towers_in
 from naflex_export.models.checkpoints import some_keys
+from naflex_export.models.model_names import check_timm_name, unknown_model
 
 LOCAL_DIR = "local-dir"
 
@@ -43,8 +43,9 @@ def create_timm(text: str, pretrained: bool, patch_interpolator: bool, arguments
     """
     source, name = source_and_name(text)
     architecture = _architecture_of(source, name) if source else name.partition(".")[0]
+    check_timm_name(architecture if source else name)
     if not timm.is_model(architecture):
-        raise RequestError(_unknown_model(text if not source else architecture))
+        raise RequestError(unknown_model(architecture if source else text))
     options: dict[str, Any] = {} if architecture.startswith("naflexvit") else {"use_naflex": True}
     if patch_interpolator:
         options["enable_patch_interpolator"] = True
@@ -62,9 +63,8 @@ def create_timm(text: str, pretrained: bool, patch_interpolator: bool, arguments
                 f"pretrained weights of {text!r} cannot be had: {first_line(error)}. "
                 "Give --weights FILE for a local checkpoint, or --weights random for a dry run"
             ) from error
-        if not given:
-            raise
-        raise RequestError(f"timm's {text!r} cannot be built with --model-args {given}: {first_line(error)}") from error
+        told = f" with --model-args {given}" if given else ""
+        raise RequestError(f"timm's {text!r} cannot be built{told}: {first_line(error)}") from error
     if not towers_in(model):
         raise RequestError(f"timm builds {text!r} as a {type(model).__name__}: expected a NaFlexVit")
     if from_hub and left_random:
@@ -109,10 +109,3 @@ def _heard_loads() -> Iterator[list[str]]:
         yield missing
     finally:
         del NaFlexVit.load_state_dict
-
-
-def _unknown_model(name: str) -> str:
-    naflex = timm.list_models("naflexvit*")
-    close = difflib.get_close_matches(name, [*naflex, *timm.list_models()], n=3, cutoff=0.5) or naflex[:3]
-    hint = f". A hub id is hf-hub:{name} for timm, hf:{name} for transformers" if "/" in name else ""
-    return f"model {name!r} does not exist; the closest are {', '.join(close)}{hint}"

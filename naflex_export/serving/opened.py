@@ -112,7 +112,7 @@ def opened(path: Path, use: Callable[[VerifiedFolder], T], verify: str = FULL) -
             handle = FolderHandle(path)
         except OSError as missing:
             if not path.with_name(path.name + REPLACED).exists():
-                raise ArtifactError(f"{str(path)!r} is no artifact: it has no manifest.json") from missing
+                raise ArtifactError(_why_not_opened(path)) from missing
             error = missing
             time.sleep(0.02)
             continue
@@ -135,6 +135,16 @@ def opened(path: Path, use: Callable[[VerifiedFolder], T], verify: str = FULL) -
             f"'{path}{REPLACED}': rename it, or export again"
         ) from error
     raise ArtifactError(f"{str(path)!r} was replaced {ATTEMPTS} times while it was loaded: try again") from error
+
+
+def _why_not_opened(path: Path) -> str:
+    if path.exists():
+        return f"{str(path)!r} is no artifact: it has no manifest.json"
+    there = (
+        sorted(str(found.parent) for found in path.parent.glob("*/manifest.json"))[:3] if path.parent.is_dir() else []
+    )
+    hint = f"; beside it there {'is' if len(there) == 1 else 'are'} {', '.join(there)}" if there else ""
+    return f"there is no folder {str(path)!r}: expected an artifact, as naflex-export writes it{hint}"
 
 
 def _identity(found: os.stat_result) -> tuple[int, int]:

@@ -74,6 +74,25 @@ class StandIn:
 _MODULES = {"compile": "compile", "aot": "aot", "onnx": "onnx", "trt": "tensorrt"}
 NAMES = tuple(_MODULES)
 
+ALIASES = {
+    "tensorrt": "trt",
+    "tensorrt_rtx": "trt",
+    "aoti": "aot",
+    "aotinductor": "aot",
+    "aot_inductor": "aot",
+    "torch_compile": "compile",
+    "onnxruntime": "onnx",
+    "ort": "onnx",
+}
+"""Other words for them, as users know them from elsewhere."""
+
+
+def target_word(text: str) -> str:
+    """Return one of `NAMES` by that name or another word for it, in any case; what is none, as it is."""
+    name = text.strip().lower().replace("-", "_").replace(".", "_")
+    name = ALIASES.get(name, name)
+    return name if name in NAMES else text
+
 
 def target_named(name: str) -> Target:
     """Return the target of that name.

@@ -263,3 +263,36 @@ def test_a_checkpoint_of_other_classes_says_what_to_give(tmp_path: Path) -> None
     )  # fmt: skip
     assert refused.exit_code == 2
     assert "it is one of num_classes=30: give --model-args num_classes=30" in flat(refused.stderr)
+
+
+@pytest.mark.parametrize("word", ["ONNX", "onnxruntime"])
+def test_other_words_for_a_target_and_a_dtype_are_taken(word: str, tmp_path: Path) -> None:
+    refused = export(
+        "tiny:nothing", "--target", word, "--dtype", "FP16", "--weights", "random", "--out", tmp_path / "a"
+    )
+    assert refused.exit_code == 2 and "factory 'tiny:nothing' cannot be imported" in flat(refused.stderr)
+    refused = export("tiny:siglip", "--target", "tensorrrt", "--dtype", "fp16")
+    assert "'tensorrrt' is not one of 'compile', 'aot', 'onnx', 'trt'." in flat(refused.stderr)
+
+
+def test_a_tag_that_timm_lacks_is_no_traceback(tmp_path: Path) -> None:
+    wrong = ("naflexvit_base_patch16_siglip.nope", "--target", "onnx", "--weights", "random", "--out", tmp_path / "a")
+    refused = export(*wrong)
+    assert refused.exit_code == 2 and "timm has no weights 'nope' of naflexvit_base_patch16_siglip" in refused.stderr
+
+
+def test_models_are_listed_without_a_target() -> None:
+    listed = export("--list", "siglip")
+    assert listed.exit_code == 0
+    lines = listed.stdout.splitlines()
+    assert "naflexvit_base_patch16_siglip  v2_webli" in lines and all("siglip" in line for line in lines)
+    assert len(export("--list").stdout.splitlines()) > len(lines)
+    none = export("--list", "nope*")
+    assert none.exit_code == 2 and "no model matches 'nope*'" in none.stderr
+
+
+def test_a_folder_that_is_not_there_is_told_from_one_without_a_manifest(artifact: Path) -> None:
+    refused = gate(artifact.with_name("nope"))
+    assert refused.exit_code == 2
+    assert f"there is no folder '{artifact.with_name('nope')}': expected an artifact" in flat(refused.stderr)
+    assert f"beside it there is {artifact}" in flat(refused.stderr)

@@ -1,0 +1,134 @@
+"""What a user means by a model's name: one resolver, which says what it understood. It imports no library."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from naflex_export.errors import RequestError
+from naflex_export.models import TRANSFORMERS_PREFIX
+from naflex_export.models.timm_names import timm_names
+
+_HUB = re.compile(r"(https?://)?(www\.)?huggingface\.co/", re.IGNORECASE)
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
+_PREFIXES = {"hf": "hf", "hf-hub": "hf-hub", "hf_hub": "hf-hub", "local-dir": "local-dir", "local_dir": "local-dir"}
+_CHECKPOINTS = (".safetensors", ".pth", ".tar", ".pt", ".ckpt", ".bin")
+
+
+@dataclass(frozen=True)
+class Understood:
+    """A model's name as it was understood.
+
+    Attributes:
+        name: as `ModelSource` takes it.
+        note: what was made of what the user wrote, in a sentence; empty where it was taken as it is.
+    """
+
+    name: str
+    note: str = ""
+
+
+def understood(text: str) -> Understood:
+    """Return which model is meant: by a name of timm's, a hub id, a folder, or what `ModelSource` takes anyway.
+
+    Raises:
+        RequestError: it is a checkpoint or another file, a folder without a model, or a name that timm does not know.
+    """
+    name = _HUB.sub("", text.strip(), count=1)
+    prefix, colon, rest = name.partition(":")
+    if colon:
+        known = _PREFIXES.get(prefix.lower())
+        return Understood(f"{known}:{_HUB.sub('', rest, count=1)}" if known else name)
+    architecture = name.partition(".")[0]
+    names = timm_names()
+    if names is not None and architecture.lower() in names.naflex:
+        check_timm_name(name.lower())
+        return Understood(name.lower(), "" if name == text == name.lower() else _said(text, name.lower(), "timm's"))
+    path = Path(name)
+    if path.is_dir():
+        return _folder(text, path)
+    if path.is_file() or name.endswith(_CHECKPOINTS):
+        raise RequestError(
+            f"model {text!r} is a file, or named as one: expected a model's name, and --weights {text} for its weights"
+        )
+    if _HUB_ID.fullmatch(name):
+        return _hub_id(text, name)
+    if "/" in name:
+        raise RequestError(
+            f"model {text!r} does not exist: expected a folder with a config.json, a hub id such as owner/name, or a "
+            "name of timm's; naflex-export --list shows those"
+        )
+    check_timm_name(name)
+    return Understood(name)
+
+
+def check_timm_name(name: str) -> None:
+    """Check a name of timm's, with the tag of its weights or without, where timm's files can be read.
+
+    Raises:
+        RequestError: timm has no such model, builds no NaFlexVit of it, or has no weights of that tag.
+    """
+    names = timm_names()
+    if names is None:
+        return
+    architecture, dot, tag = name.partition(".")
+    if architecture in names.naflex:
+        there = [f"{architecture}.{one}" for one in names.naflex[architecture]]
+        if dot and there and not names.knows(name):  # of a model without, timm makes them as it is imported
+            raise RequestError(
+                f"model {name!r} does not exist: timm has no weights {tag!r} of {architecture}; {_closest(name, there)}"
+            )
+    elif names.builds_otherwise(architecture):
+        raise RequestError(
+            f"model {name!r} cannot be built as a NaFlexVit: it is another kind of model of timm's; "
+            f"{_closest(architecture, list(names.naflex))}; naflex-export --list shows all"
+        )
+    elif not names.knows(architecture):
+        raise RequestError(unknown_model(name))
+
+
+def unknown_model(name: str) -> str:
+    """Return what to say of a name that timm does not know, with the closest that it does, once each."""
+    names = timm_names()
+    close = f"; {_closest(name, list(names.naflex))}; naflex-export --list shows all" if names is not None else ""
+    hint = f". A hub id is hf-hub:{name} for timm, hf:{name} for transformers" if "/" in name else ""
+    return f"model {name!r} does not exist{close}{hint}"
+
+
+def _closest(name: str, there: list[str]) -> str:
+    close = difflib.get_close_matches(name.lower(), list(dict.fromkeys(there)), n=3, cutoff=0.5) or there[:3]
+    return f"the closest {'is' if len(close) == 1 else 'are'} {', '.join(close)}"
+
+
+def _hub_id(text: str, name: str) -> Understood:
+    owner, _, rest = name.partition("/")
+    names = timm_names()
+    if owner == "timm":
+        if names is not None and rest.partition(".")[0] in names.naflex:
+            check_timm_name(rest)
+            return Understood(rest, _said(text, rest, "timm's"))
+        return Understood(f"hf-hub:{name}", _said(text, f"hf-hub:{name}", "a repository of timm's on the hub"))
+    taken = f"{TRANSFORMERS_PREFIX}{name}"
+    said = _said(text, taken, "a model of transformers on the hub")
+    return Understood(taken, f"{said}; one of timm's there is hf-hub:{name}")
+
+
+def _folder(text: str, path: Path) -> Understood:
+    """Return whose model a folder holds, by its config.json."""
+    try:
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RequestError(
+            f"model {text!r} is a folder without a config.json that can be read: expected one that transformers or "
+            "timm saved; for weights alone give the model's name, and --weights FOLDER"
+        ) from error
+    if isinstance(config, dict) and "model_type" in config:
+        return Understood(f"{TRANSFORMERS_PREFIX}{path}", _said(text, f"hf:{path}", "a folder of transformers"))
+    return Understood(f"local-dir:{path}", _said(text, f"local-dir:{path}", "a folder of timm's"))
+
+
+def _said(text: str, taken: str, kind: str) -> str:
+    return f"{text} is taken as {taken}, {kind}"
