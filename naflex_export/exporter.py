@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import platform
+import shutil
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
@@ -24,7 +25,7 @@ from naflex_export.accuracy.photos import photos_for
 from naflex_export.accuracy.precision_search import search
 from naflex_export.accuracy.report.formats import verdict, write
 from naflex_export.accuracy.results import GateReport, PrecisionSearch, SearchStep, merged
-from naflex_export.errors import BackendError, RequestError
+from naflex_export.errors import BackendError, GateFailure, RequestError
 from naflex_export.graph.build_settings import BuildSettings
 from naflex_export.graph.onnx_translate import write_onnx
 from naflex_export.graph.program import Program
@@ -40,6 +41,7 @@ from naflex_export.models.preprocessing import settings_of
 from naflex_export.models.rounding import refuse_rounded, remark_on_precision, stored_precision
 from naflex_export.models.towers import remarks_on
 from naflex_export.precision import FLOAT32, Precision
+from naflex_export.progress import Observer, shown_progress
 from naflex_export.serving import compile_cache
 from naflex_export.serving.device import resolve_device
 from naflex_export.serving.manifest import Manifest
@@ -74,6 +76,8 @@ class ExportRequest:
         seed: of the generated batches to judge on.
         effort: "quick", "standard" or "thorough": how many cases to judge on.
         require_run: refuse an artifact that this machine can build and not run.
+        keep_rejected: keep an artifact that the gate rejects, as `<out>.rejected`, so that it can be judged again and
+            looked into. It is not for use.
         source: where the model came from, for the manifest, so that `naflex-gate` can load it again.
         settings: what the build takes besides the program.
 
@@ -93,6 +97,7 @@ class ExportRequest:
     seed: int = 0
     effort: str = STANDARD
     require_run: bool = False
+    keep_rejected: bool = False
     source: dict[str, Any] = field(default_factory=dict)
     settings: BuildSettings = field(default_factory=BuildSettings)
 
@@ -108,23 +113,14 @@ class ExportRequest:
         CaseSelection(self.seed, self.effort)
 
     @property
+    def rejected(self) -> Path:
+        """Where an artifact is kept that the gate rejects, and what its report is named after."""
+        return self.out.with_name(f"{self.out.name}.rejected")
+
+    @property
     def cases(self) -> CaseSelection:
         """The batches to judge on."""
         return CaseSelection(self.seed, self.effort)
-
-
-class Observer:
-    """Is told what an export does while it does it. This one keeps quiet: override what is of interest."""
-
-    def stage(self, name: str) -> contextlib.AbstractContextManager[None]:
-        """Return a context that a stage runs in: "search", "trace", "build", "reload" or "gate"."""
-        return contextlib.nullcontext()
-
-    def announce(self, step: str) -> None:
-        """Take the name of what the present stage is doing."""
-
-    def judged(self, report: GateReport) -> None:
-        """Take the gate's report, passed or failed; once for each patch size."""
 
 
 @dataclass(frozen=True)
@@ -152,6 +148,7 @@ def export(
     dtype: str = "float32",
     *,
     keep_float32: str | Sequence[str] = (),
+    progress: bool = False,
     **options: Any,
 ) -> Artifact:
     """Build an artifact, reload it, judge it against the untouched eager model, and publish it if it passes.
@@ -166,8 +163,10 @@ def export(
         keep_float32: what computes in float32 all the same, where `dtype` has 16 bits: names of modules of the model,
             or "residual", "norm", "softmax", "pooling", "embedding"; a list, or a text with commas between names.
             "auto" searches, by trial, for the cheapest that passes the gate.
+        progress: show on standard error how far it is: a line that moves on a terminal, else a plain one each 10
+            seconds. Without it the logger `naflex_export` is told.
         options: further attributes of `ExportRequest`, by name: `outputs`, `matrices`, `patch_sizes`, `preprocessing`,
-            `images`, `seed`, `effort`, `require_run`, `source`, `settings`.
+            `images`, `seed`, `effort`, `require_run`, `keep_rejected`, `source`, `settings`.
 
     Raises:
         RequestError: an argument is not possible; nothing was built.
@@ -188,10 +187,14 @@ def export(
     request = ExportRequest(target, Path(out), chosen, precision, **{**options, **lists})
     if family_of(model) is None:
         warnings.warn("; ".join(remarks_on(model, request.preprocessing)), stacklevel=2)
-    exporter = Exporter(model, request)
+    exporter = Exporter(model, request, shown_progress() if progress else None)
     if remark := remark_on_precision(adapter_of(model).model):
         warnings.warn(remark, stacklevel=2)
     return exporter.run()
+
+
+Traced = dict[tuple[int | None, Precision], Program]
+"""Graphs of one model for the same buckets and outputs, by patch size and precision."""
 
 
 class Exporter:
@@ -201,6 +204,8 @@ class Exporter:
         model: to be exported, and the reference that the artifact is judged against.
         request: what is asked for.
         observer: told what happens.
+        traced: graphs that other exports of the same model, buckets and outputs traced: one is used again where the
+            precision is the same, and a new one is put there.
 
     Raises:
         RequestError: something is at `out` that is no artifact, the model is vectorized, there is no photo, or what is
@@ -209,14 +214,28 @@ class Exporter:
         BackendError: a package or device is missing.
     """
 
-    def __init__(self, model: nn.Module, request: ExportRequest, observer: Observer | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        request: ExportRequest,
+        observer: Observer | None = None,
+        traced: Traced | None = None,
+    ) -> None:
         self.request, self.observer = request, observer or Observer()
+        self._traced = traced
         check_destination(request.out)
         if request.settings.compile_cache and request.target != "compile":
             raise RequestError(
                 f"target {request.target!r} has no compile cache: nothing of it is compiled where it is loaded; leave "
                 "--compile-cache out"
             )
+        if request.keep_rejected:
+            if request.patch_sizes is not None:
+                raise RequestError(
+                    f"keep_rejected and patch_sizes={request.patch_sizes} were both given: an artifact is kept of one "
+                    "patch size; export that size alone"
+                )
+            check_destination(request.rejected)
         self.target = target_named(request.target)
         self.target.require_build()
         if request.require_run and (reason := self.target.cannot_run(request.precision)):
@@ -314,7 +333,9 @@ class Exporter:
             draft, report = self.judge_recorded(adapter, folder, draft)
         else:
             report = self.judge(adapter, folder, draft)
-        report = dataclasses.replace(report, search=self.search)
+        report = dataclasses.replace(report, search=self.search, folder=str(self.request.out) if report.passed else "")
+        if not report.passed and self.request.keep_rejected:
+            report = self.keep(folder, draft, report)
         self.tell(adapter, report)
         write(report, folder / REPORT)
         manifest = dataclasses.replace(draft, gate=verdict(report)).write(folder)
@@ -323,14 +344,26 @@ class Exporter:
 
     def build(self, adapter: ModelAdapter, folder: Path) -> Manifest:
         """Write the target's files and return the manifest of an artifact that is yet to be judged."""
-        with self.observer.stage("trace"):
-            program = trace(adapter, self.request.buckets, self.precision, self.outputs, matrices=self.request.matrices)
+        program = self.program(adapter)
         with self.observer.stage("build"):
             settings = dataclasses.replace(self.request.settings, announce=self.observer.announce)
             build = self.target.build(program, folder, settings)
         draft = self.describe(adapter, program, build)
         golden.add(folder, draft)
         return draft.write(folder)
+
+    def program(self, adapter: ModelAdapter) -> Program:
+        """Return the model as one graph: the one that an export before this traced, where that is the same."""
+        key = (adapter.patch_size, self.precision)
+        known = {} if self._traced is None else self._traced
+        if key in known:
+            return known[key]
+        for other in [other for other in known if other[0] == key[0]]:
+            del known[other]  # it holds a copy of all weights
+        with self.observer.stage("trace"):
+            made = trace(adapter, self.request.buckets, self.precision, self.outputs, matrices=self.request.matrices)
+        known[key] = made
+        return made
 
     def describe(self, adapter: ModelAdapter, program: Program, build: dict[str, Any]) -> Manifest:
         """Return what an artifact says of itself, but for its files and the gate's verdict.
@@ -386,7 +419,22 @@ class Exporter:
     def gate_settings(self, draft: Manifest) -> GateSettings:
         """Return what an artifact is judged by, from its manifest and the request."""
         own = GateSettings.of(draft, self.request.cases)
-        return dataclasses.replace(own, preprocessing=self.request.preprocessing)
+        return dataclasses.replace(own, preprocessing=self.request.preprocessing, announce=self.observer.announce)
+
+    def keep(self, folder: Path, draft: Manifest, report: GateReport) -> GateReport:
+        """Return the report on an artifact that the gate rejects, once that is kept beside where it would have been.
+
+        Args:
+            folder: where it was built.
+            draft: its manifest.
+            report: what the gate found.
+        """
+        with staged(self.request.rejected) as kept:
+            shutil.copytree(folder, kept, dirs_exist_ok=True)
+            report = dataclasses.replace(report, folder=str(self.request.rejected))
+            write(report, kept / REPORT)
+            dataclasses.replace(draft, gate=verdict(report)).write(kept)
+        return report
 
     def judge_recorded(self, adapter: ModelAdapter, folder: Path, draft: Manifest) -> tuple[Manifest, GateReport]:
         """Return a draft that tells of the compiled code that judging has left in the artifact, and the report.
@@ -405,10 +453,20 @@ class Exporter:
         """Tell the observer what the gate found; where it failed, leave the report beside `out` and raise."""
         named = report if adapter.patch_size is None else merged({adapter.patch_size: report})
         self.observer.judged(named)
-        if not report.passed:
-            for suffix in (".json", ".html"):
-                write(named, self.request.out.with_name(f"{self.request.out.name}.rejected{suffix}"))
+        if report.passed:
+            return
+        pages = [self.request.out.with_name(f"{self.request.rejected.name}{suffix}") for suffix in (".html", ".json")]
+        for path in pages:
+            write(named, path)
+        try:
             named.raise_for_failure()
+        except GateFailure as failure:
+            kept = (
+                f"the artifact is kept in {report.folder}, to be looked into and not for use"
+                if report.folder
+                else "the artifact is not kept (--keep-rejected, or keep_rejected=True, keeps it)"
+            )
+            raise GateFailure(f"{failure}\n  report: {pages[0]} (open it in a browser), {pages[1]}\n  {kept}") from None
 
 
 def _kept_in_float32(precision: Precision) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import math
 import tempfile
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ from naflex_export.models.exportable import refuse_modes, refuse_not_plain
 from naflex_export.models.model_sources import weights_sha256
 from naflex_export.models.rounding import refuse_rounded, remark_on_precision, stored_precision
 from naflex_export.precision import FLOAT32, Precision
+from naflex_export.progress import Observer, shown_progress
 from naflex_export.serving.manifest import Manifest
 from naflex_export.serving.patch_sizes import PatchSizesRunner
 from naflex_export.serving.runner import Runner
@@ -62,6 +63,7 @@ class GateSettings:
         patch_size: the reference resamples its patch projection to this size by itself; None for patches of its own.
         locate: compare modules even if everything passes; after a failure that is done anyway.
         preprocessing: how photos are prepared, in place of what the reference says; None for that.
+        announce: called with what is being judged, such as "case 4 of 9: mixed-256-seed0".
     """
 
     buckets: tuple[Bucket, ...]
@@ -71,6 +73,7 @@ class GateSettings:
     patch_size: int | None = None
     locate: bool = False
     preprocessing: Mapping[str, Any] | None = None
+    announce: Callable[[str], None] = lambda step: None
 
     @classmethod
     def of(cls, manifest: Manifest, cases: CaseSelection, locate: bool = False) -> GateSettings:
@@ -99,6 +102,7 @@ def gate(
     cases: Sequence[str] = (),
     patch_size: int | None = None,
     locate: bool = False,
+    progress: bool = False,
 ) -> GateReport:
     """Return how a candidate compares with the untouched eager model, on photos and on generated batches.
 
@@ -117,6 +121,7 @@ def gate(
         patch_size: of the candidate's patches, where it is not the reference's own; a Runner's manifest says so itself,
             and an artifact of several sizes is judged at each.
         locate: compare modules even if the gate passes; after a failure that is done anyway.
+        progress: show on standard error how far it is, as `export` does.
 
     Raises:
         UnsupportedModelError: the reference is not known, or no model of plain tensors and layers.
@@ -136,6 +141,12 @@ def gate(
             own, buckets=check_buckets(own.buckets if buckets is None else buckets), precision=asked or own.precision
         )
 
+    observer = shown_progress() if progress else Observer()
+
+    def judged(one: Candidate, settings: GateSettings) -> GateReport:
+        with observer.stage("gate"):
+            return judge(one, reference, photos, replace(settings, announce=observer.announce))
+
     tower = adapter_of(reference).model
     refuse_rounded(tower)
     if remark := remark_on_precision(tower):
@@ -145,21 +156,18 @@ def gate(
     if isinstance(candidate, PatchSizesRunner):
         parts = selections_by_size(selection, list(candidate.runners))
         report = merged(
-            {
-                size: judge(candidate[size], reference, photos, settings_of(candidate[size], part))
-                for size, part in parts.items()
-            }
+            {size: judged(candidate[size], settings_of(candidate[size], part)) for size, part in parts.items()}
         )
         return replace(report, artifact=summary_of(candidate.manifest))
     if isinstance(candidate, Runner):
         settings = settings_of(candidate, selection)
         size = settings.patch_size if patch_size is None else patch_size
-        report = judge(candidate, reference, photos, replace(settings, patch_size=size))
+        report = judged(candidate, replace(settings, patch_size=size))
         return replace(report, artifact=summary_of(candidate.manifest))
     chosen = check_buckets([Bucket()] if buckets is None else buckets)
     wanted = tuple(outputs or adapter_of(reference).default_outputs)
     settings = GateSettings(chosen, asked or FLOAT32, wanted, selection, patch_size, locate)
-    return judge(candidate, reference, photos, settings)
+    return judged(candidate, settings)
 
 
 def check_same_weights(reference: nn.Module, manifest: Manifest) -> None:
@@ -193,13 +201,16 @@ def judge(candidate: Candidate, reference: nn.Module, photos: Photos, settings: 
     adapter = adapter_of(reference, settings.patch_size).prepared_by(settings.preprocessing)
     comparison = Comparison(candidate, adapter, settings.outputs, settings.precision)
     tally = Tally(comparison)
-    for bucket in settings.buckets:
-        for batch in batches(comparison.reference, bucket, photos, cases):
-            tally.add(bucket, batch)
+    planned = sum(len(cases_of(bucket, cases, len(photos.images))) for bucket in settings.buckets)
+    made = ((one, batch) for one in settings.buckets for batch in batches(comparison.reference, one, photos, cases))
+    for count, (bucket, batch) in enumerate(made, 1):
+        settings.announce(f"case {count} of {planned}: {batch.name}")
+        tally.add(bucket, batch)
     invariances = []
     if "features" in settings.outputs and not tally.problems and not cases.only:
         width, floor = comparison.reference.token_width, tally.limits.relative_l2
         for bucket in settings.buckets if EFFORTS[cases.effort].every_bucket else settings.buckets[-1:]:
+            settings.announce(f"invariances in {bucket}")
             invariances += check_invariances(_unchecked_features(comparison), bucket, width, floor, cases.seed)
     report = replace(
         tally.report(),
@@ -214,6 +225,8 @@ def judge(candidate: Candidate, reference: nn.Module, photos: Photos, settings: 
     )
     if report.passed and not settings.locate:
         return report
+
+    settings.announce("looking for the first module that deviates")
 
     def case_of(name: str) -> tuple[Bucket, Batch]:
         only = replace(cases, only=(name,))

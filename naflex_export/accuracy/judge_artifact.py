@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,6 +34,7 @@ class JudgeRequest:
         locate: compare modules even if the gate passes; after a failure that is done anyway.
         require_run: refuse an artifact that this machine cannot run, in place of judging what stands in for it.
         trusted: as for `load`: with False an artifact that holds code is refused.
+        announce: called with what is being judged, such as "case 4 of 9: mixed-256-seed0".
     """
 
     images: Path | None = None
@@ -40,6 +42,7 @@ class JudgeRequest:
     locate: bool = False
     require_run: bool = False
     trusted: bool = True
+    announce: Callable[[str], None] = lambda step: None
 
 
 def judge_artifact(path: Path, reference: nn.Module, request: JudgeRequest | None = None) -> GateReport:
@@ -72,12 +75,14 @@ def judge_artifact(path: Path, reference: nn.Module, request: JudgeRequest | Non
     photos = photos_for(adapter_of(reference).why_no_photos, request.images)
 
     def judge_one(one: StandIn, cases: CaseSelection) -> GateReport:
-        return judge_opened(one, reference, photos, GateSettings.of(one.runner.manifest, cases, request.locate))
+        settings = GateSettings.of(one.runner.manifest, cases, request.locate)
+        return judge_opened(one, reference, photos, dataclasses.replace(settings, announce=request.announce))
 
     if None in found:
-        return judge_one(found[None], request.cases)
+        return dataclasses.replace(judge_one(found[None], request.cases), folder=str(path))
     selections = selections_by_size(request.cases, [size for size in found if size is not None])
-    return merged({size: judge_one(found[size], part) for size, part in selections.items()})
+    report = merged({size: judge_one(found[size], part) for size, part in selections.items()})
+    return dataclasses.replace(report, folder=str(path))
 
 
 def judge_opened(opened: StandIn, reference: nn.Module, photos: Photos, settings: GateSettings) -> GateReport:

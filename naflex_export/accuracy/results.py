@@ -22,6 +22,10 @@ BASELINE_FACTOR = 2.0
 """How many times eager's own error in a low precision a candidate's may be."""
 
 
+MOST_FAILURES = 4
+"""Failures that an error names: a fault shows in most cases, and what is worth reading is where it begins."""
+
+
 @dataclass(frozen=True)
 class CaseResult:
     """One output of one batch: its shape, how far the candidate is, and what exceeds the limits.
@@ -260,6 +264,8 @@ class GateReport:
             stored in it, or the weights were rounded to it.
         keep_float32: what of the candidate computes in float32 all the same, and so of the baseline.
         search: how that was found, where a search was asked for.
+        folder: of the artifact, for a command that judges it again: "ARTIFACT" where it is not known, empty where the
+            artifact was rejected and is not kept.
     """
 
     dtype: str
@@ -283,6 +289,7 @@ class GateReport:
     reference_precision: str = "float32"
     keep_float32: tuple[str, ...] = ()
     search: PrecisionSearch | None = None
+    folder: str = "ARTIFACT"
 
     @property
     def passed(self) -> bool:
@@ -329,8 +336,11 @@ class GateReport:
     def raise_for_failure(self) -> None:
         """Raise GateFailure, naming what failed, unless the gate passed."""
         if not self.passed:
-            lines = self.failures or ["nothing was compared"]
-            lines += [self.location.line] if self.location is not None else []
+            found = self.failures or ["nothing was compared"]
+            lines = found[:MOST_FAILURES]
+            if len(found) > MOST_FAILURES:
+                lines.append(f"and {len(found) - MOST_FAILURES} more, which the report lists")
+            lines += [] if self.location is None else [self.location.line]
             raise GateFailure("the gate failed:\n  " + "\n  ".join(lines))
 
     def to_json(self) -> dict[str, Any]:

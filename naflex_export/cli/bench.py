@@ -75,9 +75,9 @@ def bench_command(
     from naflex_export.bench.workloads import drawn_grids
     from naflex_export.cli.console import err, out
     from naflex_export.cli.figures import LEGEND, named, print_figures, print_timed
-    from naflex_export.cli.progress import Stages
     from naflex_export.models.model_names import understood
     from naflex_export.models.model_sources import ModelSource
+    from naflex_export.progress import Stages
     from naflex_export.serving.opened import opened
     from naflex_export.serving.publish import check_outside_artifacts
 

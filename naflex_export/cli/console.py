@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,8 +13,8 @@ from rich.markup import escape
 
 if TYPE_CHECKING:
     from naflex_export.accuracy.results import GateReport, Location, PrecisionSearch
-    from naflex_export.cli.progress import Stages
     from naflex_export.exporter import Artifact
+    from naflex_export.progress import Stages
 
 out = Console()
 err = Console(stderr=True)
@@ -23,6 +26,11 @@ MOST_SHOWN = 8000
 def print_error(error: Exception) -> None:
     """Print what an error says, in one line on standard error; of a very long text its first and last."""
     err.print(f"[bold red]error:[/] {escape(shown(str(error)))}", soft_wrap=True, highlight=False)
+
+
+def print_note(text: str, title: str = "note") -> None:
+    """Print a remark on standard error."""
+    err.print(f"[bold yellow]{title}:[/] {escape(text)}", soft_wrap=True, highlight=False)
 
 
 def shown(text: str) -> str:
@@ -39,7 +47,7 @@ def print_report(report: GateReport) -> None:
     from naflex_export.accuracy.report.phrases import baseline_lines, effort_line, invariance_line
     from naflex_export.precision import FLOAT32
 
-    out.print(table(report))
+    out.print(table(report, out.width))
     for line in [*baseline_lines(report), invariance_line(report), f"effort: {effort_line(report)}"]:
         out.print(escape(line), highlight=False, soft_wrap=True)
     if report.search is not None:
@@ -98,5 +106,30 @@ def print_artifact(artifact: Artifact, stages: Stages) -> None:
         out.print(f"  in   {escape(str(spec))}", highlight=False, soft_wrap=True)
     for spec in manifest.outputs:
         out.print(f"  out  {escape(str(spec))}", highlight=False, soft_wrap=True)
+    total = sum(file["bytes"] for file in manifest.files.values())
+    out.print(f"  {total / 2**20:.1f} MiB in all, with {artifact.path / REPORT}", soft_wrap=True, highlight=False)
     times = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in stages.seconds.items())
     out.print(f"  {times}", highlight=False, soft_wrap=True)
+    folder = shlex.quote(str(artifact.path))
+    out.print(f"next: naflex-bench {folder}", markup=False, highlight=False, soft_wrap=True)
+    out.print(f"      naflex-gate {folder} --report gate.html", markup=False, highlight=False, soft_wrap=True)
+    out.print(
+        f"      python: run = naflex_export.load({str(artifact.path)!r})", markup=False, highlight=False, soft_wrap=True
+    )
+
+
+@contextlib.contextmanager
+def spoken_on_stderr(asked: bool) -> Iterator[None]:
+    """Have what is for people go to standard error for as long as the block runs, where the other is for programs."""
+    before, out.stderr = out.stderr, asked
+    try:
+        yield
+    finally:
+        out.stderr = before
+
+
+def print_written(path: Path) -> None:
+    """Print that a report was written, and what opens it."""
+    how = {".html": "open it in a browser", ".md": "for a CI summary", ".xml": "JUnit", ".json": "for programs"}
+    text = f"wrote {path} ({how.get(path.suffix, 'a report')})"
+    out.print(text, markup=False, highlight=False, soft_wrap=True)

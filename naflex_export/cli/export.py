@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import re
+import time
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from naflex_export.cli.options import (
     ArgumentsCommand,
     Word,
+    begin,
     checkpoint_state_option,
+    config_option,
     exit_codes,
     images_option,
     model_args_option,
@@ -22,14 +27,21 @@ from naflex_export.cli.options import (
     thorough_option,
     verbose_option,
 )
-from naflex_export.errors import RequestError
+from naflex_export.errors import RejectedError, RequestError
 from naflex_export.grid import MATRICES, Bucket, check_buckets, parse_patch_sizes
 from naflex_export.models import DEFAULT_MODEL, TRANSFORMERS_PREFIX
 from naflex_export.models.model_names import understood
 from naflex_export.models.timm_names import timm_names
 from naflex_export.precision import DTYPES, Precision, dtype_named
-from naflex_export.targets import NAMES, target_word
+from naflex_export.targets import NAMES, target_named, target_word
 from naflex_export.version import __version__
+
+if TYPE_CHECKING:
+    from naflex_export.accuracy.results import GateReport
+    from naflex_export.cli.outcome import Outcome
+    from naflex_export.exporter import Exporter, ExportRequest
+    from naflex_export.models.model_sources import ModelSource
+    from naflex_export.progress import Stages
 
 
 def _list_models(ctx: click.Context, param: click.Parameter, pattern: str | None) -> None:
@@ -50,7 +62,7 @@ def _list_models(ctx: click.Context, param: click.Parameter, pattern: str | None
 
 @click.command(cls=ArgumentsCommand, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("model", default=DEFAULT_MODEL)
-@click.option("--target", required=True, type=Word(NAMES, target_word), help="What to build.")
+@click.option("--target", "targets", required=True, type=Word(NAMES, target_word), help="What to build.")
 @click.option(
     "--weights",
     default="pretrained",
@@ -60,7 +72,14 @@ def _list_models(ctx: click.Context, param: click.Parameter, pattern: str | None
 )
 @checkpoint_state_option
 @model_args_option
-@click.option("--dtype", default="float32", show_default=True, type=Word(DTYPES, dtype_named))
+@click.option(
+    "--dtype",
+    "dtypes",
+    default="float32",
+    show_default=True,
+    type=Word(DTYPES, dtype_named),
+    help="Of weights, and of floating inputs and outputs. Several targets and dtypes make an artifact for each pair.",
+)
 @click.option(
     "--keep-float32",
     default="",
@@ -88,7 +107,12 @@ def _list_models(ctx: click.Context, param: click.Parameter, pattern: str | None
     help="Patch sizes in pixels, such as 8,16,32: an entry point for each, in its own folder patchSIZE, with the patch "
     "projection resampled and folded into the weight.  [default: the model's own]",
 )
-@click.option("--out", "folder", type=click.Path(path_type=Path), help="[default: artifacts/MODEL-TARGET]")
+@click.option(
+    "--out",
+    "folder",
+    type=click.Path(path_type=Path),
+    help="Of several artifacts the folder that they lie in.  [default: artifacts/MODEL-TARGET]",
+)
 @click.option(
     "--outputs",
     metavar="NAME,...",
@@ -127,16 +151,33 @@ def _list_models(ctx: click.Context, param: click.Parameter, pattern: str | None
     help="Print timm's models that can be exported, with the tags of their weights, and do nothing else; those that "
     "hold a word, or match a pattern such as 'naflexvit*', if there is one.",
 )
+@click.option(
+    "--keep-rejected",
+    is_flag=True,
+    help="Keep an artifact that the gate rejects, as OUT.rejected: to be judged again and looked into, not for use.",
+)
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Load the model and print the plan: its inputs, profiles, sizes and how long the gate takes; build nothing.",
+)
+@click.option(
+    "--json",
+    "for_programs",
+    is_flag=True,
+    help="Print what came of it as JSON on standard output, and all else on standard error.",
+)
+@config_option
 @verbose_option
 @click.version_option(__version__, package_name="naflex_export")
 @exit_codes
 def export_command(
     model: str,
-    target: str,
+    targets: str,
     weights: str,
     state: str,
     model_args: tuple[str, ...],
-    dtype: str,
+    dtypes: str,
     keep_float32: str,
     matrices: str | None,
     buckets: tuple[str, ...],
@@ -151,6 +192,9 @@ def export_command(
     compile_cache: bool,
     require_run: bool,
     repository: Path | None,
+    keep_rejected: bool,
+    dry_run: bool,
+    for_programs: bool,
     verbose: bool,
 ) -> None:
     """Export MODEL to TARGET and judge the artifact against the eager model.
@@ -164,64 +208,153 @@ def export_command(
     """
     meant = understood(model)
     model = meant.name
-
-    from rich.markup import escape
+    begin(f"{model} to {targets.replace(',', ', ')} in {dtypes.replace(',', ', ')}")
 
     from naflex_export.accuracy.cases import STANDARD
-    from naflex_export.cli.console import err, out, print_artifact, print_report
-    from naflex_export.cli.progress import Stages
-    from naflex_export.exporter import Exporter, ExportRequest
+    from naflex_export.cli.console import print_note, spoken_on_stderr
+    from naflex_export.exporter import ExportRequest
     from naflex_export.graph.build_settings import BuildSettings
     from naflex_export.models.model_sources import ModelSource, parse_model_args
     from naflex_export.models.preprocessing import settings_of
-    from naflex_export.models.towers import remarks_on
-    from naflex_export.server.triton_repository import check_repository, write_repository
-    from naflex_export.serving.publish import check_destination
 
     quiet_libraries(verbose)
-    folder = folder or Path("artifacts") / f"{_file_name(model)}-{target}"
-    chosen = check_buckets([Bucket.parse(text) for text in buckets] or [Bucket()])
+    asked_for = [(one, Precision.of(dtype, keep_float32)) for dtype in dtypes.split(",") for one in targets.split(",")]
+    folders = _folders(folder, model, asked_for)
     sizes = None if patch_sizes is None else parse_patch_sizes(patch_sizes)
-    asked, precision = _outputs(outputs, with_tokens), Precision.of(dtype, keep_float32)
     source = ModelSource(model, weights, seed, sizes is not None, parse_model_args(model_args), state)
     source.check()
-    prepared = None if preprocessing is None else settings_of(preprocessing)
-    check_destination(folder)
-    if repository is not None:
-        if sizes is not None:
-            raise RequestError("--triton and --patch-size were both given: a model of Triton's has one patch size")
-        check_repository(repository, folder.resolve().name)
+    requests = [
+        ExportRequest(
+            target,
+            one,
+            check_buckets([Bucket.parse(text) for text in buckets] or [Bucket()]),
+            precision,
+            outputs=_outputs(outputs, with_tokens),
+            matrices=matrices,
+            patch_sizes=sizes,
+            preprocessing=None if preprocessing is None else settings_of(preprocessing),
+            images=images,
+            seed=seed,
+            effort=effort or STANDARD,
+            require_run=require_run,
+            keep_rejected=keep_rejected,
+            settings=BuildSettings(verbose=verbose, compile_cache=compile_cache),
+        )
+        for (target, precision), one in zip(asked_for, folders, strict=True)
+    ]
+    _check_places(requests, repository)
     if meant.note:
-        err.print(f"[bold yellow]note:[/] {escape(meant.note)}", soft_wrap=True, highlight=False)
+        print_note(meant.note)
     if weights == "random":
-        err.print("[bold yellow]random weights:[/] a dry run; the artifact computes nothing of use", soft_wrap=True)
+        print_note("a dry run; the artifact computes nothing of use", "random weights")
+    with spoken_on_stderr(for_programs):
+        _export(source, requests, repository, for_programs=for_programs, dry_run=dry_run)
 
-    stages = Stages(err, on_report=print_report)
+
+def _check_places(requests: list[ExportRequest], repository: Path | None) -> None:
+    """Check what can be checked ahead of the model: places to write to, photos, and what building takes."""
+    from naflex_export.accuracy.photos import photos_for
+    from naflex_export.server.triton_repository import check_repository
+    from naflex_export.serving.publish import check_destination
+
+    for request in requests:
+        check_destination(request.out)
+        target_named(request.target).require_build()
+    first = requests[0]
+    if first.images is not None and not first.images.is_dir():
+        photos_for("", first.images)  # which says what is wrong with it
+    if repository is None:
+        return
+    if first.patch_sizes is not None:
+        raise RequestError("--triton and --patch-size were both given: a model of Triton's has one patch size")
+    if len(requests) > 1:
+        raise RequestError(f"--triton and {len(requests)} artifacts were asked for: give one target and one dtype")
+    check_repository(repository, first.out.resolve().name)
+
+
+def _export(
+    source: ModelSource, requests: list[ExportRequest], repository: Path | None, *, for_programs: bool, dry_run: bool
+) -> None:
+    """Load the model once, and make and judge each artifact asked for; with `dry_run` print what would be made.
+
+    Raises:
+        RejectedError: one was rejected, the first if several were.
+    """
+    from naflex_export.cli.console import err, out, print_note, print_report
+    from naflex_export.cli.outcome import as_json, outcome_table
+    from naflex_export.exporter import Exporter, Traced
+    from naflex_export.models.towers import remarks_on
+    from naflex_export.progress import Stages
+    from naflex_export.server.triton_repository import write_repository
+
+    reports: list[GateReport] = []
+
+    def judged(report: GateReport) -> None:
+        reports.append(report)
+        print_report(report)
+
+    stages = Stages(err, on_report=judged)
     with stages.stage("load"):
         opened = source.open()
-    for note in (*opened.notes, *remarks_on(opened.model, prepared)):
-        err.print(f"[bold yellow]note:[/] {escape(note)}", soft_wrap=True, highlight=False)
-    request = ExportRequest(
-        target,
-        folder,
-        chosen,
-        precision,
-        outputs=asked,
-        matrices=matrices,
-        patch_sizes=sizes,
-        preprocessing=prepared,
-        images=images,
-        seed=seed,
-        effort=effort or STANDARD,
-        require_run=require_run,
-        source=opened.source.describe(),
-        settings=BuildSettings(verbose=verbose, compile_cache=compile_cache),
-    )
-    artifact = Exporter(opened.model, request, stages).run()
-    print_artifact(artifact, stages)
-    if repository is not None:
-        written = write_repository(artifact.path, repository, folder.resolve().name)
-        out.print(f"for Triton: {escape(str(written))}", soft_wrap=True, highlight=False)
+    for note in (*opened.notes, *remarks_on(opened.model, requests[0].preprocessing)):
+        print_note(note)
+    traced: Traced | None = {} if len(requests) > 1 else None
+    described = opened.source.describe()
+    exporters = [Exporter(opened.model, replace(one, source=described), stages, traced) for one in requests]
+    if dry_run:
+        from naflex_export.cli.dry_run import plan_lines
+
+        for line in plan_lines(exporters):
+            out.print(line, markup=False, highlight=False, soft_wrap=True)
+        return
+    outcomes, failures = _run_all(exporters, stages, reports)
+    if len(exporters) > 1:
+        out.print(outcome_table(outcomes))
+    if repository is not None and not failures:
+        written = write_repository(requests[0].out, repository, requests[0].out.resolve().name)
+        out.print(f"for Triton: {written}", soft_wrap=True, highlight=False, markup=False)
+    if for_programs:
+        click.echo(as_json(outcomes))
+    if failures:
+        raise failures[0]
+
+
+def _run_all(
+    exporters: list[Exporter], stages: Stages, reports: list[GateReport]
+) -> tuple[list[Outcome], list[RejectedError]]:
+    """Return what came of each export, and the errors of those that were rejected: one does not stop the others."""
+    from naflex_export.cli.console import print_artifact, print_error
+    from naflex_export.cli.outcome import Outcome
+
+    outcomes, failures = [], []
+    for number, exporter in enumerate(exporters, 1):
+        request, started = exporter.request, time.perf_counter()
+        if len(exporters) > 1:
+            stages.named(f"{number} of {len(exporters)}, {request.target} in {request.precision}")
+        reports.clear()
+        try:
+            artifact = exporter.run()
+        except RejectedError as error:
+            failures.append(error)
+            seconds, report = time.perf_counter() - started, reports[-1] if reports else None
+            outcomes.append(Outcome.rejected(request, report, seconds, str(error)))
+            if len(exporters) > 1:
+                print_error(error)
+        else:
+            outcomes.append(Outcome.of(artifact, time.perf_counter() - started))
+            print_artifact(artifact, stages)
+    return outcomes, failures
+
+
+def _folders(given: Path | None, model: str, asked_for: list[tuple[str, Precision]]) -> list[Path]:
+    """Return the folder of each artifact: of one its own, of several one in the folder given for each."""
+    if given is not None and len(asked_for) == 1:
+        return [given]
+    several_dtypes = len({precision.dtype for _, precision in asked_for}) > 1
+    names = [f"{target}-{precision.dtype}" if several_dtypes else target for target, precision in asked_for]
+    if given is not None:
+        return [given / name for name in names]
+    return [Path("artifacts") / f"{_file_name(model)}-{name}" for name in names]
 
 
 def _outputs(given: str | None, with_tokens: bool) -> tuple[str, ...] | None:

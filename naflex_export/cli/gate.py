@@ -8,6 +8,7 @@ import click
 
 from naflex_export.cli.options import (
     ArgumentsCommand,
+    begin,
     exit_codes,
     images_option,
     locate_option,
@@ -79,13 +80,14 @@ def gate_command(
     Exit codes: 0 passed, 1 the gate failed, 2 the request was wrong, 3 a backend or device is missing,
     70 something unexpected, 130 and 143 interrupted.
     """
+    begin(str(artifact))
     from naflex_export.accuracy.cases import STANDARD, CaseSelection
     from naflex_export.accuracy.judge_artifact import JudgeRequest, judge_artifact
     from naflex_export.accuracy.report.formats import check_report, write
-    from naflex_export.cli.console import err, out, print_report
-    from naflex_export.cli.progress import Stages
+    from naflex_export.cli.console import err, out, print_report, print_written
     from naflex_export.models.model_names import understood
     from naflex_export.models.model_sources import ModelSource, parse_model_args
+    from naflex_export.progress import Stages
     from naflex_export.serving.load import check_trusted
     from naflex_export.serving.opened import opened
     from naflex_export.serving.publish import check_outside_artifacts
@@ -106,10 +108,18 @@ def gate_command(
         found = judge_artifact(
             artifact,
             loaded,
-            JudgeRequest(images, CaseSelection(seed, effort or STANDARD, cases), locate, require_run, not untrusted),
+            JudgeRequest(
+                images,
+                CaseSelection(seed, effort or STANDARD, cases),
+                locate,
+                require_run,
+                not untrusted,
+                stages.announce,
+            ),
         )
+    print_report(found)
     for path in reports:
         write(found, path)
-    print_report(found)
+        print_written(path)
     found.raise_for_failure()
     out.print("[bold green]passed[/]")

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
 from pathlib import Path
-from typing import ParamSpec
+from typing import Any, ParamSpec
 
 import click
 
@@ -97,8 +97,62 @@ trust_source_option = click.option(
 )
 
 
+def read_config(ctx: click.Context, param: click.Parameter, path: Path | None) -> None:
+    """Take options from a TOML file that has them by the same words as the command line, which wins over it."""
+    if path is None:
+        return
+    import tomllib
+
+    try:
+        given = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise click.BadParameter(f"{str(path)!r} cannot be read as TOML: {error}.", ctx, param) from error
+    known: dict[str, click.Parameter] = {}
+    for one in ctx.command.params:
+        words = one.opts if isinstance(one, click.Option) else [one.name or ""]
+        known |= {word.lstrip("-"): one for word in words if word.startswith("--") or word == one.name}
+    defaults: dict[str, Any] = {}
+    for word, value in given.items():
+        option = known.get(word)
+        if option is None or option is param:
+            close = difflib.get_close_matches(word, known, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise click.BadParameter(
+                f"{str(path)!r} sets {word!r}, which is no option of this command.{hint}", ctx, param
+            )
+        flag = isinstance(option, click.Option) and option.is_flag
+        if flag != isinstance(value, bool):
+            expected = "true or false" if flag else "a text, a number or a list of texts"
+            raise click.BadParameter(f"{str(path)!r} sets {word} to {value!r}: expected {expected}.", ctx, param)
+        if word == "model-args" and isinstance(value, dict):
+            value = [f"{name}={inner}" for name, inner in value.items()]  # noqa: PLW2901
+        if flag:
+            if not value:
+                continue
+            asked = getattr(option, "flag_value", True)
+            value = asked if isinstance(asked, str) else True  # noqa: PLW2901
+        elif option.multiple if isinstance(option, click.Option) else False:
+            value = [str(inner) for inner in (value if isinstance(value, list) else [value])]  # noqa: PLW2901
+        else:
+            value = ",".join(map(str, value)) if isinstance(value, list) else value  # noqa: PLW2901
+        defaults[option.name or ""] = value
+    ctx.default_map = {**(ctx.default_map or {}), **defaults}
+
+
+config_option = click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    metavar="FILE.toml",
+    is_eager=True,
+    expose_value=False,
+    callback=read_config,
+    help="Take options from a TOML file, by the same words: model, target, dtype, bucket. What stands on the command "
+    "line wins.",
+)
+
+
 class Word(click.types.StringParamType):
-    """One of a few words, in any case, or another that means it.
+    """One of a few words, in any case, or another that means it; several with commas between them.
 
     Args:
         words: that there are.
@@ -111,9 +165,12 @@ class Word(click.types.StringParamType):
         self.words, self._meant = tuple(words), meant
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
-        return f"[{'|'.join(self.words)}]"
+        return f"[{'|'.join(self.words)}],..."
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return ",".join(dict.fromkeys(self._one(one, param, ctx) for one in value.split(",")))
+
+    def _one(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
         found = self._meant(value)
         if found not in self.words:
             close = difflib.get_close_matches(value.lower(), self.words, n=1)
@@ -191,6 +248,11 @@ locate_option = click.option(
     help="Compare module by module even if the gate passes; after a failure that is done anyway.",
 )
 seed_option = click.option("--seed", default=0, show_default=True, help="Of generated batches and random weights.")
+
+
+def begin(what: str) -> None:
+    """Say what begins, ahead of the seconds that it takes to import torch."""
+    click.echo(f"{what}: loading torch", err=True)
 
 
 def quiet_libraries(verbose: bool) -> None:

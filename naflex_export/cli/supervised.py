@@ -44,6 +44,61 @@ def bench_main() -> NoReturn:
     _main("bench")
 
 
+COMMANDS = {
+    "export": "export a model and judge the artifact against eager",
+    "gate": "judge an artifact again",
+    "bench": "time an artifact beside eager",
+    "embed": "photos to vectors in parquet shards",
+    "plan": "buckets for a collection of photos",
+    "serve": "serve an artifact over HTTP",
+}
+"""What `naflex` runs, `naflex NAME` as `naflex-NAME`, and what each does in a line."""
+
+_SUPERVISED = ("export", "gate", "bench")
+
+
+def naflex_main() -> NoReturn:
+    """Run `naflex`: list the other commands, or be one of them."""
+    asked = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if asked in COMMANDS:
+        sys.argv = [f"naflex-{asked}", *sys.argv[2:]]
+        if asked in _SUPERVISED:
+            _main(asked)
+        work(asked)
+        sys.exit(0)
+    if asked == "--version":
+        print(f"naflex, version {import_module('naflex_export.version').__version__}")
+        sys.exit(0)
+    if asked in _SHOWN_AT_ONCE:
+        print(_listing())
+        sys.exit(0)
+    from difflib import get_close_matches
+
+    close = get_close_matches(asked, COMMANDS, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    print(f"error: naflex has no command {asked!r}: expected one of {', '.join(COMMANDS)}.{hint}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _listing() -> str:
+    rows = [f"  {name:8}{what}" for name, what in COMMANDS.items()]
+    return "\n".join(
+        [
+            "Usage: naflex COMMAND [OPTIONS] ...",
+            "",
+            "  Exact, loop-free NaFlex vision transformers, each artifact judged against eager.",
+            "",
+            "Commands:",
+            *rows,
+            "",
+            "  naflex COMMAND is naflex-COMMAND; --help after it shows its options. To begin:",
+            "",
+            "  naflex export --target onnx --weights random --out artifacts/first",
+            "  naflex gate artifacts/first --report gate.html",
+        ]
+    )
+
+
 def work(name: str) -> None:
     """Do what a command does, in the process that is waited for; it ends where that one is killed.
 

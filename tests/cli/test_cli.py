@@ -36,7 +36,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def done(folder: Path) -> Result:
-    return export("tiny:classifier", "--target", "onnx", "--weights", "random", "--bucket", "16:1,2,4", "--out", folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("naflex_export.progress.INTERVAL", 600.0)  # however slow the machine is
+        return export(
+            "tiny:classifier", "--target", "onnx", "--weights", "random", "--bucket", "16:1,2,4", "--out", folder
+        )
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +69,10 @@ def test_export_prints_the_verdict_the_signature_and_the_times(tmp_path: Path) -
 
 
 def test_quiet_when_not_a_terminal(done: Result) -> None:
-    assert done.stderr == "random weights: a dry run; the artifact computes nothing of use\n"
+    assert done.stderr.splitlines() == [
+        "tiny:classifier to onnx in float32: loading torch",
+        "random weights: a dry run; the artifact computes nothing of use",
+    ]
     assert "\x1b" not in done.output
 
 
@@ -296,3 +303,48 @@ def test_a_folder_that_is_not_there_is_told_from_one_without_a_manifest(artifact
     assert refused.exit_code == 2
     assert f"there is no folder '{artifact.with_name('nope')}': expected an artifact" in flat(refused.stderr)
     assert f"beside it there is {artifact}" in flat(refused.stderr)
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["deleted", "kept"])
+def test_a_rejection_says_where_its_page_is_and_how_to_go_on(
+    kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command in the page is run as it stands there."""
+    import html
+    import re
+    import shlex
+
+    from naflex_export.serving.onnx_runner import OnnxRunner
+
+    with monkeypatch.context() as wrong:
+        true = OnnxRunner.run
+        wrong.setattr(OnnxRunner, "run", lambda *arguments: [1.1 * out for out in true(*arguments)])
+        failed = export(
+            "tiny:siglip", "--target", "onnx", "--weights", "random", "--bucket", "9:1,2,2", "--quick",
+            "--out", tmp_path / "a", *(["--keep-rejected"] if kept else []),
+        )  # fmt: skip
+    assert failed.exit_code == 1 and f"report: {tmp_path / 'a.rejected.html'} (open it" in flat(failed.stderr)
+    page = (tmp_path / "a.rejected.html").read_text()
+    [command] = re.findall(r"<pre>(naflex-gate .*?)</pre>", page)
+    _, folder, *cases = shlex.split(html.unescape(command))
+    assert not (tmp_path / "a").exists()
+    if not kept:
+        assert folder == "OUT.rejected" and "export again with --keep-rejected" in page
+        assert "the artifact is not kept (--keep-rejected" in flat(failed.stderr)
+        return
+    assert folder == str(tmp_path / "a.rejected") and f"is kept in {folder}" in flat(failed.stderr)
+    again = gate(folder, *cases, "--report", tmp_path / "r.html")
+    assert again.exit_code == 0, again.output
+    assert f"wrote {tmp_path / 'r.html'} (open it in a browser)" in again.stdout
+    assert json.loads((tmp_path / "a.rejected" / "manifest.json").read_text())["gate"]["passed"] is False
+
+
+def test_an_export_ends_with_what_to_do_next(done: Result, artifact: Path) -> None:
+    assert "MiB in all, with" in done.stdout
+    assert f"next: naflex-bench {artifact}" in done.stdout and f"naflex-gate {artifact} --report" in done.stdout
+
+
+def test_a_report_of_no_format_is_refused_ahead_of_all_work(artifact: Path, tmp_path: Path) -> None:
+    refused = gate(artifact, "--report", tmp_path / "r.pdf")
+    assert refused.exit_code == 2 and refused.stdout == ""
+    assert "ends in '.pdf': expected one of .html" in flat(refused.stderr)

@@ -7,9 +7,12 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
+
+from naflex_export.cli.supervised import COMMANDS
 
 ROOT = Path(__file__).parents[2]
 SUPERVISE = (
@@ -109,3 +112,27 @@ def test_help_takes_no_second_process() -> None:
     process = started(code)
     stdout, _ = process.communicate(timeout=60)
     assert process.returncode == 0 and stdout.startswith("Usage: naflex-gate ")
+
+
+NAFLEX = "from naflex_export.cli.supervised import naflex_main; naflex_main()"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        ([], 0, "Usage: naflex COMMAND"),
+        (["--help"], 0, "naflex COMMAND is naflex-COMMAND"),
+        (["export", "--help"], 0, "Usage: naflex-export"),
+        (["plan", "--help"], 0, "Usage: naflex-plan"),
+        (["exprot"], 2, "naflex has no command 'exprot'"),
+        (["gate", "/no/such/folder"], 2, "there is no folder '/no/such/folder'"),
+    ],
+)
+def test_naflex_lists_the_others_and_runs_them(arguments: list[str], code: int, said: str) -> None:
+    done = subprocess.run([sys.executable, "-c", NAFLEX, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == code and said in done.stdout + done.stderr
+
+
+def test_naflex_knows_every_command_that_is_installed() -> None:
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    assert [f"naflex-{name}" for name in COMMANDS] == [name for name in scripts if name != "naflex"]

@@ -50,11 +50,21 @@ def as_json(report: GateReport) -> str:
     return json.dumps(report.to_json(), indent=2) + "\n"
 
 
-def table(report: GateReport) -> Table:
+NARROW = 78
+"""Columns below which the table leaves out what a verdict does not need: grids, and the largest difference itself."""
+
+
+def table(report: GateReport, width: int = 120) -> Table:
     """Return the report as a table: a row for each output of each batch, the limits below.
 
-    Case names go without what is the same for all: the seed, and the tokens of the only bucket.
+    The verdict is never cut: where there is little room, names of cases are folded. They go without what is the same
+    for all: the seed, and the tokens of the only bucket.
+
+    Args:
+        report: to show.
+        width: columns that there are for it.
     """
+    narrow = width < NARROW
     several = len({result.output for result in report.results}) > 1
     one_bucket = len({result.bucket for result in report.results}) == 1
     logits = any(result.measures.top1_agreement is not None for result in report.results)
@@ -65,10 +75,13 @@ def table(report: GateReport) -> Table:
         box=SIMPLE,
         padding=(0, 1, 0, 0),
     )
-    rows.add_column("case", no_wrap=True)
-    rows.add_column("images, grids", no_wrap=True)
-    for heading in (*([] if several else ["max abs"]), "of max", "rel L2", "1-cos", *(["top-1"] if logits else []), ""):
-        rows.add_column(heading, justify="right", no_wrap=True)
+    with_abs = not several and not narrow
+    rows.add_column("case", overflow="fold")
+    if not narrow:
+        rows.add_column("images, grids", overflow="fold")
+    for heading in (*(["max abs"] if with_abs else []), "of max", "rel L2", "1-cos", *(["top-1"] if logits else [])):
+        rows.add_column(heading, justify="right", no_wrap=True, min_width=7)
+    rows.add_column("", justify="right", no_wrap=True, min_width=4)
     for result in report.results:
         found = result.measures
         name = result.case.removesuffix(f"-seed{report.seed}")
@@ -76,8 +89,8 @@ def table(report: GateReport) -> Table:
             name = re.sub(rf"-{result.bucket.split(':')[0]}(?=-|$)", "", name, count=1)
         rows.add_row(
             f"{name} {result.output}" if several else name,
-            f"{result.images}: {shorten(result.grids)}",
-            *([] if several else [f"{found.max_abs:.1e}"]),
+            *([] if narrow else [f"{result.images}: {shorten(result.grids)}"]),
+            *([f"{found.max_abs:.1e}"] if with_abs else []),
             f"{found.max_share:.1e}",
             f"{found.relative_l2:.1e}",
             f"{1 - found.worst_cosine:.0e}",
@@ -88,8 +101,8 @@ def table(report: GateReport) -> Table:
     rows.add_section()
     rows.add_row(
         "limit",
-        report.dtype,
-        *([] if several else [""]),
+        *([] if narrow else [report.dtype]),
+        *([""] if with_abs else []),
         f"{limits.max_share:.1e}",
         f"{limits.relative_l2:.1e}",
         f"{1 - limits.worst_cosine:.0e}",

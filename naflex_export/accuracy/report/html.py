@@ -12,6 +12,7 @@ from naflex_export.accuracy.report.phrases import (
     facts,
     location_line,
     rerun_command,
+    rerun_line,
     tap_line,
     verdict_line,
     warnings,
@@ -91,7 +92,7 @@ def _failures(report: GateReport) -> list[Element]:
     command = rerun_command(report)
     if command:
         section += [
-            tag("p", "To run failed cases again, and nothing else (with the same --images, if you gave them):"),
+            tag("p", rerun_line(report)),
             tag("pre", command),
         ]
     return section

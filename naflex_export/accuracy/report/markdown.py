@@ -12,6 +12,7 @@ from naflex_export.accuracy.report.phrases import (
     invariance_line,
     location_line,
     rerun_command,
+    rerun_line,
     verdict_line,
     warnings,
 )
@@ -60,7 +61,7 @@ def _failures(report: GateReport) -> list[str]:
     if located:
         found += [f"**First deviation:** {_text(located.removeprefix('first deviation: '))}", ""]
     if command:
-        found += ["To run failed cases again, and nothing else:", "", "```sh", clean(command), "```", ""]
+        found += [rerun_line(report), "", "```sh", clean(command), "```", ""]
     return found
 
 

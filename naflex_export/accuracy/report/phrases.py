@@ -184,7 +184,17 @@ def rerun_command(report: GateReport, most: int = 3) -> str:
     cases = [case for problem in report.problems if not (case := case_of(problem)).endswith(GOLDEN)]
     cases += [result.case for result in report.results if result.exceeded]
     named = [part for case in list(dict.fromkeys(cases))[:most] for part in ("--case", case)]
-    return shlex.join(["naflex-gate", "ARTIFACT", *named]) if named else ""
+    return shlex.join(["naflex-gate", report.folder or "OUT.rejected", *named]) if named else ""
+
+
+def rerun_line(report: GateReport) -> str:
+    """Return what `rerun_command` is for, and what it takes where the artifact was not kept."""
+    if report.folder:
+        return "To run failed cases again, and nothing else (with the same --images, if you gave them):"
+    return (
+        "To run failed cases again, and nothing else, export again with --keep-rejected, which keeps the artifact as "
+        "OUT.rejected, and then (with the same --images, if you gave them):"
+    )
 
 
 def case_of(problem: str) -> str:

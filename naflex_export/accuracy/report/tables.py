@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -62,13 +63,21 @@ def baseline_table(report: GateReport) -> Table:
                 Cell(found.output, code=True),
                 number(found.candidate),
                 number(found.baseline),
-                f"{number(found.candidate / found.baseline)}x" if found.baseline else "",
+                _ratio(found.candidate, found.baseline),
                 f"{BASELINE_FACTOR:g}x",
                 _verdict(not found.failure),
             )
             for found in report.baselines
         ],
     )
+
+
+def _ratio(candidate: float, baseline: float) -> str:
+    """Return how many times the baseline's error a candidate's is; a dash where that is no number."""
+    ratio = candidate / baseline if baseline else math.nan
+    if not math.isfinite(ratio):
+        return "-"
+    return f"{number(ratio)}x" if ratio >= 1 else f"{ratio:.2g}x"
 
 
 def summary_table(of: str, found: Sequence[Summary]) -> Table:

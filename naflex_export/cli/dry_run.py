@@ -1,0 +1,72 @@
+"""What `naflex-export --dry-run` prints: the plan of a run, from the model itself, without a build."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import torch
+
+from naflex_export.accuracy.cases import cases_of
+from naflex_export.exporter import Exporter
+from naflex_export.graph.trace import example_inputs
+from naflex_export.models.adapter import ModelAdapter
+from naflex_export.serving.signature import TensorSpec
+
+
+def plan_lines(exporters: list[Exporter]) -> Iterator[str]:
+    """Yield the plan of a run, a line each: the model, its inputs, buckets, and each artifact that would be made."""
+    first = exporters[0]
+    adapters = list(first.adapters.values())
+    for adapter in adapters:
+        parameters = sum(parameter.numel() for parameter in adapter.model.parameters())
+        yield f"model: {adapter.describe()['architecture']}, {parameters / 1e6:.1f} million parameters"
+        for spec in _inputs(adapter, first):
+            yield f"  in   {spec}"
+    yield f"outputs: {', '.join(first.outputs)}"
+    for bucket in first.request.buckets:
+        smallest, usual, largest = bucket.batch
+        yield f"bucket and profile: {bucket.tokens} tokens, batches of {smallest} to {largest}, tuned for {usual}"
+    cases = _cases(first)
+    seconds = _seconds_of_eager(adapters[0])
+    for exporter in exporters:
+        request = exporter.request
+        low = exporter.precision.is_low
+        size = sum(_bytes(adapter, 2 if low else 4) for adapter in adapters)
+        judged = exporter.target.cannot_run(exporter.precision)
+        yield f"{request.target} in {exporter.precision}: about {size / 2**20:.0f} MiB, to {request.out}"
+        yield f"  judged: {f'what stands in for it ({judged})' if judged else 'the artifact itself'}"
+        work = sum(
+            count * bucket.tokens * bucket.batch[1] for bucket, count in zip(request.buckets, cases, strict=True)
+        )
+        expected = len(adapters) * work * seconds * (3 if low else 2)
+        yield f"  gate: {sum(cases) * len(adapters)} cases, about {expected:.0f} s on this CPU, after the build"
+    yield "nothing was built: leave out --dry-run to build it"
+
+
+def _inputs(adapter: ModelAdapter, exporter: Exporter) -> Iterator[TensorSpec]:
+    form = adapter.input_format
+    given = example_inputs(adapter, torch.float32)
+    for name, value, axes in zip(form.names, given, form.open_dims, strict=True):
+        dtype = exporter.precision.dtype if value.is_floating_point() else str(value.dtype).removeprefix("torch.")
+        yield TensorSpec(name, dtype, tuple(axes.get(axis, size) for axis, size in enumerate(value.shape)))
+
+
+def _cases(exporter: Exporter) -> list[int]:
+    photos = len(exporter.photos.images)
+    return [len(cases_of(bucket, exporter.request.cases, photos)) for bucket in exporter.request.buckets]
+
+
+def _bytes(adapter: ModelAdapter, width: int) -> int:
+    return sum(parameter.numel() * width for parameter in adapter.model.parameters())
+
+
+def _seconds_of_eager(adapter: ModelAdapter) -> float:
+    """Return the seconds that eager takes for a token, measured on a small batch."""
+    inputs = example_inputs(adapter, torch.float32)
+    encoder = adapter.encoder(adapter.default_outputs)
+    with torch.no_grad():
+        encoder(*inputs)
+        started = time.perf_counter()
+        encoder(*inputs)
+    return (time.perf_counter() - started) / (inputs[0].shape[0] * inputs[0].shape[1])

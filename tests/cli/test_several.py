@@ -1,0 +1,110 @@
+"""Several targets and dtypes in one run, a plan without a build, options from a file, and JSON for programs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from naflex_export import exporter
+from naflex_export.cli.export import export_command
+
+BASE = ("tiny:siglip", "--weights", "random", "--bucket", "9:1,2,2", "--quick")
+
+
+def export(*arguments: object) -> Result:
+    return CliRunner().invoke(export_command, [str(argument) for argument in arguments])
+
+
+def flat(text: str) -> str:
+    return " ".join(text.split())
+
+
+def test_pairs_of_targets_and_dtypes_share_a_trace_and_end_in_a_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    traced = []
+    true = exporter.trace
+    monkeypatch.setattr(exporter, "trace", lambda *args: (traced.append(args[2]), true(*args))[1])
+    done = export(*BASE, "--target", "onnx,ONNX", "--dtype", "float32,fp16", "--out", tmp_path / "a", "--json")
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert found["published"] and [one["dtype"] for one in found["artifacts"]] == ["float32", "float16"]
+    assert all((Path(one["folder"]) / "manifest.json").is_file() for one in found["artifacts"])
+    assert [one["folder"] for one in found["artifacts"]] == [
+        str(tmp_path / "a" / f"onnx-{d}") for d in ("float32", "float16")
+    ]
+    assert [precision.dtype for precision in traced] == ["float32", "float16"]
+    assert "rel L2 MiB s" in flat(done.stderr) and max(map(len, done.stderr.splitlines()[-6:])) <= 60
+
+
+def test_a_trace_serves_several_targets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A build that changed it would make the next artifact fail, or differ from one made by itself."""
+    traced = []
+    true = exporter.trace
+    monkeypatch.setattr(exporter, "trace", lambda *args: (traced.append(args[2]), true(*args))[1])
+    pytest.importorskip("tensorrt_rtx")
+    done = export(*BASE, "--target", "onnx,trt", "--out", tmp_path / "a")
+    assert done.exit_code == 0, done.output
+    assert len(traced) == 1 and "1 of 2, onnx in float32" in done.stderr
+    alone = export(*BASE, "--target", "trt", "--out", tmp_path / "b")
+    assert alone.exit_code == 0, alone.output
+    onnx = [(folder / "model.onnx").read_bytes() for folder in (tmp_path / "a" / "trt", tmp_path / "b")]
+    assert onnx[0] == onnx[1]
+
+
+def test_one_that_is_rejected_does_not_stop_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from naflex_export.serving.onnx_runner import OnnxRunner
+
+    true = OnnxRunner.run
+
+    def wrong(self: OnnxRunner, *arguments: object) -> list[object]:
+        factor = 1.5 if self.manifest.dtype == "float32" else 1
+        return [factor * out for out in true(self, *arguments)]  # type: ignore[arg-type]
+
+    monkeypatch.setattr(OnnxRunner, "run", wrong)
+    failed = export(*BASE, "--target", "onnx", "--dtype", "float32,float16", "--out", tmp_path / "a", "--json")
+    assert failed.exit_code == 1
+    one, other = json.loads(failed.stdout)["artifacts"]
+    assert not one["published"] and "the gate failed" in one["error"] and one["relative_l2"] > 0.1
+    assert other["published"] and (tmp_path / "a" / "onnx-float16" / "manifest.json").is_file()
+    assert "REJECTED" in failed.stderr and "passed" in failed.stderr
+
+
+def test_a_dry_run_prints_the_plan_and_builds_nothing(tmp_path: Path) -> None:
+    done = export(*BASE, "--target", "onnx,aot", "--dtype", "bf16", "--out", tmp_path / "a", "--dry-run")
+    assert done.exit_code == 0, done.output
+    assert "in patches: bfloat16 [batch, tokens, 48]" in flat(done.stdout)
+    assert "bucket and profile: 9 tokens, batches of 1 to 2, tuned for 2" in done.stdout
+    assert f"onnx in bfloat16: about 0 MiB, to {tmp_path / 'a' / 'onnx'}" in done.stdout
+    assert "gate: 4 cases, about" in done.stdout
+    assert not any(tmp_path.iterdir())
+
+
+def test_options_come_from_a_file_and_the_command_line_wins(tmp_path: Path) -> None:
+    config = tmp_path / "export.toml"
+    config.write_text(
+        'model = "tiny:siglip"\ntarget = ["onnx", "trt"]\nweights = "random"\nbucket = ["9:1,2,2", "16:1,1,1"]\n'
+        "seed = 4\nquick = true\ntokens = true\ndry-run = true\n"
+    )
+    done = export("--config", config, "--target", "onnx", "--out", tmp_path / "a")
+    assert done.exit_code == 0, done.output
+    assert "tiny:siglip to onnx in float32" in done.stderr and "16 tokens" in done.stdout
+    assert "outputs: features, tokens" in done.stdout and "trt" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("taget = 'onnx'", "sets 'taget', which is no option of this command. Did you mean 'target'?"),
+        ("quick = 'yes'", "sets quick to 'yes': expected true or false"),
+        ("target = 'tpu'", "'tpu' is not one of 'compile'"),
+        ("target = ", "cannot be read as TOML"),
+    ],
+)
+def test_a_file_with_other_words_is_refused(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text(text)
+    refused = export("--config", tmp_path / "c.toml")
+    assert refused.exit_code == 2 and message in flat(refused.stderr)

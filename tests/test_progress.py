@@ -1,0 +1,89 @@
+"""What is shown while work goes on: where nobody watches, in a library's log, and on a narrow screen."""
+
+from __future__ import annotations
+
+import io
+import logging
+import time
+from dataclasses import replace
+
+import pytest
+import reports
+import tiny
+from rich.console import Console
+
+import naflex_export as nx
+from naflex_export.accuracy.report.formats import table
+from naflex_export.accuracy.report.tables import baseline_table
+from naflex_export.accuracy.results import MOST_FAILURES, BaselineResult, Location
+from naflex_export.progress import Stages
+
+
+def test_a_log_gets_plain_lines_and_none_ahead_of_the_interval() -> None:
+    log = io.StringIO()
+    stages = Stages(Console(file=log, width=200), interval=0.05)
+    with stages.stage("load"):
+        pass
+    assert log.getvalue() == ""
+    with stages.stage("gate"):
+        stages.announce("case 4 of 9: mixed-256 [seed0]")
+        time.sleep(0.3)
+    lines = log.getvalue().splitlines()
+    assert 1 <= len(lines) <= 6
+    assert lines[0] == "  gate: case 4 of 9: mixed-256 [seed0] (0 s)"
+    assert list(stages.seconds) == ["load", "gate"]
+
+
+def test_a_terminal_shows_the_stage_and_how_far_it_is() -> None:
+    screen = io.StringIO()
+    stages = Stages(Console(file=screen, force_terminal=True, width=100))
+    with stages.stage("gate"):
+        stages.announce("case 4 of 9: mixed-256-seed0")
+        time.sleep(0.2)
+    shown = screen.getvalue()
+    assert "case 4 of 9: mixed-256-seed0" in shown and "done" in shown
+
+
+def test_a_gate_from_python_counts_its_cases(
+    caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    caplog.set_level(logging.DEBUG, "naflex_export")
+    model = tiny.siglip()
+    asked = ("mixed-9-seed0", "one-row-9-seed0")
+    report = nx.gate(model, model, buckets=9, cases=asked, effort="quick", progress=True)
+    assert report.passed
+    assert [message for message in caplog.messages if message.startswith("case")] == [
+        "case 1 of 2: mixed-9-seed0",
+        "case 2 of 2: one-row-9-seed0",
+    ]
+    assert "gate begins" in caplog.messages
+    assert capsys.readouterr() == ("", "")  # it was over before there was anything to say
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_the_verdict_is_never_cut(width: int) -> None:
+    screen = io.StringIO()
+    console = Console(file=screen, width=width)
+    report = reports.failing()
+    console.print(table(report, width))
+    lines = screen.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    failed = sum(bool(result.exceeded) for result in report.results)
+    assert sum(line.rstrip().endswith("FAIL") for line in lines) == failed > 0
+
+
+def test_a_ratio_that_is_no_number_has_no_times() -> None:
+    found = (BaselineResult("features", float("nan"), 1e-3), BaselineResult("tokens", 1e-3, 2e-3))
+    rows = baseline_table(replace(reports.passing(), baselines=found)).rows
+    assert [row[3].text for row in rows] == ["-", "0.5x"]
+
+
+def test_an_error_lists_a_few_cases_and_ends_in_where_it_deviates() -> None:
+    one = reports.failing().results[0]
+    many = tuple(replace(one, case=f"case{number}", exceeded=("relative_l2 1",)) for number in range(12))
+    report = replace(reports.failing(), results=many, problems=(), location=Location("case0", unavailable="of no use"))
+    with pytest.raises(nx.GateFailure) as failed:
+        report.raise_for_failure()
+    head, *some, more, last = str(failed.value).splitlines()
+    assert head == "the gate failed:" and last.strip().startswith("first deviation: not known")
+    assert len(some) == MOST_FAILURES and more.endswith("more, which the report lists")
