@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 from torch import Tensor
 
 from naflex_export.errors import InputError, RequestError
@@ -40,6 +42,12 @@ class PatchSizesRunner(Runner):
 
     def execute(self, inputs: tuple[Tensor, ...]) -> list[Tensor]:
         return self._chosen(inputs).execute(inputs)
+
+    def warmup(self) -> Self:
+        """Run each bucket of each patch size, as a Runner of one does."""
+        for runner in self.runners.values():
+            runner.warmup()
+        return self
 
     def trim(self) -> None:
         for runner in self.runners.values():

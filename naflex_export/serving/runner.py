@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
+from naflex_export.batch import noise_batch
+from naflex_export.grid import Grid
+from naflex_export.serving.conveniences import are_arrays, as_array, card, cast, from_arrays, parts_of
 from naflex_export.serving.input_formats import input_format_of
 from naflex_export.serving.manifest import Manifest
 from naflex_export.serving.signature import check_inputs, check_sizes, in_order
@@ -25,6 +28,9 @@ class Runner(ABC):
         check_inputs: look at the values of coordinates, grids and masks before each call, and put zeros where patches
             are padding. On a GPU this waits for them. Without it, a wrong grid or mask gives wrong numbers and no
             error, an image of padding only gives features of nothing, and a NaN in padding spreads.
+        cast: bring floating inputs into the artifact's dtype, in place of refusing others. Off by default: a model that
+            hands over another dtype than it was exported in may be another model.
+        split: run a batch that is larger than any bucket in parts, in place of refusing it. Off by default.
         folder_handle: keeps hold of the folder that the artifact was loaded from, whatever is published there since.
     """
 
@@ -33,11 +39,13 @@ class Runner(ABC):
         self.input_format = input_format_of([spec.name for spec in manifest.inputs])
         self.device = device
         self.check_inputs = True
+        self.cast = self.split = False
         self.folder_handle: object = None
 
     def __call__(self, *inputs: Tensor | Mapping[str, Tensor], **named: Tensor) -> Tensor | dict[str, Tensor]:
         """Return what the eager model returns: a tensor for one output, a dict by name for several.
 
+        Numpy arrays in give numpy arrays out, where all are; in bfloat16, which numpy has not, they are float32.
         Outputs have no gradients, whatever mode the caller is in, and are in the artifact's dtype under autocast too.
 
         Args:
@@ -52,13 +60,40 @@ class Runner(ABC):
             InputError: a rank, dtype, shape, grid, batch or token count is not what the artifact accepts.
         """
         given: Any = in_order(self.manifest.inputs, inputs, named)
+        arrays = are_arrays(given)
+        if arrays:
+            given = from_arrays(given, self.manifest)
+        if self.cast:
+            given = cast(given, self.manifest)
+        parts = [self._outputs_of(part) for part in (parts_of(given, self.manifest) if self.split else [given])]
+        found: list[Any] = parts[0] if len(parts) == 1 else [torch.cat(pieces) for pieces in zip(*parts, strict=True)]
+        outputs = [as_array(output) for output in found] if arrays else found
+        return outputs[0] if len(outputs) == 1 else dict(zip(self.output_names, outputs, strict=True))
+
+    def _outputs_of(self, given: Any) -> list[Tensor]:
+        """Return the outputs for inputs of one bucket, once they are checked."""
         self.check(*given)
         with torch.inference_mode(False), torch.no_grad():  # one mode for all: tensors know theirs
             tensors = tuple(plain(tensor, self.device) for tensor in given)
             if self.check_inputs:
                 tensors = self.input_format.without_padding(tensors)
-            outputs = self.execute(tensors)
-        return outputs[0] if len(outputs) == 1 else dict(zip(self.output_names, outputs, strict=True))
+            return self.execute(tensors)
+
+    def warmup(self) -> Self:
+        """Run each bucket's smallest, usual and largest batch once, so that no caller waits for what first calls do.
+
+        That is compiling, for a `compile` artifact, and memory and kernels anywhere. Returns the Runner itself.
+        """
+        for bucket in self.manifest.buckets:
+            for images in dict.fromkeys(bucket.batch):
+                grids = [Grid(1, bucket.tokens)] * images
+                batch = noise_batch("warmup", grids, bucket.tokens, int(self.manifest.inputs[0].shape[-1]))
+                self(*cast(self.input_format.arrange(batch), self.manifest))
+        return self
+
+    def __repr__(self) -> str:
+        """Return what the artifact is, what it takes and gives, and what the gate said of it."""
+        return card(self.manifest, type(self).__name__, self.device)
 
     @property
     def output_names(self) -> list[str]:

@@ -1,0 +1,83 @@
+"""What a Runner does for its callers: a card, a warm-up, arrays, other dtypes and large batches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+import naflex_export as nx
+from naflex_export.batch import noise_batch
+from naflex_export.exporter import export
+from naflex_export.grid import Grid
+
+BUCKETS = [nx.Bucket(9, (1, 2, 3))]
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("conveniences") / "a"
+    return export(tiny.siglip(), "onnx", folder, BUCKETS, outputs=("features", "tokens"), effort="quick").path
+
+
+@pytest.fixture
+def run(path: Path) -> nx.Runner:
+    return nx.load(path, device="cpu")
+
+
+def given(images: int) -> tuple[torch.Tensor, ...]:
+    batch = noise_batch("given", [Grid(3, 3), Grid(2, 4), Grid(1, 5)] * 3, 9, 48)
+    return tuple(tensor[:images] for tensor in (batch.patches, batch.patch_coord, batch.patch_valid))
+
+
+def test_a_runner_shows_what_it_is(run: nx.Runner) -> None:
+    lines = repr(run).splitlines()
+    assert lines[0].startswith("OnnxRunner: naflexvit") and lines[0].endswith(", onnx in float32, on cpu")
+    assert "  in   patches: float32 [batch, tokens, 48]" in lines and any("9:1,2,3" in line for line in lines)
+    assert lines[-1].startswith("  gate: passed, on the artifact, on cpu, worst relative L2 ")
+
+
+def test_warmup_runs_each_size_of_each_bucket(run: nx.Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    true, seen = run.execute, []
+    monkeypatch.setattr(run, "execute", lambda inputs: (seen.append(tuple(inputs[0].shape)), true(inputs))[1])
+    assert run.warmup() is run
+    assert seen == [(1, 9, 48), (2, 9, 48), (3, 9, 48)]
+
+
+def test_arrays_in_give_the_same_arrays_out(run: nx.Runner) -> None:
+    tensors = given(2)
+    arrays = [tensor.numpy() for tensor in tensors]
+    arrays[0].flags.writeable = False
+    found, expected = run(*arrays), run(*tensors)
+    assert isinstance(found, dict) and isinstance(expected, dict)
+    for name, output in expected.items():
+        assert isinstance(found[name], np.ndarray)
+        np.testing.assert_array_equal(found[name], output.numpy())
+    with pytest.raises(nx.InputError, match="patches is a ndarray: expected a torch tensor"):
+        run(arrays[0], *tensors[1:])
+
+
+def test_another_dtype_is_cast_only_where_that_is_asked_for(run: nx.Runner) -> None:
+    patches, *others = given(2)
+    with pytest.raises(nx.InputError, match="patches is float64: expected float32"):
+        run(patches.double(), *others)
+    run.cast = True
+    torch.testing.assert_close(run(patches.double(), *others), run(patches, *others), rtol=0, atol=0)
+
+
+def test_a_large_batch_is_split_only_where_that_is_asked_for(run: nx.Runner) -> None:
+    inputs = given(8)
+    with pytest.raises(nx.InputError, match="fits no bucket"):
+        run(*inputs)
+    run.split = True
+    found = run(*inputs)
+    alone = [run(*(tensor[index : index + 1] for tensor in inputs)) for index in range(8)]
+    assert isinstance(found, dict)
+    for name, output in found.items():
+        assert len(output) == 8
+        torch.testing.assert_close(output, torch.cat([one[name] for one in alone]), rtol=1e-5, atol=1e-5)
+    with pytest.raises(nx.InputError, match="10 tokens are more than any bucket takes"):
+        run(torch.zeros(5, 10, 48), torch.zeros(5, 10, 2, dtype=torch.int64), torch.ones(5, 10, dtype=torch.bool))
