@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 
 import onnx
 import onnx_ir as ir
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 
 import naflex_export as nx
+from naflex_export.accuracy import cases
 from naflex_export.batch import Batch, noise_batch
 from naflex_export.graph.build_settings import BuildSettings
 from naflex_export.graph.onnx_translate import translate
@@ -27,6 +29,28 @@ MIXED = (Grid(3, 7), Grid(1, 24), Grid(24, 1), Grid(4, 4), Grid(1, 1), Grid(5, 4
 
 
 torch.set_num_threads(1)  # one test process for each core
+
+
+EFFORTS = dict(cases.EFFORTS)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _cases_alone() -> Iterator[None]:
+    """Let the gate judge on its cases, without the survey of all sizes: a hundred calls, and hundreds of gates.
+
+    What is about the survey asks for it with the fixture `survey`.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        for name, effort in EFFORTS.items():
+            patch.setitem(cases.EFFORTS, name, replace(effort, sampled=()))
+        yield
+
+
+@pytest.fixture
+def survey(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the gate survey all sizes, as it does outside of these tests."""
+    for name, effort in EFFORTS.items():
+        monkeypatch.setitem(cases.EFFORTS, name, effort)
 
 
 @pytest.fixture(autouse=True)

@@ -12,11 +12,13 @@ from naflex_export.accuracy.results import (
     ArtifactSummary,
     BaselineResult,
     CaseResult,
+    CellCount,
     Distribution,
     GateReport,
     Location,
     PrecisionSearch,
     SearchStep,
+    Survey,
     Tap,
 )
 
@@ -69,6 +71,7 @@ def failing() -> GateReport:
             distribution("baseline", "float16", {7: 75, 8: 24, 9: 1}),
         ),
         location=Location("mixed-24-seed0", taps(), "keep blocks.1.attn in float32"),
+        survey=survey(Invariance("NaN in padding", 0.5, "NaN in padding moved the outputs of x by 5.0e-01")),
         not_run="no GPU is here",
         skipped_photos={"notes.txt": "not an image"},
         search=PrecisionSearch(
@@ -76,6 +79,13 @@ def failing() -> GateReport:
             ("norm",),
         ),
     )
+
+
+def survey(*behaviours: Invariance) -> Survey:
+    """Return what was surveyed: two of three cells covered."""
+    counts = {("1", "2"): 3, ("1", "3 to 4"): 0, ("2", "2"): 1}
+    cells = tuple(CellCount("24:1,4,8", ("batch", "tokens"), strata, count) for strata, count in counts.items())
+    return Survey(5, 104, 4711, cells, behaviours)
 
 
 def taps() -> tuple[Tap, ...]:

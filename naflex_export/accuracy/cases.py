@@ -6,13 +6,16 @@ import math
 import os
 import random
 import re
+import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
+import torch
 from timm.data.naflex_transforms import get_image_size_for_seq
 
 from naflex_export.accuracy.photos import photos_name
+from naflex_export.accuracy.sampling import Budget, Sizes, drawn_freely, sample
 from naflex_export.batch import Batch, noise_batch
 from naflex_export.errors import RequestError
 from naflex_export.grid import Bucket, Grid
@@ -90,6 +93,30 @@ PLANS: dict[str, Callable[[Bucket, random.Random], Plan]] = {
 
 EVERY_GRID = "every-grid"
 
+SAMPLED, FRESH, EXTREME, HOLES = "sampled", "fresh", "extreme", "holes"
+"""Kinds of batches that a survey adds, several of each: see `survey_names`."""
+
+CONTENTS: tuple[tuple[float, float], ...] = (
+    (0.0, 0.0),
+    (-1.0, 0.0),
+    (1.0, 0.0),
+    (0.3, 0.0),
+    (3.0, 0.0),
+    (-0.95, 0.03),
+    (0.95, 0.03),
+    (5.0, 1.0),
+    (0.0, 0.01),
+    (0.0, 30.0),
+)
+"""Mean and spread of the values of each image of `EXTREME`: constant, dark, bright, faint and glaring ones."""
+
+STANDARD_SAMPLE = Budget(total=3600, most=640)
+"""What the sample of sizes of the standard effort may cost: about as much as the other cases do."""
+
+
+STANDARD_FRESH = Budget(total=500, most=256)
+"""What the batches may cost that are drawn anew in each run."""
+
 
 @dataclass(frozen=True)
 class Effort:
@@ -100,12 +127,16 @@ class Effort:
         once: further kinds, drawn for the first seed only.
         num_seeds: how many seeds, from the one asked for on.
         every_bucket: check invariances in every bucket, not only in the largest.
+        sampled: what the sample of all sizes may cost; none where empty, and then there is no survey at all.
+        fresh: what further sizes may cost that are drawn anew in each run.
     """
 
     kinds: tuple[str, ...]
     once: tuple[str, ...] = ()
     num_seeds: int = 1
     every_bucket: bool = True
+    sampled: tuple[Budget, ...] = ()
+    fresh: Budget = STANDARD_FRESH
 
 
 _STANDARD = ("mixed", "one-row", "one-column", "square", "smallest", "padding", "large-values", "largest-batch")
@@ -114,8 +145,14 @@ STANDARD = "standard"
 
 EFFORTS = {
     "quick": Effort(("mixed", "one-column"), every_bucket=False),
-    STANDARD: Effort(_STANDARD),
-    "thorough": Effort(_STANDARD, once=("full-batch", EVERY_GRID), num_seeds=4),
+    STANDARD: Effort(_STANDARD, sampled=(STANDARD_SAMPLE,)),
+    "thorough": Effort(
+        _STANDARD,
+        once=("full-batch", EVERY_GRID),
+        num_seeds=4,
+        sampled=(STANDARD_SAMPLE, Budget(total=30_000, most=8192)),
+        fresh=replace(STANDARD_FRESH, total=6000),
+    ),
 }
 
 
@@ -132,6 +169,8 @@ def difference_from_standard(name: str) -> str:
         said.append(f"{effort.num_seeds} seeds")
     if not effort.every_bucket:
         said.append("invariances in the largest bucket only")
+    if effort.sampled != standard.sampled:
+        said.append("a larger sample of all sizes" if effort.sampled else "no sample of all sizes")
     return "; ".join(said)
 
 
@@ -143,6 +182,7 @@ class CaseSelection:
         seed: of the generated batches.
         effort: of `EFFORTS`.
         only: names of the cases to run again, such as `mixed-256-seed3`; these say their seeds themselves.
+        fresh_seed: of the batches that are drawn anew in each run, so that no candidate can know them.
 
     Raises:
         RequestError: the effort is unknown.
@@ -151,6 +191,7 @@ class CaseSelection:
     seed: int = 0
     effort: str = STANDARD
     only: tuple[str, ...] = ()
+    fresh_seed: int = field(default_factory=lambda: secrets.randbelow(10**6), compare=False)
 
     def __post_init__(self) -> None:
         if self.effort not in EFFORTS:
@@ -167,13 +208,32 @@ def cases_of(bucket: Bucket, selection: CaseSelection, num_photos: int) -> list[
     """
     effort = EFFORTS["thorough" if selection.only else selection.effort]
     if selection.only:
-        kinds_of = dict.fromkeys(_seeds_in(selection.only), effort.kinds + effort.once)
+        kinds = (*effort.kinds, *effort.once, *SURVEYED)
+        asked = [kind for kind in kinds if any(name.startswith(f"{kind}-") for name in selection.only)]
+        kinds_of = dict.fromkeys(_seeds_in(selection.only), tuple(asked))
     else:
         kinds_of = dict.fromkeys(range(selection.seed, selection.seed + effort.num_seeds), effort.kinds)
         kinds_of[selection.seed] += effort.once
     names = [photos_name(bucket, number) for number in range(math.ceil(num_photos / bucket.batch[1]))]
     names += [name for seed, kinds in kinds_of.items() for kind in kinds for name in _names(kind, bucket, seed)]
     return [name for name in names if not selection.only or name in selection.only]
+
+
+def survey_names(bucket: Bucket, selection: CaseSelection) -> list[str]:
+    """Return the names of the batches that a survey adds to the cases of a bucket; none in an effort without one.
+
+    Args:
+        bucket: what the candidate serves.
+        selection: which cases are asked for.
+    """
+    effort = EFFORTS[selection.effort]
+    if not effort.sampled or selection.only:
+        return []
+    others = _sizes_of_cases(bucket, selection.seed)
+    names = _numbered(SAMPLED, bucket, selection.seed, len(sample(bucket, selection.seed, effort.sampled, others)))
+    names += _names(EXTREME, bucket, selection.seed) + _names(HOLES, bucket, selection.seed)
+    fresh = drawn_freely(bucket, selection.fresh_seed, effort.fresh)
+    return names + _numbered(FRESH, bucket, selection.fresh_seed, len(fresh))
 
 
 def generated_batch(name: str, bucket: Bucket, token_width: int) -> Batch:
@@ -198,7 +258,10 @@ def generated_batch(name: str, bucket: Bucket, token_width: int) -> Batch:
             f"case {name!r} has {len(plan.grids)} images of {plan.tokens} tokens, {needed / 2**30:.0f} GiB of patches, "
             f"and this machine has {there / 2**30:.0f}: judge other cases with --case, or export smaller buckets"
         )
-    return noise_batch(name, plan.grids, plan.tokens, token_width, plan.scale)
+    batch = noise_batch(name, plan.grids, plan.tokens, token_width, plan.scale)
+    if kind == EXTREME:
+        return _with_extremes(batch, number * bucket.batch[2])
+    return _with_holes(batch) if kind == HOLES else batch
 
 
 def _memory() -> int:
@@ -206,10 +269,32 @@ def _memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 2**40
 
 
+def _with_extremes(batch: Batch, first: int) -> Batch:
+    """Return the batch with its images' values moved to those of `CONTENTS`, from a number on and round again."""
+    contents = torch.tensor([CONTENTS[(first + row) % len(CONTENTS)] for row in range(len(batch.grids))])
+    mean_B11, spread_B11 = contents.unsqueeze(-1).unsqueeze(-1).unbind(1)
+    moved = mean_B11 + spread_B11 * batch.patches
+    return replace(batch, patches=torch.where(batch.patch_valid.unsqueeze(-1), moved, 0))
+
+
+def _with_holes(batch: Batch) -> Batch:
+    """Return the batch with a token amid each image masked, and large values in it."""
+    valid, patches = batch.patch_valid.clone(), batch.patches.clone()
+    for row, grid in enumerate(batch.grids):
+        if grid.tokens > 2:
+            valid[row, grid.tokens // 2] = False
+            patches[row, grid.tokens // 2] *= 30
+    return replace(batch, patches=patches, patch_valid=valid)
+
+
 def _names(kind: str, bucket: Bucket, seed: int) -> list[str]:
-    if kind != EVERY_GRID:
+    if kind not in SEVERAL:
         return [f"{kind}-{bucket.tokens}-seed{seed}"]
-    return [f"{kind}-{number}-{bucket.tokens}-seed{seed}" for number in range(len(_plans(kind, bucket, seed)))]
+    return _numbered(kind, bucket, seed, len(_plans(kind, bucket, seed)))
+
+
+def _numbered(kind: str, bucket: Bucket, seed: int, count: int) -> list[str]:
+    return [f"{kind}-{number}-{bucket.tokens}-seed{seed}" for number in range(count)]
 
 
 def _parsed(name: str) -> tuple[str, int, int]:
@@ -225,16 +310,68 @@ def _seeds_in(names: Sequence[str]) -> list[int]:
 
 
 def _plans(kind: str, bucket: Bucket, seed: int) -> list[Plan]:
-    if kind != EVERY_GRID:
-        return [PLANS[kind](bucket, random.Random(f"{kind} {bucket} {seed}"))]
+    if kind in SEVERAL:
+        return SEVERAL[kind](bucket, seed)
+    return [PLANS[kind](bucket, random.Random(f"{kind} {bucket} {seed}"))]
+
+
+def _every_grid(bucket: Bucket, seed: int) -> list[Plan]:
     grids, size = naflex_grids(bucket.tokens), _usual_batch(bucket)
     chunks = [grids[start : start + size] for start in range(0, len(grids), size)]
     return [Plan((chunk * size)[: max(len(chunk), bucket.batch[0])], bucket.tokens) for chunk in chunks]
 
 
+def _sampled(bucket: Bucket, seed: int) -> list[Plan]:
+    """Return the sample of the most thorough effort, which begins with that of the standard one."""
+    return [Plan(*sizes) for sizes in sample(bucket, seed, EFFORTS["thorough"].sampled, _sizes_of_cases(bucket, seed))]
+
+
+def _fresh(bucket: Bucket, seed: int) -> list[Plan]:
+    """Return the fresh batches of the most thorough effort, which begin with those of the standard one."""
+    return [Plan(*sizes) for sizes in drawn_freely(bucket, seed, EFFORTS["thorough"].fresh)]
+
+
+def _extreme(bucket: Bucket, seed: int) -> list[Plan]:
+    """Return images of the same few patches, of each content one, in as many batches as that takes."""
+    smallest, _, largest = bucket.batch
+    side = min(4, math.isqrt(bucket.tokens))
+    counts = [max(smallest, min(largest, len(CONTENTS) - start)) for start in range(0, len(CONTENTS), largest)]
+    return [Plan([Grid(side, side)] * count, side * side) for count in counts]
+
+
+def _holes(bucket: Bucket, seed: int) -> list[Plan]:
+    """Return two images with a hole in their masks, where there is room for a token beside it."""
+    side = math.isqrt(min(bucket.tokens, 30))
+    grids = (Grid(side, side), Grid(1, max(1, side - 1)))
+    tokens, count = min(bucket.tokens, side * side + 1), max(bucket.batch[0], min(2, bucket.batch[2]))
+    return [Plan([grids[row % 2] for row in range(count)], tokens)] if side > 1 else []
+
+
+SEVERAL: dict[str, Callable[[Bucket, int], list[Plan]]] = {
+    EVERY_GRID: _every_grid,
+    SAMPLED: _sampled,
+    FRESH: _fresh,
+    EXTREME: _extreme,
+    HOLES: _holes,
+}
+"""The kinds of which there are several batches for one bucket and seed."""
+
+SURVEYED = (SAMPLED, FRESH, EXTREME, HOLES)
+
+
+def _sizes_of_cases(bucket: Bucket, seed: int) -> tuple[Sizes, ...]:
+    """Return the sizes of the generated cases of the standard effort."""
+    plans = (plan for kind in EFFORTS[STANDARD].kinds for plan in _plans(kind, bucket, seed))
+    return tuple(Sizes(tuple(plan.grids), plan.tokens) for plan in plans)
+
+
 def _usual_batch(bucket: Bucket) -> int:
-    """Return how many images a batch has where the number is not the point: the bucket's usual, up to 8 if it may."""
-    return max(bucket.batch[0], min(bucket.batch[1], 8))
+    """Return how many images a batch has where the number is not the point: the bucket's usual, but few of many tokens.
+
+    Many sizes are for the survey, in batches that are small.
+    """
+    few = max(2, min(8, 512 // bucket.tokens))
+    return max(bucket.batch[0], min(bucket.batch[1], few))
 
 
 def _drawn_grid(bucket: Bucket, draw: random.Random) -> Grid:

@@ -35,12 +35,13 @@ class Comparison:
         limits: the worst measures that pass in it, but where eager itself is near to them.
         reference: the eager model, in float32 and eval mode on a CPU.
         baseline: the same in the candidate's precision; none in float32.
+        calls: of the candidate, so far.
     """
 
     def __init__(
         self, candidate: Candidate, reference: ModelAdapter, outputs: tuple[str, ...], precision: Precision
     ) -> None:
-        self.candidate, self.outputs = candidate, outputs
+        self.candidate, self.outputs, self.calls = candidate, outputs, 0
         self.precision, self.limits = precision, LIMITS[precision.limits]
         self.reference = float32_reference(reference)
         self._reference = self.reference.encoder(outputs)
@@ -71,11 +72,26 @@ class Comparison:
             checked: with a Runner's checks of what it is given, as a caller has them.
         """
         inputs = self.inputs(batch)
+        self.calls += 1
         with torch.no_grad():
             if isinstance(self.candidate, Runner) and not checked:
                 given = self.candidate.execute(tuple(plain(tensor, self.candidate.device) for tensor in inputs))
                 return dict(zip(self.outputs, given, strict=True))
             return self.named(self.candidate(*inputs))
+
+    def unchecked(self, output: str) -> Callable[[Batch], Tensor]:
+        """Return what runs the candidate past a Runner's checks: a masked token makes a batch that no loader would.
+
+        Args:
+            output: what to return of what it gives; of one with a row for each token, zeros for padding.
+        """
+
+        def run(batch: Batch) -> Tensor:
+            found = self.candidate_of(batch, checked=False)[output]
+            valid = self.valid_in(batch, found)
+            return found if valid is None else found.where(valid.to(found.device).unsqueeze(-1), 0)
+
+        return run
 
     def named(self, given: Any) -> Outputs:
         """Return what a candidate gave, by the outputs' names."""

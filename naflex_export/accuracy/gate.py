@@ -9,35 +9,24 @@ is the noise floor, and a candidate may be at most twice as far from the referen
 
 from __future__ import annotations
 
-import math
-import tempfile
 import warnings
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from naflex_export.accuracy.cases import EFFORTS, CaseSelection, cases_of, generated_batch
 from naflex_export.accuracy.comparison import Candidate, Comparison
-from naflex_export.accuracy.invariances import Run, check_invariances
+from naflex_export.accuracy.invariances import check_invariances
 from naflex_export.accuracy.locate import first_deviation
-from naflex_export.accuracy.metrics import DECADES, measure_images, spread_of, why_uninformative
 from naflex_export.accuracy.photos import Photos, photo_batches, photos_for
-from naflex_export.accuracy.results import (
-    ArtifactSummary,
-    BaselineResult,
-    CaseResult,
-    Distribution,
-    GateReport,
-    merged,
-    selections_by_size,
-)
+from naflex_export.accuracy.results import ArtifactSummary, GateReport, merged, selections_by_size
+from naflex_export.accuracy.survey import survey
+from naflex_export.accuracy.tally import Tally
 from naflex_export.batch import Batch
-from naflex_export.errors import RequestError, tells_of_a_full_disk
+from naflex_export.errors import RequestError
 from naflex_export.grid import Bucket, check_buckets
 from naflex_export.models import adapter_of
 from naflex_export.models.adapter import ModelAdapter
@@ -211,10 +200,14 @@ def judge(candidate: Candidate, reference: nn.Module, photos: Photos, settings: 
         width, floor = comparison.reference.token_width, tally.limits.relative_l2
         for bucket in settings.buckets if EFFORTS[cases.effort].every_bucket else settings.buckets[-1:]:
             settings.announce(f"invariances in {bucket}")
-            invariances += check_invariances(_unchecked_features(comparison), bucket, width, floor, cases.seed)
+            run = comparison.unchecked("features")
+            invariances += check_invariances(run, bucket, width, floor, cases.seed)
+    found = replace(tally.report(), invariances=tuple(invariances))
+    surveyed = survey(tally, settings.buckets, cases, found.passed)
     report = replace(
         tally.report(),
         invariances=tuple(invariances),
+        survey=surveyed,
         seed=cases.seed,
         effort=cases.effort,
         only=cases.only,
@@ -234,93 +227,6 @@ def judge(candidate: Candidate, reference: nn.Module, photos: Photos, settings: 
         return next((bucket, batch) for bucket, made in found for batch in made)
 
     return replace(report, location=first_deviation(comparison, report, case_of))
-
-
-class Tally:
-    """Compares reference and candidate batch by batch, and adds up what is wanted over all of them."""
-
-    def __init__(self, comparison: Comparison) -> None:
-        self.precision, self.limits, self._comparison = comparison.precision, comparison.limits, comparison
-        self.problems: list[str] = []
-        self._results: list[CaseResult] = []
-        self._spreads: dict[tuple[str, str], list[Tensor]] = defaultdict(list)
-
-    def add(self, bucket: Bucket, batch: Batch) -> None:
-        """Run reference, candidate and baseline on a batch and compare each output."""
-        comparison = self._comparison
-        expected, floor = comparison.reference_of(batch), comparison.baseline_of(batch)
-        try:
-            given = comparison.candidate_of(batch)
-        except Exception as error:  # whatever it raises on a batch that it is to serve, it has failed
-            if tells_of_a_full_disk(error):  # of no candidate's making
-                raise RequestError(
-                    f"the candidate cannot be run on {batch.name}: a disk is full, that of temporary files "
-                    f"({tempfile.gettempdir()}) or of torch's compiled code; make room, or set TMPDIR"
-                ) from error
-            self.problems.append(f"{batch.name}: the candidate raised {type(error).__name__}: {error}")
-            return
-        for name, wanted in expected.items():
-            valid = comparison.valid_in(batch, wanted)
-            fault = _fault(batch, given.get(name), wanted, valid)
-            if fault:
-                self.problems.append(f"{batch.name} [{name}]: {fault}")
-                continue
-            result = self._compare(bucket, batch, name, (given[name], wanted, floor.get(name)), valid)
-            self._spreads[name, "candidate"].append(spread_of(given[name], wanted, valid))
-            if result.baseline is not None:
-                self._spreads[name, "baseline"].append(spread_of(floor[name], wanted, valid))
-            self._results.append(result)
-
-    def report(self) -> GateReport:
-        """Return what was found so far."""
-        return GateReport(
-            dtype=self.precision.dtype,
-            keep_float32=self.precision.keep_float32,
-            limits=self.limits,
-            results=tuple(self._results),
-            problems=tuple(self.problems),
-            baselines=self._against_baseline(),
-            distributions=tuple(
-                Distribution(
-                    name, side, self.precision.dtype, tuple(DECADES), tuple(torch.stack(counts).sum(dim=0).tolist())
-                )
-                for (name, side), counts in self._spreads.items()
-            ),
-        )
-
-    def _compare(
-        self,
-        bucket: Bucket,
-        batch: Batch,
-        output: str,
-        values: tuple[Tensor, Tensor, Tensor | None],
-        valid: Tensor | None,
-    ) -> CaseResult:
-        """Return how the candidate's output compares with the reference's, beside the baseline's if there is one."""
-        given, wanted, floor = values
-        measures, baseline, limits = self._comparison.compared(batch, output, given, wanted, floor)
-        images, tokens = batch.patch_valid.shape
-        return CaseResult(
-            case=batch.name,
-            output=output,
-            bucket=str(bucket),
-            images=images,
-            tokens=tokens,
-            grids=tuple(str(grid) for grid in batch.grids),
-            measures=measures,
-            per_image=measure_images(given, wanted, batch.grids, valid),
-            exceeded=tuple(limits.exceeded_by(measures)),
-            baseline=baseline,
-        )
-
-    def _against_baseline(self) -> tuple[BaselineResult, ...]:
-        pairs: dict[str, list[tuple[float, float]]] = defaultdict(list)
-        for result in self._results:
-            if result.baseline is not None:
-                pairs[result.output].append((result.measures.relative_l2, result.baseline.relative_l2))
-        return tuple(
-            BaselineResult(output, *map(_root_mean_square, zip(*found, strict=True))) for output, found in pairs.items()
-        )
 
 
 def batches(adapter: ModelAdapter, bucket: Bucket, photos: Photos, cases: CaseSelection) -> Iterator[Batch]:
@@ -369,29 +275,3 @@ def check_only(only: Sequence[str], buckets: Sequence[Bucket], photos: Photos) -
         if name not in found:
             usual = [case for bucket in buckets for case in cases_of(bucket, CaseSelection(), count)]
             raise RequestError(f"case {name!r} does not exist: expected a name such as {', '.join(usual)}")
-
-
-def _unchecked_features(comparison: Comparison) -> Run:
-    """Return what runs the candidate past a Runner's checks: a masked token makes a batch that no loader would."""
-
-    def run(batch: Batch) -> Tensor:
-        features = comparison.candidate_of(batch, checked=False)["features"]
-        valid = comparison.valid_in(batch, features)
-        return features if valid is None else features.where(valid.to(features.device).unsqueeze(-1), 0)
-
-    return run
-
-
-def _root_mean_square(values: Sequence[float]) -> float:
-    return math.sqrt(sum(value * value for value in values) / len(values))
-
-
-def _fault(batch: Batch, given: Tensor | None, expected: Tensor, valid: Tensor | None) -> str:
-    """Return why two outputs cannot be compared at all, empty where they can."""
-    if given is None:
-        return "the candidate has no such output"
-    if given.shape != expected.shape:
-        return f"the candidate's shape is {list(given.shape)}, the reference's {list(expected.shape)}"
-    images_differ = bool((batch.patches != batch.patches[:1]).any())
-    nothing = why_uninformative(expected, valid, images_differ)
-    return f"the reference's output proves nothing: {nothing}" if nothing else ""

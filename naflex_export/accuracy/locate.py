@@ -27,8 +27,9 @@ FLOAT32_FLOOR = 3e-5
 """Relative L2 error of a module that reordered float32 sums explain.
 
 The base model measures at most 1.1e-6 in any module, ONNX Runtime beside eager, and tiny ones 2.8e-6; the least real
-fault we know of, matmuls of operands rounded to TF32, measures 2.9e-4 in the first of them. So the floor is ten times
-above the one, ten times below the other, and below the gate's limit.
+fault of arithmetic, matmuls of operands rounded to TF32, measures 2.9e-4 in the first of them. So the floor is ten
+times above the one and ten times below the other. The gate's limit for the outputs is below it: what fails by less than
+this floor is said to fail, and where it begins is not.
 """
 
 FEW_IMAGES = 2

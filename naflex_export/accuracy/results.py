@@ -170,6 +170,42 @@ class Location:
 
 
 @dataclass(frozen=True)
+class CellCount:
+    """How many batches lay in a bucket's pair of strata of two axes, such as batches of 9 to 16 at 65 to 128 tokens."""
+
+    bucket: str
+    axes: tuple[str, str]
+    strata: tuple[str, str]
+    batches: int
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What was looked at beside the cases: all sizes that are served, and how the candidate behaves when called.
+
+    Attributes:
+        batches: how many were compared; those that failed are among the report's results.
+        calls: how many there were of the candidate, all in all.
+        fresh_seed: of the batches that were drawn anew in this run.
+        cells: the pairs of sizes that each bucket has; the report's cases are counted too.
+        behaviours: what was asked of the candidate alone; `Invariance.moved` is the worst that was found.
+        not_done: why nothing was looked at; empty where it was.
+    """
+
+    batches: int = 0
+    calls: int = 0
+    fresh_seed: int = 0
+    cells: tuple[CellCount, ...] = ()
+    behaviours: tuple[Invariance, ...] = ()
+    not_done: str = ""
+
+    @property
+    def covered(self) -> tuple[int, int]:
+        """How many cells of all buckets were covered, and of how many."""
+        return sum(cell.batches > 0 for cell in self.cells), len(self.cells)
+
+
+@dataclass(frozen=True)
 class ArtifactSummary:
     """The artifact that was judged, in its manifest's words.
 
@@ -256,6 +292,8 @@ class GateReport:
         not_run: what was built and could not be run here; empty where the artifact itself was judged.
         skipped_photos: why each file among the photos was left out.
         no_photos: why no photo was judged on, of a model that takes images of other channels; empty where some were.
+        survey: what was looked at beside the cases; None in an effort without a survey. Part of it is drawn anew in
+            each run, so two reports are equal whatever theirs say.
         reference_sha256: of the reference's weights, as manifests have it. A vectorized copy that is rounded rounds the
             model that it shares parameters with: reports on one model then hold different hashes.
         preprocessing: how the artifact's golden photo compares with what the library makes of it; empty where the
@@ -290,6 +328,7 @@ class GateReport:
     keep_float32: tuple[str, ...] = ()
     search: PrecisionSearch | None = None
     folder: str = "ARTIFACT"
+    survey: Survey | None = field(default=None, compare=False)
 
     @property
     def passed(self) -> bool:
@@ -331,6 +370,8 @@ class GateReport:
         lines += [f"{r.case} [{r.output}]: {', '.join(r.exceeded)}" for r in self.results if r.exceeded]
         lines += [f"all cases [{r.output}]: {r.failure}" for r in self.baselines if r.failure]
         lines += [f"invariance: {r.failure}" for r in self.invariances if r.failure]
+        behaviours = self.survey.behaviours if self.survey else ()
+        lines += [f"behaviour: {found.failure}" for found in behaviours if found.failure]
         return lines
 
     def raise_for_failure(self) -> None:
@@ -353,6 +394,9 @@ class GateReport:
             fields["location"] |= {"first": first.module if first else None, "line": self.location.line}
         if self.search is not None:
             fields["search"] |= {"line": self.search.line}
+        if self.survey is not None:
+            covered, cells = self.survey.covered
+            fields["survey"] |= {"covered": covered, "of_cells": cells}
         return _plain({**told, **summaries, **fields})
 
 
@@ -382,6 +426,27 @@ def merged(reports: Mapping[int, GateReport]) -> GateReport:
             for size, report in reports.items()
             for found in report.distributions
         ),
+        survey=_merged_surveys({size: report.survey for size, report in reports.items() if report.survey}),
+    )
+
+
+def _merged_surveys(surveys: Mapping[int, Survey]) -> Survey | None:
+    """Return the surveys of several patch sizes as one, its buckets and behaviours named after their sizes."""
+    if not surveys:
+        return None
+    return Survey(
+        batches=sum(found.batches for found in surveys.values()),
+        calls=sum(found.calls for found in surveys.values()),
+        fresh_seed=next(iter(surveys.values())).fresh_seed,
+        cells=tuple(
+            replace(cell, bucket=f"patch{size}/{cell.bucket}")
+            for size, found in surveys.items()
+            for cell in found.cells
+        ),
+        behaviours=tuple(
+            replace(one, name=f"patch{size}/{one.name}") for size, found in surveys.items() for one in found.behaviours
+        ),
+        not_done="; ".join(dict.fromkeys(found.not_done for found in surveys.values() if found.not_done)),
     )
 
 

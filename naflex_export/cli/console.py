@@ -44,11 +44,12 @@ def shown(text: str) -> str:
 def print_report(report: GateReport) -> None:
     """Print a report: its table, what stands beside it, where it deviates, and what was left out or not run."""
     from naflex_export.accuracy.report.formats import table
-    from naflex_export.accuracy.report.phrases import baseline_lines, effort_line, invariance_line
+    from naflex_export.accuracy.report.phrases import baseline_lines, effort_line, invariance_line, survey_line
     from naflex_export.precision import FLOAT32
 
     out.print(table(report, out.width))
-    for line in [*baseline_lines(report), invariance_line(report), f"effort: {effort_line(report)}"]:
+    beside = [invariance_line(report), survey_line(report), f"effort: {effort_line(report)}"]
+    for line in filter(None, [*baseline_lines(report), *beside]):
         out.print(escape(line), highlight=False, soft_wrap=True)
     if report.search is not None:
         _print_search(report.search)

@@ -446,7 +446,7 @@ def test_reports_are_json_and_a_table(classifier: nn.Module, tmp_path: Path) -> 
     write(report, tmp_path / "gate" / "report.json")
     loaded = json.loads((tmp_path / "gate" / "report.json").read_text(), parse_constant=pytest.fail)
     assert loaded["worst"]["relative_l2"] == "nan" and loaded["passed"] is False
-    assert loaded["limits"]["relative_l2"] == 1e-4
+    assert loaded["limits"]["relative_l2"] == 1e-5
     assert table(report).row_count == len(report.results) + 1
     assert loaded["artifact"] is None and "Accuracy gate: FAILED" in as_html(report)
 

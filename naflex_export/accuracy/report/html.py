@@ -13,16 +13,25 @@ from naflex_export.accuracy.report.phrases import (
     location_line,
     rerun_command,
     rerun_line,
+    survey_line,
     tap_line,
     verdict_line,
     warnings,
 )
 from naflex_export.accuracy.report.style import stylesheet
-from naflex_export.accuracy.report.svg import colour_legend, distribution_plot, heat_map, layer_plot, search_plot
+from naflex_export.accuracy.report.svg import (
+    colour_legend,
+    coverage_maps,
+    distribution_plot,
+    heat_map,
+    layer_plot,
+    search_plot,
+)
 from naflex_export.accuracy.report.tables import (
     Cell,
     Table,
     baseline_table,
+    behaviours_table,
     cases_table,
     invariances_table,
     limits_table,
@@ -59,6 +68,7 @@ def as_html(report: GateReport) -> str:
         *_distributions(report),
         *_cases(report),
         *_invariances(report),
+        *_survey(report),
         tag("footer", tag("p", _FOOTER, class_="note")),
     )
     return f"<!doctype html>\n{html_of(tag('html', head, tag('body', main), lang='en'))}\n"
@@ -253,6 +263,36 @@ def _invariances(report: GateReport) -> list[Element]:
 _ABOUT_INVARIANCES = (
     "The candidate compared with itself: by which share of their size the features moved. Masking a valid token must "
     "move them; nothing else may."
+)
+
+
+def _survey(report: GateReport) -> list[Element]:
+    """Return which sizes were covered, as drawings, and how the candidate behaved."""
+    survey = report.survey
+    if survey is None:
+        return []
+    section = [tag("h2", "Sizes covered"), tag("p", _sentence(survey_line(report).removeprefix("survey: ")))]
+    if survey.not_done:
+        return section
+    section.append(tag("p", _ABOUT_SURVEY, class_="note"))
+    key = [
+        _key("cell within3", tag("rect", x=1, y=1, width=12, height=12), "covered"),
+        _key("cell uncovered", tag("rect", x=1, y=1, width=12, height=12), "not covered"),
+    ]
+    section.append(tag("ul", *key, class_="keys note"))
+    for bucket in dict.fromkeys(cell.bucket for cell in survey.cells):
+        maps = coverage_maps([cell for cell in survey.cells if cell.bucket == bucket])
+        drawings = [tag("div", drawing, class_="wide") for drawing in maps]
+        section.append(_folded(f"Bucket {bucket}", *drawings))
+    if survey.behaviours:
+        section += [tag("h2", "Behaviours"), _table(behaviours_table(survey))]
+    return section
+
+
+_ABOUT_SURVEY = (
+    "Each square is a pair of sizes of two axes, and a covered one has a batch or an image in it that was compared. "
+    "Images are the batch's, tokens what they are padded to, and fill which share of the tokens is valid. Pairs that "
+    "cannot be are left out. Batches of many images and many tokens together cost most: --thorough has more of them."
 )
 
 

@@ -25,6 +25,8 @@ def as_junit(report: GateReport) -> str:
         name, _, what = problem.partition(": ")
         tests.append(_test(name, what or problem))
     tests += [_test(_invariance(found.name, found.bucket), found.failure) for found in report.invariances]
+    behaviours = report.survey.behaviours if report.survey else ()
+    tests += [_test(f"behaviour: {found.name}", found.failure) for found in behaviours]
     tests += [_test(f"baseline [{found.output}]", found.failure, where) for found in report.baselines]
     if not report.passed and not report.failures:
         tests.append(_test("cases", "nothing was compared"))

@@ -13,6 +13,7 @@ from naflex_export.accuracy.report.phrases import (
     location_line,
     rerun_command,
     rerun_line,
+    survey_line,
     verdict_line,
     warnings,
 )
@@ -45,6 +46,8 @@ def as_markdown(report: GateReport) -> str:
         lines += ["Worst of each bucket:", "", *_table(summary_table("bucket", report.by_bucket))]
     invariances = invariance_line(report)
     lines += [_text(invariances[:1].upper() + invariances[1:]) + ".", ""] if invariances else []
+    surveyed = survey_line(report)
+    lines += [_text(surveyed[:1].upper() + surveyed[1:]) + ".", ""] if surveyed else []
     judged = Table(("", ""), tuple((Cell(name), Cell(text)) for name, text in facts(report)))
     return (
         "\n".join([*lines, *_cases(report), *_folded("What was judged, and on what", _table(judged))]).rstrip() + "\n"

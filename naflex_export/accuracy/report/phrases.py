@@ -49,6 +49,9 @@ def verdict_line(report: GateReport) -> str:
     if report.invariances:
         held = sum(not found.failure for found in report.invariances)
         said.append(f"{held} of {len(report.invariances)} invariances hold")
+    if report.survey and not report.survey.not_done:
+        held = sum(not found.failure for found in report.survey.behaviours)
+        said.append(f"{held} of {len(report.survey.behaviours)} behaviours hold")
     if report.problems:
         said.append(f"{_count(len(report.problems), 'problem')} beyond the measures")
     return "; ".join(said) + "."
@@ -164,6 +167,21 @@ def invariance_line(report: GateReport) -> str:
     names = list(dict.fromkeys(found.name for found in report.invariances))
     held = sum(not found.failure for found in report.invariances)
     return f"invariances: {held} of {len(report.invariances)} hold ({', '.join(names)})" if names else ""
+
+
+def survey_line(report: GateReport) -> str:
+    """Return a line that says how many sizes were covered beside the cases, and how the candidate behaved."""
+    survey = report.survey
+    if survey is None:
+        return ""
+    if survey.not_done:
+        return f"survey: not done: {survey.not_done}"
+    covered, cells = survey.covered
+    held = sum(not found.failure for found in survey.behaviours)
+    return (
+        f"survey: {covered} of {cells} cells of sizes covered by {survey.batches} further batches; {held} of "
+        f"{len(survey.behaviours)} behaviours hold in {survey.calls} calls; fresh seed {survey.fresh_seed}"
+    )
 
 
 def location_line(report: GateReport) -> str:

@@ -103,6 +103,7 @@ svg .axis,svg .tick{fill:var(--muted)}
 svg .tick{font-size:11px}
 svg .strong{font-weight:700}
 .cell rect,.swatch{stroke:var(--edge);stroke-width:1}
+.uncovered rect{fill:var(--ground);stroke-dasharray:2 3}
 .cell .figure{font-size:11px}
 .notfinite rect,.swatch.notfinite{fill:var(--ink)}
 .notfinite text{fill:var(--ground)}

@@ -1,4 +1,4 @@
-"""The three drawings of a report's page, as plain SVG: error by grid, by layer, and how errors are distributed.
+"""The drawings of a report's page, as plain SVG: error by grid, by layer and by size, and which sizes were covered.
 
 Lengths along x are percentages of the drawing's width and lengths along y are pixels: a drawing takes the width that
 there is, on a phone as on paper, and its text keeps its size. Colours are classes of the page's style sheet.
@@ -13,7 +13,15 @@ from xml.etree.ElementTree import Element
 
 from naflex_export.accuracy.report.markup import tag
 from naflex_export.accuracy.report.phrases import distance, number
-from naflex_export.accuracy.results import Distribution, Location, PrecisionSearch, SearchStep, Summary, Tap
+from naflex_export.accuracy.results import (
+    CellCount,
+    Distribution,
+    Location,
+    PrecisionSearch,
+    SearchStep,
+    Summary,
+    Tap,
+)
 
 WITHIN_STEPS, OVER_STEPS = 6, 4
 """Steps of colour up to the limit, and above it."""
@@ -220,6 +228,35 @@ def search_plot(found: PrecisionSearch) -> Element:
         drawing.append(mark)
     title = "Relative L2 error and estimated time of each trial"
     return _drawing(title, top + height + 44, drawing, "min-width:320px;max-width:620px")
+
+
+def coverage_maps(cells: Sequence[CellCount]) -> list[Element]:
+    """Return a drawing for each pair of axes: a row and a column for their strata, a square for each cell there is."""
+    return [
+        _coverage_map([cell for cell in cells if cell.axes == axes]) for axes in dict.fromkeys(c.axes for c in cells)
+    ]
+
+
+def _coverage_map(cells: Sequence[CellCount]) -> Element:
+    rows, columns = (list(dict.fromkeys(cell.strata[axis] for cell in cells)) for axis in (0, 1))
+    left, row, top = 22.0, 20, 44
+    column = min((100 - left) / len(columns), 10.0)
+    (down, across), covered = cells[0].axes, sum(cell.batches > 0 for cell in cells)
+    title = f"{down} by {across}: {covered} of {len(cells)} cells covered"
+    drawing = [tag("text", title, x="0%", y=12, class_="axis strong")]
+    drawing += [_middle(name, left + column * (place + 0.5), 34, "tick") for place, name in enumerate(columns)]
+    for place, name in enumerate(rows):
+        drawing.append(tag("text", name, x=_share(left), dx=-6, y=top + row * place + 14, class_="end tick"))
+    for cell in cells:
+        x, y = left + column * columns.index(cell.strata[1]), top + row * rows.index(cell.strata[0])
+        drawn = tag("g", class_=f"cell {'within3' if cell.batches else 'uncovered'}")
+        drawn.append(tag("title", f"{down} {cell.strata[0]}, {across} {cell.strata[1]}: {cell.batches} batches"))
+        drawn.append(tag("rect", x=_share(x), y=y + 0.5, width=_share(column - 0.3), height=row - 1))
+        if cell.batches:
+            drawn.append(_middle(str(cell.batches), x + column / 2, y + 14, "figure"))
+        drawing.append(drawn)
+    style = f"min-width:{max(420, 70 * len(columns))}px;max-width:{WIDTH}px"
+    return _drawing(f"Sizes covered, {title}", top + row * len(rows) + 8, drawing, style)
 
 
 def distribution_plot(found: Sequence[Distribution]) -> Element:

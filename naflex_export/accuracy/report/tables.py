@@ -7,7 +7,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from naflex_export.accuracy.report.phrases import distance, exceeded_measures, limit_rows, number, percent, shorten
-from naflex_export.accuracy.results import BASELINE_FACTOR, CaseResult, GateReport, Location, PrecisionSearch, Summary
+from naflex_export.accuracy.results import (
+    BASELINE_FACTOR,
+    CaseResult,
+    GateReport,
+    Location,
+    PrecisionSearch,
+    Summary,
+    Survey,
+)
 
 
 @dataclass(frozen=True)
@@ -139,6 +147,14 @@ def invariances_table(report: GateReport) -> Table:
             (found.name, Cell(found.bucket, code=True), number(found.moved), _verdict(not found.failure), found.failure)
             for found in report.invariances
         ],
+    )
+
+
+def behaviours_table(survey: Survey) -> Table:
+    """Return a row for each behaviour that was asked for."""
+    return Table.of(
+        ("what was done", "moved by #", "", "what is wrong"),
+        [(found.name, number(found.moved), _verdict(not found.failure), found.failure) for found in survey.behaviours],
     )
 
 

@@ -122,7 +122,7 @@ def suite_of(report: GateReport) -> Element:
 def test_junit_counts_and_names_what_failed() -> None:
     good, bad = suite_of(reports.passing()), suite_of(reports.failing())
     assert (good.get("tests"), good.get("failures"), good.get("skipped")) == ("3", "0", "0")
-    assert (bad.get("tests"), bad.get("failures"), bad.get("skipped")) == ("6", "4", "1")
+    assert (bad.get("tests"), bad.get("failures"), bad.get("skipped")) == ("7", "5", "1")
     failed = {case.get("name"): case.find("failure") for case in bad.iter("testcase")}
     assert {name for name, failure in failed.items() if failure is not None} == {
         "mixed-24-seed0 [features]",

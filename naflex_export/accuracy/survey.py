@@ -1,0 +1,247 @@
+"""`survey`: what the cases leave open: all the sizes that are served, and how a candidate behaves when it is called.
+
+A candidate that is wrong for a batch of 16, at 128 tokens, for one shape of grid, the second time that an input comes,
+after twenty calls or from two threads at once is right in every case. So many small batches are spread over the sizes
+(`sampling`), each cheap one is given twice, and the candidate is asked again after all of them. A candidate that has
+failed already is not asked: what it does besides would say nothing of use.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import threading
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from naflex_export.accuracy.cases import EFFORTS, HOLES, CaseSelection, generated_batch, survey_names
+from naflex_export.accuracy.comparison import Comparison, Outputs
+from naflex_export.accuracy.invariances import Invariance, check_invariances
+from naflex_export.accuracy.results import CellCount, Survey
+from naflex_export.accuracy.sampling import Sizes, cells_of, covered_by
+from naflex_export.accuracy.tally import Tally
+from naflex_export.batch import Batch, noise_batch, picked
+from naflex_export.grid import Bucket, Grid
+from naflex_export.serving.runner import Runner
+
+REPEATED = 64
+"""In images times tokens: batches of up to this size are given twice."""
+
+CALLS = 104
+"""Of the candidate, at least: what goes wrong every hundredth time has then gone wrong once."""
+
+THREADS, CALLS_OF_A_THREAD = 4, 6
+
+LARGE = 2e4
+"""Of values in padding; float16 holds up to 65504."""
+
+
+def survey(tally: Tally, buckets: Sequence[Bucket], cases: CaseSelection, passed: bool) -> Survey | None:
+    """Return what was found beside the cases, and add the batches that failed to the tally.
+
+    Args:
+        tally: of the cases, which are covered already.
+        buckets: that the candidate serves.
+        cases: which were asked for; its effort says how much is looked at.
+        passed: whether the candidate has passed so far.
+    """
+    if cases.only or not EFFORTS[cases.effort].sampled:
+        return None
+    if not passed:
+        return Survey(fresh_seed=cases.fresh_seed, not_done="the candidate failed before all sizes were looked at")
+    surveyor = _Surveyor(tally)
+    for bucket in buckets:
+        for name in survey_names(bucket, cases):
+            surveyor.compare(bucket, generated_batch(name, bucket, tally.comparison.reference.token_width))
+    surveyor.behave(buckets[-1], cases.seed)
+    return Survey(
+        batches=surveyor.batches,
+        calls=tally.comparison.calls,
+        fresh_seed=cases.fresh_seed,
+        cells=tuple(cell for bucket in buckets for cell in _cells(tally, bucket, surveyor.sizes[bucket])),
+        behaviours=tuple(surveyor.behaviours),
+    )
+
+
+class _Surveyor:
+    """Goes through batches, and keeps what is wanted of them."""
+
+    def __init__(self, tally: Tally) -> None:
+        self.tally, self.comparison = tally, tally.comparison
+        self.batches = 0
+        self.sizes: dict[Bucket, list[Sizes]] = {}
+        self.behaviours: list[Invariance] = []
+        self._again = _Worst("the same input again", tally.limits.relative_l2)
+        self._small: list[tuple[Batch, Outputs]] = []
+
+    def compare(self, bucket: Bucket, batch: Batch) -> None:
+        """Compare a batch with the reference, and a cheap one with what the candidate says of it a second time."""
+        self.batches += 1
+        self.sizes.setdefault(bucket, []).append(Sizes(batch.grids, batch.patch_valid.shape[1]))
+        checked = not batch.name.startswith(HOLES)  # no loader makes such a mask, and a Runner refuses it
+        given = self.tally.add_if_wrong(bucket, batch, checked=checked)
+        if given is None or not checked or batch.patch_valid.numel() > REPEATED:
+            return
+        self._small.append((batch, given))
+        self._ask_again(self._again, batch, given)
+
+    def behave(self, bucket: Bucket, seed: int) -> None:
+        """Ask what no comparison shows, in one bucket."""
+        floor, width = self.tally.limits.relative_l2, self.comparison.reference.token_width
+        self.behaviours.append(self._again.found)
+        self.behaviours += self._padding(bucket, seed)
+        if bucket.batch[2] > 1:
+            self.behaviours.append(self._leakage(bucket, seed))
+        if "tokens" in self.comparison.outputs:
+            run = self.comparison.unchecked("tokens")
+            told = check_invariances(run, bucket, width, floor, seed, output="tokens")
+            self.behaviours += [replace(found, name=f"{found.name} [tokens]") for found in told]
+        self.behaviours.append(self._threads(bucket))
+        last = _Worst("the first inputs again, last", floor)
+        cheapest = sorted(self._small, key=lambda one: one[0].patch_valid.numel())[:3]
+        while cheapest and self.comparison.calls < CALLS and not last.found.failure:
+            self._ask_again(last, *cheapest[self.comparison.calls % len(cheapest)])
+        for batch, given in [*self._small[:1], *([self.tally.first] if self.tally.first else [])]:
+            self._ask_again(last, batch, given)
+        self.behaviours.append(last.found)
+
+    def _ask_again(self, worst: _Worst, batch: Batch, before: Outputs) -> None:
+        try:
+            worst.add(batch.name, self._apart(batch, before, self.comparison.candidate_of(batch)))
+        except Exception as error:  # it has answered the same before
+            worst.raised(batch.name, error)
+
+    def _padding(self, bucket: Bucket, seed: int) -> list[Invariance]:
+        """Fill padding with what it may hold: anything in a Runner; a plain callable may also say that it is no number.
+
+        In eager a NaN in padding spreads, and in float16 a large value does: that is loud, and the candidate's right.
+        """
+        side = math.isqrt(min(bucket.tokens // 2, 16))
+        if not side or bucket.tokens < 2:
+            return []
+        count = max(bucket.batch[0], min(2, bucket.batch[2]))
+        grids = [Grid(side, side), Grid(1, side)] * count
+        width = self.comparison.reference.token_width
+        batch = noise_batch(f"padding-seed{seed}", grids[:count], min(bucket.tokens, 2 * side * side + 1), width)
+        is_padding = ~batch.patch_valid.unsqueeze(-1)
+        noise = LARGE * torch.randn(batch.patches.shape, generator=torch.Generator().manual_seed(seed)).clamp(-3, 3)
+        found = []
+        for name, values in (("large values in padding", noise), ("NaN in padding", torch.full_like(noise, math.nan))):
+            worst = _Worst(name, self.tally.limits.relative_l2)
+            filled = replace(batch, patches=torch.where(is_padding, values, batch.patches))
+            try:
+                before, after = (self.comparison.candidate_of(one) for one in (batch, filled))
+                loud = not isinstance(self.comparison.candidate, Runner) and not _is_finite(batch, after)
+                worst.add(batch.name, 0.0 if loud else self._apart(batch, before, after))
+            except Exception as error:  # whatever it raises on a batch that it is to serve, it has failed
+                worst.raised(batch.name, error)
+            found.append(worst.found)
+        return found
+
+    def _leakage(self, bucket: Bucket, seed: int) -> Invariance:
+        """Change all images but the first, by much, and look at the first."""
+        worst = _Worst("the content of other images", self.tally.limits.relative_l2)
+        side = math.isqrt(min(bucket.tokens, 16))
+        count = min(bucket.batch[2], max(bucket.batch[0], 3))
+        width = self.comparison.reference.token_width
+        batch = noise_batch(f"leakage-seed{seed}", [Grid(side, side)] * count, side * side, width)
+        others = torch.cat([batch.patches[:1], 30 * batch.patches[1:].flip(1)])
+        try:
+            before, after = (
+                {name: out[:1] for name, out in self.comparison.candidate_of(one).items()}
+                for one in (batch, replace(batch, patches=others))
+            )
+            worst.add(batch.name, self._apart(picked(batch, [0]), before, after))
+        except Exception as error:  # whatever it raises on a batch that it is to serve, it has failed
+            worst.raised(batch.name, error)
+        return worst.found
+
+    def _threads(self, bucket: Bucket) -> Invariance:
+        """Call from several threads at once, each with inputs of its own, and compare with what was said alone."""
+        worst = _Worst(f"calls from {THREADS} threads at once", self.tally.limits.relative_l2)
+        asked = sorted(self._small, key=lambda one: one[0].patch_valid.numel())[: 2 * THREADS]
+        if not asked:
+            return worst.found
+        start, lock = threading.Barrier(THREADS), threading.Lock()
+
+        def call(number: int) -> None:
+            start.wait()
+            for turn in range(CALLS_OF_A_THREAD):
+                batch, before = asked[(number + turn * THREADS) % len(asked)]
+                try:
+                    apart = self._apart(batch, before, self.comparison.candidate_of(batch))
+                except Exception as error:  # it has answered the same before
+                    with lock:
+                        worst.raised(batch.name, error)
+                    return
+                with lock:
+                    worst.add(batch.name, apart)
+
+        switching = sys.getswitchinterval()
+        threads = [threading.Thread(target=call, args=(number,)) for number in range(THREADS)]
+        try:
+            sys.setswitchinterval(1e-5)  # so that they meet within a call, and not only between two
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        finally:
+            sys.setswitchinterval(switching)
+        return worst.found
+
+    def _apart(self, batch: Batch, before: Outputs, after: Outputs) -> float:
+        """Return how far two answers to a batch are apart: the worst image of any output."""
+        found = [0.0]
+        for name in self.comparison.outputs:
+            one, other = (_rows(batch, answer[name], self.comparison) for answer in (before, after))
+            if one.shape != other.shape:
+                return math.inf
+            found += ((other - one).norm(dim=1) / one.norm(dim=1).clamp(min=1e-30)).tolist()
+        return math.nan if any(map(math.isnan, found)) else max(found)
+
+
+class _Worst:
+    """The worst of several answers to one question."""
+
+    def __init__(self, name: str, floor: float) -> None:
+        self._floor, self.found = floor, Invariance(name, 0.0, "")
+
+    def add(self, batch: str, moved: float) -> None:
+        """Add by how much one answer moved where none should."""
+        if self.found.failure or moved <= self.found.moved:
+            return
+        name = self.found.name
+        failure = "" if moved <= self._floor else f"{name} moved the outputs of {batch} by {moved:.1e}: expected none"
+        self.found = Invariance(name, moved, failure)
+
+    def raised(self, batch: str, error: Exception) -> None:
+        """Add that the candidate raised in place of an answer."""
+        name = self.found.name
+        said = f"{name}: the candidate raised {type(error).__name__} on {batch}: {error}"
+        self.found = Invariance(name, math.nan, said)
+
+
+def _is_finite(batch: Batch, answer: Outputs) -> bool:
+    return all(bool(out.isfinite().all()) for out in answer.values() if out.ndim == 2) and all(
+        bool(out.isfinite().any()) for out in answer.values()
+    )
+
+
+def _rows(batch: Batch, output: Tensor, comparison: Comparison) -> Tensor:
+    """Return an output's values in float64, a row for each image, zero where they are padding's."""
+    values = output.detach().cpu().double()
+    valid = comparison.valid_in(batch, values)
+    if valid is not None and valid.shape == values.shape[:2]:
+        values = values.where(valid.unsqueeze(-1), 0)
+    return values.flatten(1)
+
+
+def _cells(tally: Tally, bucket: Bucket, sampled: Sequence[Sizes]) -> tuple[CellCount, ...]:
+    """Return how many batches lay in each of a bucket's cells, its cases and those that were sampled."""
+    sizes = [*tally.sizes_of(bucket), *sampled]
+    counts = Counter(cell for one in sizes for cell in covered_by(bucket, [one]))
+    return tuple(CellCount(str(bucket), cell.axes, cell.strata, counts[cell]) for cell in cells_of(bucket))

@@ -1,0 +1,71 @@
+"""Faults that strike only at some sizes: each says of a batch which of its images are wrong.
+
+`NAMED` are those that a gate of hard cases alone let pass. `VARIANTS` are of the same kind and were written down before
+the sample was first held against them; the sample is not tuned to any of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from naflex_export.batch import Batch
+from naflex_export.grid import Grid
+
+Fault = Callable[[int, int, Grid], bool]
+"""Takes images in the batch, the tokens that they are padded to and an image's grid; returns whether it is struck."""
+
+
+def _is_prime(number: int) -> bool:
+    return number > 1 and all(number % divisor for divisor in range(2, math.isqrt(number) + 1))
+
+
+NAMED: dict[str, Fault] = {
+    "batch of 2": lambda images, tokens, grid: images == 2,
+    "batch of 16": lambda images, tokens, grid: images == 16,
+    "batch of 9 to 31": lambda images, tokens, grid: 9 <= images <= 31,
+    "128 tokens": lambda images, tokens, grid: tokens == 128,
+    "2 to 8 tokens": lambda images, tokens, grid: 2 <= tokens <= 8,
+    "10 to 120 tokens": lambda images, tokens, grid: 10 <= tokens <= 120,
+    "122 to 254 tokens": lambda images, tokens, grid: 122 <= tokens <= 254,
+    "even tokens below 256": lambda images, tokens, grid: tokens < 256 and tokens % 2 == 0,
+    "grids of 10 to 200 patches": lambda images, tokens, grid: 10 <= grid.tokens <= 200,
+    "14x14": lambda images, tokens, grid: grid == Grid(14, 14),
+    "squares below 16": lambda images, tokens, grid: 1 < grid.height == grid.width < 16,
+    "two rows": lambda images, tokens, grid: grid.height == 2 and grid.width > 2,
+    "short rows": lambda images, tokens, grid: grid.height == 1 and 3 < grid.width < 100,
+    "short columns": lambda images, tokens, grid: grid.width == 1 and 3 < grid.height < 100,
+    "aspects over 8 that are no strips": lambda images, tokens, grid: min(grid) > 1 and max(grid) > 8 * min(grid),
+}
+
+VARIANTS: dict[str, Fault] = {
+    "batch of 4": lambda images, tokens, grid: images == 4 and tokens < 200,
+    "batch of 7": lambda images, tokens, grid: images == 7,
+    "batch of 31": lambda images, tokens, grid: images == 31,
+    "odd batches above 2": lambda images, tokens, grid: images > 3 and images % 2 == 1,
+    "batch of 5 to 7": lambda images, tokens, grid: 5 <= images <= 7,
+    "64 tokens": lambda images, tokens, grid: tokens == 64,
+    "32 to 48 tokens": lambda images, tokens, grid: 32 <= tokens <= 48,
+    "odd tokens from 129 to 253": lambda images, tokens, grid: 129 <= tokens <= 253 and tokens % 2 == 1,
+    "multiples of 8 below 256": lambda images, tokens, grid: tokens % 8 == 0 and tokens < 256,
+    "one below a multiple of 16": lambda images, tokens, grid: tokens % 16 == 15 and tokens < 255,
+    "a prime of tokens": lambda images, tokens, grid: _is_prime(tokens),
+    "13x13": lambda images, tokens, grid: grid == Grid(13, 13),
+    "7x7": lambda images, tokens, grid: grid == Grid(7, 7),
+    "two columns": lambda images, tokens, grid: grid.width == 2 and grid.height > 2,
+    "three rows": lambda images, tokens, grid: grid.height == 3 and grid.width > 4,
+    "portraits of 2:1 to 3:1, small": lambda images, tokens, grid: (
+        2 < grid.height / grid.width < 3 and grid.tokens < 100
+    ),
+    "a tenth of the tokens, above 20": lambda images, tokens, grid: 20 < tokens < 256 and grid.tokens < 0.1 * tokens,
+    "no padding, wide": lambda images, tokens, grid: grid.tokens == tokens and 1 < grid.height < grid.width,
+    "batch from 3 and 17 to 200 tokens": lambda images, tokens, grid: images >= 3 and 17 <= tokens <= 200,
+    "two images of over 64 tokens, below 256": lambda images, tokens, grid: images == 2 and 64 < tokens < 256,
+    "even batch, odd tokens": lambda images, tokens, grid: images % 2 == 0 and tokens % 2 == 1 and tokens > 9,
+}
+
+
+def strikes(fault: Fault, batch: Batch) -> list[bool]:
+    """Return for each image of a batch whether a fault strikes it."""
+    images, tokens = batch.patch_valid.shape
+    return [fault(images, tokens, grid) for grid in batch.grids]
