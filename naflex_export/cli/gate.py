@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -21,10 +22,38 @@ from naflex_export.cli.options import (
     trust_source_option,
     verbose_option,
 )
+from naflex_export.cli.pack import judge_command, pack_command
 from naflex_export.version import __version__
 
 
-@click.command(cls=ArgumentsCommand, context_settings={"help_option_names": ["-h", "--help"]})
+class GateCommand(ArgumentsCommand):
+    """Judges an artifact, or does what its first word says: `naflex-gate pack MODEL`, `naflex-gate judge PACK`.
+
+    A folder by such a name is judged as `./pack`.
+    """
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """Return the context of the command that the first word names, or of this one."""
+        if args and args[0] in COMMANDS:
+            return COMMANDS[args[0]].make_context(f"{info_name} {args[0]}", args[1:], parent, **extra)
+        return super().make_context(info_name, args, parent, **extra)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the context's own command."""
+        return super().invoke(ctx) if ctx.command is self else ctx.command.invoke(ctx)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Add the other commands to the help."""
+        with formatter.section("Other commands"):
+            formatter.write_dl([(f"{name} ...", found.get_short_help_str()) for name, found in COMMANDS.items()])
+
+
+COMMANDS: dict[str, click.Command] = {"pack": pack_command, "judge": judge_command}
+
+
+@click.command(cls=GateCommand, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.option("--reference", metavar="MODEL", help="The model to compare with.  [default: the one exported]")
 @click.option("--weights", help="Its weights.  [default: those it was exported with]")

@@ -125,6 +125,7 @@ def test_junit_counts_and_names_what_failed() -> None:
     assert (bad.get("tests"), bad.get("failures"), bad.get("skipped")) == ("7", "5", "1")
     failed = {case.get("name"): case.find("failure") for case in bad.iter("testcase")}
     assert {name for name, failure in failed.items() if failure is not None} == {
+        "behaviour: NaN in padding",
         "mixed-24-seed0 [features]",
         "photos-24-0",
         "invariance: padding's content [24]",

@@ -1,0 +1,126 @@
+"""`naflex-gate pack` and `naflex-gate judge`: parsing and printing only."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from naflex_export.cli.options import (
+    ArgumentsCommand,
+    exit_codes,
+    model_args_option,
+    quiet_libraries,
+    seed_option,
+    verbose_option,
+)
+from naflex_export.errors import RequestError
+
+
+@click.command(cls=ArgumentsCommand, context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("model")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write; it must not exist yet.")
+@click.option("--weights", default="pretrained", show_default=True, help="As naflex-export takes them.")
+@click.option("--small", is_flag=True, help="Under 10 MiB, for a folder of tests; else under 200.")
+@model_args_option
+@seed_option
+@verbose_option
+@exit_codes
+def pack_command(
+    model: str, out: Path, weights: str, small: bool, model_args: tuple[str, ...], seed: int, verbose: bool
+) -> None:
+    """Write a golden pack of MODEL: inputs and right answers, for ports in any language."""
+    from rich.markup import escape
+
+    from naflex_export.cli.console import err
+    from naflex_export.cli.console import out as console
+    from naflex_export.models.model_sources import ModelSource, parse_model_args
+    from naflex_export.packs.write import write_pack
+
+    quiet_libraries(verbose)
+    source = ModelSource(model, weights, seed, model_args=parse_model_args(model_args))
+    source.check()
+    if weights == "random":
+        err.print("[bold yellow]random weights:[/] a dry run; the pack proves nothing of use", soft_wrap=True)
+    manifest = write_pack(source.load(), out, small, model)
+    size = sum(found["bytes"] for found in manifest["files"].values())
+    console.print(
+        f"[bold green]written[/] {escape(str(out))}: {len(manifest['cases'])} cases, "
+        f"{len(manifest['fingerprints'])} typical faults, {size / 2**20:.1f} MiB",
+        soft_wrap=True,
+        highlight=False,
+    )
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("pack", type=click.Path(path_type=Path))
+@click.argument("answers", type=click.Path(path_type=Path), required=False)
+@click.option("--onnx", type=click.Path(path_type=Path), help="An ONNX file, anyone's: it is run on each case.")
+@click.option(
+    "--input",
+    "inputs",
+    multiple=True,
+    metavar="NAME=NAME",
+    help="The ONNX file's name of an input of the pack; may be repeated.",
+)
+@click.option("--output", default="", metavar="NAME", help="The ONNX file's output that holds the features.")
+@click.option("--command", default="", help="A command that prints a photo's vector: './port {photo}'.")
+@click.option("--url", default="", help="An endpoint that takes OpenAI's embeddings requests with photos.")
+@click.option("--url-model", default="", help="The model that the request names.")
+@click.option("--dtype", default="float32", show_default=True, help="That the port computes in.")
+@click.option("--report", "reports", multiple=True, type=click.Path(path_type=Path), help="Write .json or .html here.")
+@exit_codes
+def judge_command(
+    pack: Path,
+    answers: Path | None,
+    onnx: Path | None,
+    inputs: tuple[str, ...],
+    output: str,
+    command: str,
+    url: str,
+    url_model: str,
+    dtype: str,
+    reports: tuple[Path, ...],
+) -> None:
+    """Judge a port by PACK: ANSWERS is the folder or .safetensors file that it wrote.
+
+    Or give --onnx, --command or --url. Exit codes: 0 right, 1 wrong, 2 the request was wrong.
+    """
+    from naflex_export.cli.console import out
+    from naflex_export.packs import answers as origins
+    from naflex_export.packs.judge import judge_answers
+    from naflex_export.packs.opened import Pack
+    from naflex_export.packs.report import as_html, as_json, lines
+
+    given = [bool(found) for found in (answers, onnx, command, url)]
+    if sum(given) != 1:
+        raise RequestError(f"{sum(given)} of ANSWERS, --onnx, --command and --url were given: expected one of them")
+    for path in reports:
+        if path.suffix not in (".json", ".html"):
+            raise RequestError(f"report {str(path)!r}: expected a name that ends in .json or .html")
+    opened = Pack.open(pack)
+    if answers is not None:
+        found = origins.from_files(opened, answers)
+    elif onnx is not None:
+        pairs = dict(_pair(text) for text in inputs)
+        found = origins.from_onnx(opened, onnx, pairs, output)
+    elif command:
+        found = origins.from_command(opened, command)
+    else:
+        found = origins.from_url(opened, url, url_model)
+    verdict = judge_answers(opened, found, dtype)
+    for path in reports:
+        text = as_html(verdict) if path.suffix == ".html" else json.dumps(as_json(verdict), indent=1) + "\n"
+        path.write_text(text, encoding="utf-8")
+    for line in lines(verdict):
+        out.print(line, highlight=False, markup=False, soft_wrap=True)
+    verdict.raise_for_failure()
+    out.print("[bold green]passed[/]")
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, found, other = text.partition("=")
+    if not found or not name or not other:
+        raise RequestError(f"--input {text!r}: expected the pack's name, =, and the file's name of the same input")
+    return name, other

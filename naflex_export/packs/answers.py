@@ -1,0 +1,200 @@
+"""Where a port's answers come from: files that it wrote, an ONNX file, an HTTP endpoint or a command.
+
+Each returns features by case, and stages by case where there are any. Photos go through the port's own preprocessing.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import shlex
+import subprocess
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from naflex_export.errors import RequestError
+from naflex_export.packs.opened import Array, Pack
+
+SECONDS = 120
+"""That a command or an endpoint may take for a photo."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a port answered.
+
+    Attributes:
+        features: [images, features] by case.
+        stages: of cases, by module.
+        origin: where they came from, in words.
+        problems: why there is no answer to a case, a line each.
+    """
+
+    features: dict[str, Array]
+    origin: str
+    stages: dict[str, dict[str, Array]] = field(default_factory=dict)
+    problems: tuple[str, ...] = ()
+
+
+def from_files(pack: Pack, path: Path) -> Answers:
+    """Return the answers in a folder of .npy files or in one .safetensors file.
+
+    Raises:
+        RequestError: there is no such file, it cannot be read, or it answers no case.
+    """
+    try:
+        if path.is_dir():
+            found = {
+                file.relative_to(path).with_suffix("").as_posix(): np.load(file, allow_pickle=False)
+                for file in sorted(path.rglob("*.npy"))
+            }
+        else:
+            from safetensors.numpy import load_file
+
+            found = load_file(path)
+    except Exception as error:  # each reader raises errors of its own
+        raise RequestError(f"answers {str(path)!r} cannot be read ({error}): expected .npy or .safetensors") from error
+    features = {case: found[key] for case in pack.cases for key in (case, f"{case}/features") if key in found}
+    stages: dict[str, dict[str, Array]] = {}
+    for key, value in found.items():
+        case, _, stage = key.partition("/stages/")
+        if stage and case in pack.cases:
+            stages.setdefault(case, {})[stage] = value
+    if not features:
+        raise RequestError(
+            f"answers {str(path)!r} hold {', '.join(list(found)[:5]) or 'nothing'}: expected arrays named after cases, "
+            f"such as {', '.join(pack.cases[:3])}"
+        )
+    return Answers(features, str(path), stages)
+
+
+def from_onnx(pack: Pack, path: Path, inputs: Mapping[str, str], output: str = "") -> Answers:
+    """Return what an ONNX file answers; a case that it refuses is a problem.
+
+    Args:
+        pack: whose cases to run.
+        path: of the file.
+        inputs: the file's name of each of the pack's inputs, where it has others.
+        output: of the file, that holds features; by default one of two dimensions, or the first.
+
+    Raises:
+        RequestError: it cannot be opened, or an input of it is none of the pack's.
+    """
+    import onnxruntime
+
+    try:
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime raises classes of its own
+        raise RequestError(f"{str(path)!r} cannot be opened by ONNX Runtime: {error}") from error
+    of_file = {inputs.get(name, name): name for name in pack.manifest["inputs"]}
+    for one in session.get_inputs():
+        if one.name not in of_file:
+            raise RequestError(
+                f"{str(path)!r} has an input {one.name!r}, and the pack has {', '.join(pack.manifest['inputs'])}: give "
+                f"--input NAME={one.name} for the one that it is"
+            )
+    outputs = session.get_outputs()
+    named = [found.name for found in outputs if found.name == output or (not output and len(found.shape or ()) == 2)]
+    chosen = (named or [outputs[0].name])[0]
+    features, problems = {}, []
+    for case in pack.cases:
+        given = pack.inputs(case)
+        feed = {one.name: given[of_file[one.name]].astype(_dtype(one.type)) for one in session.get_inputs()}
+        try:
+            (features[case],) = session.run([chosen], feed)
+        except Exception as error:  # whatever it raises on a case that is in the pack, it has failed
+            problems.append(f"{case}: ONNX Runtime refuses it: {str(error).strip().splitlines()[0][:300]}")
+    return Answers(features, str(path), problems=tuple(problems))
+
+
+def from_command(pack: Pack, command: str) -> Answers:
+    """Return the vectors that a command prints, a photo a call, whose path stands for `{photo}`.
+
+    Raises:
+        RequestError: the command has no `{photo}`.
+    """
+    if "{photo}" not in command:
+        raise RequestError(f"--command {command!r} has no {{photo}}: expected it where the photo's path is to stand")
+
+    def ask(photo: Path) -> Array:
+        words = [word.replace("{photo}", str(photo)) for word in shlex.split(command)]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=SECONDS, check=False)
+        if done.returncode:
+            raise ValueError(f"it exited with {done.returncode}: {done.stderr.strip()[-300:]}")
+        return vector_in(done.stdout)
+
+    return _of_photos(pack, ask, command)
+
+
+def from_url(pack: Pack, url: str, model: str = "") -> Answers:
+    """Return the vectors of an endpoint that takes OpenAI's embeddings requests, the photo as a data URL.
+
+    Args:
+        pack: whose photos to send.
+        url: of the endpoint, such as http://localhost:8000/v1/embeddings.
+        model: that the request names.
+
+    Raises:
+        RequestError: the URL is not one of HTTP.
+    """
+    if not re.match(r"https?://", url):
+        raise RequestError(f"--url {url!r}: expected one that begins with http:// or https://")
+
+    def ask(photo: Path) -> Array:
+        data = base64.b64encode(photo.read_bytes()).decode()
+        body = json.dumps({"model": model, "input": [f"data:image/jpeg;base64,{data}"]}).encode()
+        request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=SECONDS) as reply:
+            return vector_in(reply.read().decode())
+
+    return _of_photos(pack, ask, url)
+
+
+def vector_in(text: str) -> Array:
+    """Return the vector in a text: JSON, as OpenAI's reply or a list, or numbers with blanks or commas between.
+
+    Raises:
+        ValueError: there is none.
+    """
+    try:
+        found: Any = json.loads(text)
+    except ValueError:
+        found = [float(word) for word in text.replace(",", " ").split()]
+    for key in ("data", "embeddings", "embedding", "features"):
+        if isinstance(found, dict) and key in found:
+            found = found[key]
+    while isinstance(found, list) and len(found) == 1 and not isinstance(found[0], float | int):
+        found = found[0]
+    if isinstance(found, dict):
+        found = found.get("embedding")
+    vector = np.asarray(found, dtype=np.float64)
+    if vector.ndim != 1 or not vector.size:
+        raise ValueError(f"expected one vector, found an array of shape {list(vector.shape)}")
+    return vector
+
+
+def _of_photos(pack: Pack, ask: Callable[[Path], Array], origin: str) -> Answers:
+    """Return the answers to the pack's photos; one that fails leaves the case without an answer."""
+    vectors, problems = [], []
+    for photo in pack.photos():
+        try:
+            vectors.append(ask(photo))
+        except (ValueError, OSError, subprocess.SubprocessError, urllib.error.URLError) as error:
+            problems.append(f"photos: {photo.name}: no vector from {origin!r}: {error}")
+    if problems or len({len(vector) for vector in vectors}) != 1:
+        problems = problems or ["photos: vectors of several lengths"]
+        return Answers({}, origin, problems=tuple(problems))
+    return Answers({"photos": np.stack(vectors)}, origin)
+
+
+def _dtype(kind: str) -> Any:
+    names = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64"}
+    names |= {f"tensor({name})": name for name in ("int64", "int32", "bool")}
+    return names.get(kind, "float32")

@@ -1,0 +1,177 @@
+"""`judge_answers`: a port's answers beside a pack's, the first stage that deviates, and which typical fault it is."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from naflex_export.accuracy.metrics import LIMITS, Measures, measure
+from naflex_export.errors import GateFailure, RequestError
+from naflex_export.packs.answers import Answers
+from naflex_export.packs.faults import ROUNDING
+from naflex_export.packs.opened import Array, Pack
+
+MATCHES = 0.2
+"""How near to a fingerprint answers must be, as a share of how far they are from what is right, to have that fault."""
+
+FLOOR_FACTOR = 2.0
+"""How many times eager's own error in a low precision a port's may be, over all cases."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """How a port answered one case: its measures, and what exceeds the limits."""
+
+    case: str
+    measures: Measures
+    exceeded: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came of a port's answers.
+
+    Attributes:
+        cases: each that was answered.
+        problems: what could not be compared, a line each.
+        unanswered: cases without an answer.
+        stage: the first stage that deviates, in words; empty where none does or none was given.
+        fault: name of the typical fault whose fingerprint the answers have; empty where there is none.
+        diagnosis: that in words, with what to do.
+        origin: where the answers came from.
+        dtype: whose limits hold.
+    """
+
+    cases: tuple[Judged, ...]
+    problems: tuple[str, ...] = ()
+    unanswered: tuple[str, ...] = ()
+    stage: str = ""
+    fault: str = ""
+    diagnosis: str = ""
+    origin: str = ""
+    dtype: str = "float32"
+
+    @property
+    def failures(self) -> list[str]:
+        """What failed, a line each."""
+        return [*self.problems, *(f"{one.case}: {', '.join(one.exceeded)}" for one in self.cases if one.exceeded)]
+
+    @property
+    def passed(self) -> bool:
+        """Whether there are answers, and all are right."""
+        return bool(self.cases) and not self.failures
+
+    def raise_for_failure(self) -> None:
+        """Raise GateFailure, with what failed and the diagnosis, unless the answers are right."""
+        if not self.passed:
+            told = self.failures or ["no case was answered"]
+            told += [f"first deviation: {self.stage}"] if self.stage else []
+            raise GateFailure("\n  ".join(["the answers are wrong:", *told, self.diagnosis]).rstrip())
+
+
+def judge_answers(pack: Pack, answers: Answers, dtype: str = "float32") -> Verdict:
+    """Return whether a port's answers are right, and what is wrong where they are not.
+
+    Args:
+        pack: what is right.
+        answers: the port's.
+        dtype: that it computes in; it chooses the limits.
+
+    Raises:
+        RequestError: the dtype is unknown.
+    """
+    if dtype not in LIMITS:
+        raise RequestError(f"dtype {dtype!r} is unknown: expected one of {', '.join(LIMITS)}")
+    problems, judged, comparable = list(answers.problems), list[Judged](), dict[str, Array]()
+    for case, given in answers.features.items():
+        wanted = pack.expected(case)
+        if given.shape != wanted.shape:
+            problems.append(f"{case}: the answer's shape is {list(given.shape)}, expected {list(wanted.shape)}")
+            continue
+        comparable[case] = given.astype(np.float64)
+        found = measure(torch.from_numpy(comparable[case]), torch.from_numpy(wanted))
+        judged.append(Judged(case, found, tuple(LIMITS[dtype].exceeded_by(found))))
+    if dtype in ROUNDING and judged:
+        floors = pack.manifest["noise_floors"][dtype]
+        own = math.sqrt(sum(one.measures.relative_l2**2 for one in judged) / len(judged))
+        eager = math.sqrt(sum(floors[one.case] ** 2 for one in judged) / len(judged))
+        if not own <= FLOOR_FACTOR * eager:
+            problems.append(f"all cases: error {own:.2g} is more than {FLOOR_FACTOR:g} times eager's own {eager:.2g}")
+    failed = bool(problems) or any(one.exceeded for one in judged)
+    fault, diagnosis = _diagnosis(pack, comparable, dtype) if failed and comparable else ("", "")
+    return Verdict(
+        cases=tuple(judged),
+        problems=tuple(problems),
+        unanswered=tuple(case for case in pack.cases if case not in answers.features),
+        stage=_first_stage(pack, answers) if answers.stages else "",
+        fault=fault,
+        diagnosis=diagnosis,
+        origin=answers.origin,
+        dtype=dtype,
+    )
+
+
+def _diagnosis(pack: Pack, answers: dict[str, Array], dtype: str) -> tuple[str, str]:
+    """Return the typical fault that the answers have, by its name and in words."""
+    right = {case: pack.expected(case).astype(np.float64) for case in answers}
+    if not all(np.isfinite(given).all() for given in answers.values()):
+        return (
+            "",
+            "diagnosis: the answers hold values that are not finite: look for an overflow, or for a row of padding",
+        )
+    apart = _distance(answers, right)
+    if not apart:
+        return "", ""
+    known = pack.manifest["fingerprints"]
+    near = {
+        name: _distance(answers, {case: pack.fingerprint(name, case).astype(np.float64) for case in answers}) / apart
+        for name in known
+        if name not in ROUNDING
+    }
+    best = min(near, key=lambda name: near[name], default="")
+    if best and near[best] < MATCHES:
+        return best, f"diagnosis: {best}: {known[best]['says']}; {known[best]['remedy']}"
+    share = apart / _norm(right)
+    for name in ROUNDING if dtype == "float32" else ():
+        floors = pack.manifest["noise_floors"][name]
+        eager = math.sqrt(sum(floors[case] ** 2 for case in answers) / len(answers))
+        if name in known and eager / 2 < share < 2 * eager:
+            return name, f"diagnosis: {name}: {known[name]['says']}, by the size of its error; {known[name]['remedy']}"
+    closest = f"; the nearest, {best}, explains {1 - near[best]:.0%} of it" if best and near[best] < 0.8 else ""
+    return "", f"diagnosis: none of the {len(known)} typical faults gives these answers{closest}: look at the stages"
+
+
+def _first_stage(pack: Pack, answers: Answers) -> str:
+    """Return the first stage that deviates, in words; empty where all are right."""
+    for case, given in answers.stages.items():
+        valid = _valid(pack.inputs(case))
+        for name, wanted in pack.stages(case).items():
+            if name not in given:
+                continue
+            found = given[name]
+            if found.shape != wanted.shape:
+                return f"{name} of {case}: its shape is {list(found.shape)}, expected {list(wanted.shape)}"
+            rows = valid if wanted.shape[:2] == valid.shape else np.ones(wanted.shape[:1], dtype=bool)
+            error = float(np.linalg.norm((found - wanted)[rows].astype(np.float64)))
+            share = error / float(np.linalg.norm(wanted[rows].astype(np.float64)))
+            if not share <= 3 * LIMITS["float32"].relative_l2:
+                return f"{name} of {case}, relative L2 {share:.1e}"
+    return ""
+
+
+def _valid(inputs: dict[str, Array]) -> Array:
+    masks = [value for name, value in inputs.items() if name in ("patch_valid", "pixel_attention_mask")]
+    return masks[0].astype(bool)
+
+
+def _distance(one: dict[str, Array], other: dict[str, Array]) -> float:
+    """Return how far answers are apart, over all cases; of each case as a share of its size, so that all count."""
+    parts = [float(np.square(one[case] - other[case]).sum() / np.square(one[case]).sum()) for case in one]
+    return math.sqrt(sum(parts) / len(parts))
+
+
+def _norm(values: dict[str, Array]) -> float:
+    return 1.0 if values else math.nan

@@ -1,0 +1,103 @@
+"""A verdict on a port's answers in words, as JSON and as one HTML page without scripts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from typing import Any
+from xml.etree.ElementTree import Element
+
+from naflex_export.accuracy.report.markup import html_of, tag
+from naflex_export.accuracy.report.phrases import distance, number
+from naflex_export.accuracy.report.style import stylesheet
+from naflex_export.packs.judge import Verdict
+
+
+def lines(verdict: Verdict) -> list[str]:
+    """Return a verdict's figures, a line for each case, and what was not answered."""
+    found = [
+        f"{one.case}: relative L2 {number(one.measures.relative_l2)}, 1-cos {distance(one.measures.worst_cosine)}, "
+        f"{'FAIL' if one.exceeded else 'ok'}"
+        for one in verdict.cases
+    ]
+    return found + ([f"not answered: {', '.join(verdict.unanswered)}"] if verdict.unanswered else [])
+
+
+def as_json(verdict: Verdict) -> dict[str, Any]:
+    """Return a verdict as plain JSON values; a number that is not finite is written as text."""
+    found = _plain({"schema": 1, "passed": verdict.passed, "failures": verdict.failures, **asdict(verdict)})
+    assert isinstance(found, dict)
+    return found
+
+
+def as_html(verdict: Verdict) -> str:
+    """Return a verdict as a page: whether the answers are right, the diagnosis, and the figures."""
+    word = "passed" if verdict.passed else "FAILED"
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("title", f"Golden pack: {word}"),
+        tag("style", stylesheet()),
+    )
+    right = sum(not one.exceeded for one in verdict.cases)
+    banner = tag(
+        "header",
+        tag("h1", f"Golden pack: {word}"),
+        tag(
+            "p", f"{right} of {len(verdict.cases)} cases of {verdict.origin} are within the limits of {verdict.dtype}."
+        ),
+        class_="verdict" if verdict.passed else "failed verdict",
+    )
+    main = tag("main", banner, *_diagnosis(verdict), *_failures(verdict), *_cases(verdict))
+    return f"<!doctype html>\n{html_of(tag('html', head, tag('body', main), lang='en'))}\n"
+
+
+def _diagnosis(verdict: Verdict) -> list[Element]:
+    section = []
+    if verdict.diagnosis:
+        text = verdict.diagnosis.removeprefix("diagnosis: ")
+        section += [tag("h2", "Diagnosis"), tag("p", f"{text[:1].upper()}{text[1:]}.")]
+    if verdict.stage:
+        section += [tag("h2", "First deviation"), tag("p", f"{verdict.stage}.")]
+    return section
+
+
+def _failures(verdict: Verdict) -> list[Element]:
+    if not verdict.failures:
+        return []
+    return [tag("h2", "What failed"), tag("ul", *(tag("li", line) for line in verdict.failures))]
+
+
+def _cases(verdict: Verdict) -> list[Element]:
+    headings = ("case", "of max", "relative L2", "1-cos", "")
+    rows = [
+        tag(
+            "tr",
+            tag("td", tag("code", one.case)),
+            *(
+                tag("td", text, class_="n")
+                for text in (
+                    number(one.measures.max_share),
+                    number(one.measures.relative_l2),
+                    distance(one.measures.worst_cosine),
+                )
+            ),
+            tag("td", "FAIL" if one.exceeded else "ok", class_="broken" if one.exceeded else ""),
+        )
+        for one in verdict.cases
+    ]
+    head = tag("thead", tag("tr", *(tag("th", text) for text in headings)))
+    section = [tag("h2", "Cases"), tag("div", tag("table", head, tag("tbody", *rows)), class_="wide")]
+    if verdict.unanswered:
+        section.append(tag("p", f"Not answered: {', '.join(verdict.unanswered)}.", class_="note"))
+    return section
+
+
+def _plain(value: Any) -> Any:
+    """Return a value with text in place of numbers that JSON lacks."""
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

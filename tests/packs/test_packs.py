@@ -1,0 +1,256 @@
+"""Golden packs: a right port passes, and each fault planted in a port of its own is rejected and mostly named."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import tiny
+import torch
+from click.testing import CliRunner
+from numpy_port import FAULTS, Port
+
+import naflex_export as nx
+from naflex_export.cli.gate import gate_command
+from naflex_export.packs.answers import Answers, from_files, vector_in
+from naflex_export.packs.judge import Verdict, judge_answers
+from naflex_export.packs.opened import Pack
+from naflex_export.packs.write import write_pack
+
+NAMED_OTHERWISE = {"height-width-swapped": "axes-swapped", "first-block-missing": ""}
+"""What the diagnosis says of a fault that a pack knows by another name, or not at all."""
+
+
+@pytest.fixture(scope="module")
+def pack(tmp_path_factory: pytest.TempPathFactory) -> Pack:
+    path = tmp_path_factory.mktemp("packs") / "pack"
+    write_pack(tiny.siglip(), path, small=True, name="tiny")
+    return Pack.open(path)
+
+
+@pytest.fixture(scope="module")
+def weights() -> dict[str, Any]:
+    return {name: value.numpy() for name, value in tiny.siglip().state_dict().items()}
+
+
+def ported(pack: Pack, weights: dict[str, Any], fault: str = "") -> Answers:
+    port, features, stages = Port(weights, fault), {}, {}
+    for case in pack.cases:
+        features[case], shown = port(*pack.inputs(case).values())
+        if pack.stages(case):
+            stages[case] = shown
+    return Answers(features, "the port", stages)
+
+
+def test_a_right_port_passes_without_a_diagnosis(pack: Pack, weights: dict[str, Any]) -> None:
+    verdict = judge_answers(pack, ported(pack, weights))
+    assert verdict.passed and not verdict.diagnosis and not verdict.stage
+    assert max(one.measures.relative_l2 for one in verdict.cases) < 1e-6
+    verdict.raise_for_failure()
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_port_with_a_fault_is_rejected_and_the_fault_named(pack: Pack, weights: dict[str, Any], fault: str) -> None:
+    verdict = judge_answers(pack, ported(pack, weights, fault))
+    assert not verdict.passed and verdict.fault == NAMED_OTHERWISE.get(fault, fault)
+    assert verdict.stage or fault == "norm-eps"
+    with pytest.raises(nx.GateFailure, match="the answers are wrong"):
+        verdict.raise_for_failure()
+
+
+def test_low_precision_is_judged_by_eagers_own_noise(pack: Pack, weights: dict[str, Any]) -> None:
+    right = ported(pack, weights)
+    draw = np.random.default_rng(0)
+
+    def noisy(share: float) -> Verdict:
+        bent = {
+            case: one + share * np.linalg.norm(one) / one.size**0.5 * draw.standard_normal(one.shape)
+            for case, one in right.features.items()
+        }
+        return judge_answers(pack, Answers(bent, "noise"), "float16")
+
+    assert noisy(9e-4).passed and not noisy(4e-3).passed
+    rounded = {case: one * (1 + 9e-4 * draw.standard_normal(one.shape)) for case, one in right.features.items()}
+    assert judge_answers(pack, Answers(rounded, "noise")).fault == "float16"
+
+
+def test_packs_are_the_same_bytes_each_time_and_small(pack: Pack, tmp_path: Path) -> None:
+    write_pack(tiny.siglip(), tmp_path / "again", small=True, name="tiny")
+    assert digests(tmp_path / "again") == digests(pack.path)
+    assert sum(path.stat().st_size for path in pack.path.rglob("*") if path.is_file()) < 10 * 2**20
+    readme = (pack.path / "README.md").read_text(encoding="utf-8")
+    assert "naflex-gate judge PACK" in readme and "`bgr`" in readme and "None" not in readme
+
+
+def digests(folder: Path) -> dict[str, str]:
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+@pytest.mark.parametrize("what", ["flipped", "missing", "manifest"])
+def test_a_damaged_pack_names_the_file(pack: Pack, tmp_path: Path, what: str) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(pack.path, copy)
+    file = copy / "cases" / "mixed" / "expected" / "features.npy"
+    if what == "flipped":
+        content = bytearray(file.read_bytes())
+        content[-1] ^= 1
+        file.write_bytes(content)
+    elif what == "missing":
+        file.unlink()
+    else:
+        (copy / "manifest.json").write_text("{")
+    named = "manifest.json" if what == "manifest" else "cases/mixed/expected/features.npy"
+    with pytest.raises(nx.RequestError, match=named):
+        Pack.open(copy)
+
+
+def test_a_folder_that_exists_is_left_alone(tmp_path: Path) -> None:
+    with pytest.raises(nx.RequestError, match="exists: a pack is written to a folder that does not"):
+        write_pack(tiny.siglip(), tmp_path)
+
+
+def run(*words: object) -> tuple[int, str]:
+    done = CliRunner().invoke(gate_command, [str(word) for word in words])
+    return done.exit_code, done.output
+
+
+def written(pack: Pack, weights: dict[str, Any], folder: Path, fault: str = "") -> Path:
+    answers = ported(pack, weights, fault)
+    for case, features in answers.features.items():
+        (folder / case / "stages").mkdir(parents=True, exist_ok=True)
+        np.save(folder / f"{case}.npy", features.astype(np.float32))
+        for stage, value in answers.stages.get(case, {}).items():
+            np.save(folder / case / "stages" / f"{stage}.npy", value)
+    return folder
+
+
+def test_the_command_line_judges_a_folder_and_a_file(pack: Pack, weights: dict[str, Any], tmp_path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    right, wrong = written(pack, weights, tmp_path / "right"), written(pack, weights, tmp_path / "wrong", "bgr")
+    assert run("judge", pack.path, right)[0] == 0
+    page, data = tmp_path / "r.html", tmp_path / "r.json"
+    code, said = run("judge", pack.path, wrong, "--report", page, "--report", data)
+    assert code == 1 and "diagnosis: bgr: channels are read as blue, green, red" in said
+    assert "first deviation: embeds of stages" in said
+    html = page.read_text(encoding="utf-8")
+    assert "Bgr: channels are read as blue" in html and "<script" not in html
+    assert json.loads(data.read_text())["fault"] == "bgr"
+    save_file(
+        {case: value.astype(np.float32) for case, value in ported(pack, weights).features.items()},
+        tmp_path / "a.safetensors",
+    )
+    assert run("judge", pack.path, tmp_path / "a.safetensors")[0] == 0
+    assert run("judge", pack.path)[0] == 2
+    assert run("judge", pack.path, right, "--url", "http://x")[0] == 2
+    with pytest.raises(nx.RequestError, match="expected arrays named after cases, such as photos"):
+        np.save(tmp_path / "odd.npy", np.zeros(1))
+        (tmp_path / "odd").mkdir()
+        np.save(tmp_path / "odd" / "x.npy", np.zeros(1))
+        from_files(pack, tmp_path / "odd")
+
+
+def test_any_onnx_file_is_judged_with_names_of_its_own(pack: Pack, tmp_path: Path) -> None:
+    artifact = nx.export(tiny.siglip(), "onnx", tmp_path / "a", [nx.Bucket(256, (1, 4, 32))], effort="quick").path
+    assert run("judge", pack.path, "--onnx", artifact / "model.onnx")[0] == 0
+    renamed = onnx.load(artifact / "model.onnx")
+    for node in renamed.graph.node:
+        node.input[:] = ["pixels" if name == "patches" else name for name in node.input]
+    (one,) = (found for found in renamed.graph.input if found.name == "patches")
+    one.name = "pixels"
+    onnx.save(renamed, tmp_path / "other.onnx")
+    code, said = run("judge", pack.path, "--onnx", tmp_path / "other.onnx")
+    assert code == 2 and "give --input NAME=pixels" in " ".join(said.split())
+    assert run("judge", pack.path, "--onnx", tmp_path / "other.onnx", "--input", "patches=pixels")[0] == 0
+
+
+def test_a_command_and_an_endpoint_answer_photos(pack: Pack, tmp_path: Path) -> None:
+    vectors = dict(zip((path.name for path in pack.photos()), pack.expected("photos").tolist(), strict=True))
+    (tmp_path / "vectors.json").write_text(json.dumps(vectors))
+    script = "import json,sys,pathlib;v=json.load(open(sys.argv[1]));print(*v[pathlib.Path(sys.argv[2]).name])"
+    (tmp_path / "port.py").write_text(script)
+    command = f"{sys.executable} {tmp_path / 'port.py'} {tmp_path / 'vectors.json'} {{photo}}"
+    code, said = run("judge", pack.path, "--command", command)
+    assert code == 0 and "not answered: stages, mixed, square, large" in said
+    code, said = run("judge", pack.path, "--command", f"{sys.executable} -c 'raise SystemExit(3)' {{photo}}")
+    assert code == 1 and "it exited with 3" in said
+    assert run("judge", pack.path, "--command", "port")[0] == 2
+    sent = list[dict[str, Any]]()
+
+    class Endpoint(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            sent.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            vector = list(vectors.values())[len(sent) - 1]
+            body = json.dumps({"data": [{"index": 0, "embedding": vector}]}).encode()
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Say nothing."""
+
+    with Serving(Endpoint) as url:
+        assert run("judge", pack.path, "--url", url, "--url-model", "m")[0] == 0
+    assert len(sent) == 3 and sent[0]["model"] == "m" and sent[0]["input"][0].startswith("data:image/jpeg;base64,")
+
+
+class Serving:
+    """An HTTP server on a port of its own, for as long as the block runs."""
+
+    def __init__(self, handler: type[BaseHTTPRequestHandler]) -> None:
+        self.server = HTTPServer(("127.0.0.1", 0), handler)
+        self.thread = threading.Thread(target=self.server.serve_forever)
+
+    def __enter__(self) -> str:
+        self.thread.start()
+        return f"http://127.0.0.1:{self.server.server_port}/v1/embeddings"
+
+    def __exit__(self, *error: object) -> None:
+        self.server.shutdown()
+        self.thread.join()
+        self.server.server_close()
+
+
+def test_vectors_are_read_as_ports_print_them() -> None:
+    for text in ("1 2.5 -3", "1,2.5,-3\n", "[1, 2.5, -3]", "[[1, 2.5, -3]]", '{"embedding": [1, 2.5, -3]}'):
+        assert vector_in(text).tolist() == [1, 2.5, -3]
+    for text in ("", "hello", "[[1], [2]]", "{}"):
+        with pytest.raises(ValueError):
+            vector_in(text)
+
+
+def test_transformers_own_models_have_packs(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    manifest = write_pack(tiny.siglip2(), tmp_path / "pack", small=True)
+    assert manifest["inputs"] == ["pixel_values", "pixel_attention_mask", "spatial_shapes"]
+    assert {"no-antialias", "axes-swapped", "bgr", "mask-dropped"} <= set(manifest["fingerprints"])
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_the_command_line_writes_a_pack(tmp_path: Path) -> None:
+    arguments = ["--model-args", "embed_dim=32", "depth=2", "num_heads=2", "patch_size=4"]
+    code, said = run(
+        "pack", "naflexvit_base_patch16_siglip", "--out", tmp_path / "p", "--weights", "random", "--small", *arguments
+    )
+    assert code == 0 and "written" in said, said
+    assert Pack.open(tmp_path / "p").manifest["model"]["name"] == "naflexvit_base_patch16_siglip"
+    code, said = run("--help")
+    assert code == 0 and "pack ..." in said and "judge ..." in said
