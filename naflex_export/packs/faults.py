@@ -77,7 +77,7 @@ def _pixels(change: Callable[[ModelAdapter, Tensor], Tensor]) -> Callable[[Model
 
     def changed(adapter: ModelAdapter, batch: Batch) -> Batch:
         side = patch_side(adapter.preprocessing())
-        pixels = batch.patches.unflatten(-1, (side, side, -1))
+        pixels = batch.patches.reshape(*batch.patches.shape[:2], side, side, -1)
         made = change(adapter, pixels).reshape(batch.patches.shape)
         return replace(batch, patches=torch.where(batch.patch_valid.unsqueeze(-1), made, batch.patches))
 
@@ -138,7 +138,7 @@ def _transposed(module: nn.Module) -> None:
         if name == "position_embedding" and isinstance(inner, nn.Embedding):
             side = math.isqrt(inner.num_embeddings)
             if side * side == inner.num_embeddings:
-                weight = inner.weight.data.unflatten(0, (side, side))
+                weight = inner.weight.data.reshape(side, side, -1)
                 inner.weight.data = weight.swapaxes(0, 1).flatten(0, 1).contiguous()
 
 
