@@ -19,6 +19,9 @@ RECOMPILE_LIMIT = 64
 """Most graphs of one function. Batches of one and of several, in train and eval mode, with gradients and without, under
 autocast or not, in three dtypes make 48; eight, torch's own limit, is there to find code that never stops compiling."""
 
+NOT_LOOKED_FOR = "found no compiled frames"
+"""What torch (2.14) says now and then of a call beside others, though its graph is there: alone it is found."""
+
 
 class Graphs:
     """A function compiled as one graph for any sizes; a graph of its own for each kind of call.
@@ -48,8 +51,12 @@ class Graphs:
             kwargs: of the function.
         """
         if kind in self._known:
-            with _settings():
-                return self.compiled(*args, **kwargs)
+            try:
+                with _settings():
+                    return self.compiled(*args, **kwargs)
+            except RuntimeError as error:
+                if NOT_LOOKED_FOR not in str(error):
+                    raise
         with self._lock, _settings(), self._compiling():
             given = self.compiled(*args, **kwargs)
         self._known.add(kind)

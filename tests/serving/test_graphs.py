@@ -1,0 +1,28 @@
+"""Graphs under torch.compile that several threads call."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from naflex_export.serving.graphs import NOT_LOOKED_FOR, Graphs
+
+
+@pytest.mark.parametrize("said", [NOT_LOOKED_FOR, "something else"])
+def test_a_graph_that_torch_overlooks_beside_other_threads_is_asked_for_alone(said: str) -> None:
+    graphs, calls = Graphs(lambda x: x), list[str]()
+
+    def compiled(x: Any) -> Any:
+        calls.append("called")
+        if len(calls) == 2:
+            raise RuntimeError(f"torch.compile with fullgraph=True {said}")
+        return x
+
+    graphs.compiled = compiled
+    assert graphs.run("a kind", 1) == 1
+    if said == NOT_LOOKED_FOR:
+        assert graphs.run("a kind", 2) == 2 and len(calls) == 3
+    else:
+        with pytest.raises(RuntimeError, match=said):
+            graphs.run("a kind", 2)
