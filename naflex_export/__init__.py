@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from naflex_export.serving.engine_settings import EngineSettings
     from naflex_export.serving.load import load
     from naflex_export.serving.numpy_runner import NumpyRunner, load_numpy
+    from naflex_export.serving.packing import pack, unpack
     from naflex_export.serving.patch_sizes import PatchSizesRunner
     from naflex_export.serving.runner import Runner
 
@@ -67,6 +68,8 @@ _MODULES = {
     "load": "serving.load",
     "load_numpy": "serving.numpy_runner",
     "plan_buckets": "embed.plan",
+    "pack": "serving.packing",
+    "unpack": "serving.packing",
     "vectorize": "models.vectorize",
 }
 """Where each public name is defined."""
@@ -98,7 +101,9 @@ __all__ = [
     "gate",
     "load",
     "load_numpy",
+    "pack",
     "plan_buckets",
+    "unpack",
     "vectorize",
 ]
 

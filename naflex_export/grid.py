@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -85,12 +85,26 @@ class Bucket:
 
     @property
     def dims(self) -> dict[str, Range]:
-        """The range of each open dimension of the inputs, by its name."""
+        """The range of each open dimension of padded inputs, by its name."""
         return {"batch": Range(*self.batch), "tokens": Range(1, self.tokens, self.tokens)}
+
+    @property
+    def packed_dims(self) -> dict[str, Range]:
+        """The range of each open dimension of packed inputs, by its name: `tokens` are those of all images together."""
+        smallest, usual, largest = self.batch
+        return {
+            "images": Range(*self.batch),
+            "tokens": Range(smallest, self.tokens * usual, self.tokens * largest),
+            "longest": Range(1, self.tokens, self.tokens),
+        }
+
+    def dims_of(self, names: Container[str]) -> dict[str, Range]:
+        """Return the range of each open dimension of inputs that have dimensions of these names, padded or packed."""
+        return self.packed_dims if "images" in names else self.dims
 
     def takes(self, sizes: Mapping[str, int]) -> bool:
         """Whether inputs of these sizes, by the dimensions' names, fit; other names say nothing of a bucket."""
-        return all(low <= sizes.get(name, low) <= high for name, (low, _, high) in self.dims.items())
+        return all(low <= sizes.get(name, low) <= high for name, (low, _, high) in self.dims_of(sizes).items())
 
     @classmethod
     def parse(cls, text: str) -> Bucket:

@@ -55,6 +55,8 @@ def parts_of(given: Sequence[Any], manifest: Manifest) -> list[tuple[Any, ...]]:
         manifest: the artifact's.
     """
     whole = [tuple(given)]
+    if manifest.packed:
+        return whole
     specs = manifest.inputs
     shapes = [tuple(getattr(one, "shape", ())) for one in given]
     if len(given) != len(specs) or any(len(s) != len(spec.shape) for s, spec in zip(shapes, specs, strict=True)):

@@ -58,11 +58,15 @@ def check_program(manifest: Manifest, exported: ExportedProgram) -> None:
     named = [spec.name for spec in manifest.outputs] + [f"a further one ({index})" for index in range(len(values))]
     outputs = [_spec(name, value) for name, value in zip(named, values, strict=False)]
     check_graph(manifest, inputs, outputs)
+    opened = {dim for spec in manifest.inputs for dim in spec.shape if isinstance(dim, str)}
+    largest = {
+        name: max(bucket.dims_of(opened)[name].largest for bucket in manifest.buckets)
+        for name in manifest.buckets[0].dims_of(opened)
+    }
     for spec, node in zip(manifest.inputs, nodes, strict=True):
         for dim, size in zip(spec.shape, node.meta["val"].shape, strict=True):
-            if isinstance(dim, str) and isinstance(size, SymInt) and size.node.expr in exported.range_constraints:
-                most = exported.range_constraints[size.node.expr].upper
-                asked = max(bucket.dims[dim].largest for bucket in manifest.buckets)
+            if dim in largest and isinstance(size, SymInt) and size.node.expr in exported.range_constraints:
+                most, asked = exported.range_constraints[size.node.expr].upper, largest[str(dim)]
                 if asked > most:
                     raise ArtifactError(
                         f"the graph takes up to {most} of {dim}, and the manifest's buckets say {asked}: export again"

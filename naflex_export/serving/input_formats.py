@@ -1,4 +1,4 @@
-"""How a model takes a padded batch: named tensors, of which every library has its own.
+"""How a model takes a batch: named tensors, of which every library has its own for a padded one.
 
 An input format knows the names of the tensors and of their dimensions, and what makes their values right.
 It knows no model, so that an artifact is checked and run without the library its model came from. The names of the
@@ -13,13 +13,15 @@ Shape legend: B images, N tokens, D values in a flattened patch.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from naflex_export.errors import ArtifactError, InputError
+from naflex_export.errors import InputError
+from naflex_export.grid import Bucket
+from naflex_export.serving.signature import check_sizes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,9 +32,6 @@ if TYPE_CHECKING:
 
 Values = NDArray[Any]
 
-OPEN_DIMS = ("batch", "tokens")
-"""Dimensions that a graph leaves open."""
-
 
 class InputFormat(ABC):
     """Named tensors with named dimensions, of which the first is the patches.
@@ -40,12 +39,16 @@ class InputFormat(ABC):
     Attributes:
         names: of the tensors, in the order of the model's own forward.
         valid: the one that says which tokens are valid.
-        dims: the names of each tensor's dimensions; those of `OPEN_DIMS` may have any size, the others are the model's.
+        dims: the names of each tensor's dimensions; the open ones may have any size, the others are the model's.
+        opened: the names of the dimensions that a graph leaves open.
+        is_packed: whether images follow each other with no padding between them.
     """
 
     names: ClassVar[tuple[str, ...]]
     valid: ClassVar[str]
     dims: ClassVar[tuple[tuple[str, ...], ...]]
+    opened: ClassVar[tuple[str, ...]] = ("batch", "tokens")
+    is_packed: ClassVar[bool] = False
 
     @abstractmethod
     def arrange(self, batch: Batch) -> Inputs:
@@ -83,7 +86,28 @@ class InputFormat(ABC):
     @property
     def open_dims(self) -> tuple[dict[int, str], ...]:
         """The names of each tensor's open dimensions, by axis."""
-        return tuple({axis: dim for axis, dim in enumerate(dims) if dim in OPEN_DIMS} for dims in self.dims)
+        return tuple({axis: dim for axis, dim in enumerate(dims) if dim in self.opened} for dims in self.dims)
+
+    def completed(self, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return what a caller gave, in order and by name, with what follows from it and may be left out.
+
+        Args:
+            inputs: given in order; or one mapping.
+            named: given by name.
+        """
+        return inputs, dict(named)
+
+    def check_sizes(self, sizes: Mapping[str, int], buckets: Sequence[Bucket]) -> None:
+        """Check that a bucket takes inputs of these sizes, by the names of their dimensions.
+
+        Args:
+            sizes: of the inputs.
+            buckets: of the artifact.
+
+        Raises:
+            InputError: none does.
+        """
+        check_sizes(buckets, sizes)
 
 
 class TimmFormat(InputFormat):
@@ -193,20 +217,6 @@ class TransformersFormat(InputFormat):
 
 TIMM = TimmFormat()
 TRANSFORMERS = TransformersFormat()
-INPUT_FORMATS: tuple[InputFormat, ...] = (TIMM, TRANSFORMERS)
-
-
-def input_format_of(names: Sequence[str]) -> InputFormat:
-    """Return the format whose inputs have these names.
-
-    Raises:
-        ArtifactError: none has.
-    """
-    for known in INPUT_FORMATS:
-        if known.names == tuple(names):
-            return known
-    all_names = "; ".join(", ".join(known.names) for known in INPUT_FORMATS)
-    raise ArtifactError(f"inputs {', '.join(names)} are of no format this release knows ({all_names}): export again")
 
 
 def values_of(given: Any) -> Values:

@@ -89,6 +89,11 @@ class Manifest:
         return Precision(self.dtype, tuple(self.build.get("keep_float32", ())))
 
     @property
+    def packed(self) -> bool:
+        """Whether the images of a batch follow each other with no padding between them."""
+        return any("images" in spec.shape for spec in self.inputs)
+
+    @property
     def by_patch_size(self) -> dict[int, str]:
         """Folders of whole artifacts inside this one, by patch size; empty for an artifact of one size."""
         if self.kind != PATCH_SIZES:

@@ -14,7 +14,7 @@ from typing import Any
 from naflex_export.errors import ArtifactError, RequestError
 from naflex_export.grid import Bucket, check_buckets
 from naflex_export.precision import AUTO, DTYPES, Precision
-from naflex_export.serving.input_formats import OPEN_DIMS, input_format_of
+from naflex_export.serving.known_formats import input_format_of
 
 ENCODER = "encoder"
 """The kind of an artifact that one file runs."""
@@ -43,10 +43,14 @@ _DTYPE_OF = {
     "patch_valid": "bool",
     "pixel_attention_mask": "int32",
     "spatial_shapes": "int64",
+    "grids": "int64",
+    "offsets": "int64",
+    "positions": "int64",
 }
 """Of inputs whose dtype is not the artifact's: native code would read past them in another."""
 
 _NAME = re.compile(r"[A-Za-z_][\w.]{0,99}", re.ASCII)
+_OPEN = re.compile(r"[A-Za-z_][\w.]{0,99}( \+ 1)?", re.ASCII)
 _EXPRESSION = re.compile(r"[\w+*/(), -]{1,200}", re.ASCII)
 _FOLDER = re.compile(r"[A-Za-z0-9][\w-]{0,63}", re.ASCII)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -90,7 +94,7 @@ def _check_tensors(fields: Mapping[str, Any]) -> None:
             _require(bool(_NAME.fullmatch(_text(f"{name}.name", spec["name"]))), f"{name}.name", spec["name"], "a name")
             _require(spec["dtype"] in _TENSOR_DTYPES, f"{name}.dtype", spec["dtype"], "a tensor's dtype")
             for dim in _list(f"{name}.shape", spec["shape"]):
-                _check_dim(f"{name}.shape", dim, _NAME if where == "inputs" else _EXPRESSION)
+                _check_dim(f"{name}.shape", dim, _OPEN if where == "inputs" else _EXPRESSION)
         names = [spec["name"] for spec in specs]
         _require(len(set(names)) == len(names), where, names, "each name once")
     _check_format(fields)
@@ -107,7 +111,7 @@ def _check_format(fields: Mapping[str, Any]) -> None:
         name, shape = f"the shape of {spec['name']}", spec["shape"]
         _require(len(shape) == len(dims), name, shape, f"{len(dims)} dimensions")
         for found, dim in zip(shape, dims, strict=True):
-            is_right = found == dim if dim in OPEN_DIMS else isinstance(found, int) or found == dim == "values"
+            is_right = found == dim if dim in known.opened else isinstance(found, int) or found == dim == "values"
             is_open = isinstance(found, str)
             _require(is_right and not (is_open and dim == "values" and fields["kind"] == ENCODER), name, shape, dim)
             _require(dim != "axes" or found == 2, name, shape, "2 axes")

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 from naflex_export.errors import ArtifactError, BackendError, NaflexExportError, RequestError
 from naflex_export.serving.graph_signature import check_graph
-from naflex_export.serving.input_formats import input_format_of
+from naflex_export.serving.known_formats import input_format_of
 from naflex_export.serving.manifest import Manifest
 from naflex_export.serving.onnx_session import new_session, require_onnxruntime, specs_of
 from naflex_export.serving.opened import FULL, VerifiedFolder, opened
-from naflex_export.serving.signature import Kind, check_inputs, check_sizes, in_order
+from naflex_export.serving.signature import Kind, check_inputs, in_order
 
 Array = NDArray[Any]
 
@@ -127,11 +127,12 @@ class NumpyRunner:
         Raises:
             InputError: a type, rank, dtype, shape, grid, batch or token count is not what the artifact accepts.
         """
+        inputs, named = self.input_format.completed(inputs, named)
         arrays: Any = in_order(self.manifest.inputs, inputs, named)
         self.check(*arrays)
         names = [spec.name for spec in self.manifest.inputs]
         given = dict(zip(names, arrays, strict=True))
-        if self.check_inputs:
+        if self.check_inputs and not self.input_format.is_packed:
             valid = given[self.input_format.valid].astype(bool)
             if not valid.all():
                 given[names[0]] = np.where(valid[..., None], given[names[0]], given[names[0]].dtype.type(0))
@@ -145,7 +146,7 @@ class NumpyRunner:
         Raises:
             InputError: they are not what the artifact accepts.
         """
-        check_sizes(self.manifest.buckets, check_inputs(self.manifest.inputs, inputs, ARRAYS))
+        self.input_format.check_sizes(check_inputs(self.manifest.inputs, inputs, ARRAYS), self.manifest.buckets)
         if self.check_inputs:
             self.input_format.check(inputs, max(bucket.tokens for bucket in self.manifest.buckets))
 

@@ -12,9 +12,9 @@ from torch import Tensor
 from naflex_export.batch import noise_batch
 from naflex_export.grid import Grid
 from naflex_export.serving.conveniences import are_arrays, as_array, card, cast, from_arrays, parts_of
-from naflex_export.serving.input_formats import input_format_of
+from naflex_export.serving.known_formats import input_format_of
 from naflex_export.serving.manifest import Manifest
-from naflex_export.serving.signature import check_inputs, check_sizes, in_order
+from naflex_export.serving.signature import check_inputs, in_order
 from naflex_export.serving.tensors import TENSORS, plain
 
 
@@ -53,12 +53,14 @@ class Runner(ABC):
                 artifact's dtype, coordinates [B, N, 2] int64 as (y, x) and validity [B, N] bool; coordinates of
                 padding must be zero. For a transformers model: patches likewise, mask [B, N] int32 and grids [B, 2]
                 int64 as (height, width). Valid tokens come first, row by row, at least one an image; what padding
-                holds of patches does not matter. They may be given as one mapping by name.
+                holds of patches does not matter. They may be given as one mapping by name. Packed: what `nx.pack`
+                gives, of which `positions` may be left out.
             named: the same tensors, by name.
 
         Raises:
             InputError: a rank, dtype, shape, grid, batch or token count is not what the artifact accepts.
         """
+        inputs, named = self.input_format.completed(inputs, named)
         given: Any = in_order(self.manifest.inputs, inputs, named)
         arrays = are_arrays(given)
         if arrays:
@@ -109,7 +111,7 @@ class Runner(ABC):
 
     def check(self, *inputs: Tensor) -> None:
         """Check inputs as a call does, without running anything."""
-        check_sizes(self.manifest.buckets, check_inputs(self.manifest.inputs, inputs, TENSORS))
+        self.input_format.check_sizes(check_inputs(self.manifest.inputs, inputs, TENSORS), self.manifest.buckets)
         if self.check_inputs:
             with torch.inference_mode(False), torch.no_grad():
                 values = [plain(tensor, tensor.device) for tensor in inputs]

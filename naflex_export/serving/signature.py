@@ -1,7 +1,7 @@
 """What a graph or an artifact takes and gives: named tensors with named dimensions.
 
-A dimension is a number, or the name of a size that is open, such as `batch` and `tokens`; of an output it may also be
-an expression of names, such as `4 + tokens`.
+A dimension is a number, or the name of a size that is open, such as `batch` and `tokens`, or one more than it, as in
+`images + 1`; of an output it may be any expression of names, such as `4 + tokens`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class TensorSpec:
 
     def at(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """Return an input's shape with numbers in place of the names of its dimensions."""
-        return tuple(sizes[dim] if isinstance(dim, str) else dim for dim in self.shape)
+        return tuple(_size_of(dim, sizes) if isinstance(dim, str) else dim for dim in self.shape)
 
     def axis_of(self, name: str) -> int | None:
         """Return the axis whose size is the named one, or computed from it; None where there is none."""
@@ -46,8 +46,17 @@ def sizes_of(specs: Specs, tensors: Sequence[Any]) -> dict[str, int]:
     sizes: dict[str, int] = {}
     for spec, tensor in zip(specs, tensors, strict=True):
         named = zip(spec.shape, tensor.shape, strict=True)
-        sizes |= {dim: size for dim, size in named if isinstance(dim, str)}
+        sizes |= {dim: size for dim, size in named if isinstance(dim, str) and not dim.endswith(_ONE_MORE)}
     return sizes
+
+
+_ONE_MORE = " + 1"
+"""What follows the name of a size in a dimension that is one larger: offsets have an end more than there are images."""
+
+
+def _size_of(dim: str, sizes: Mapping[str, int]) -> int:
+    """Return the size of an input's dimension, where those of all names are known."""
+    return sizes[dim.removesuffix(_ONE_MORE)] + dim.endswith(_ONE_MORE)
 
 
 def in_order(specs: Specs, inputs: Sequence[object], named: Mapping[str, object]) -> tuple[object, ...]:
@@ -132,7 +141,11 @@ def _check_one(spec: TensorSpec, tensor: Any, kind: Kind, sizes: dict[str, int])
     if tensor.ndim != len(spec.shape):
         raise InputError(f"{spec.name} has shape {list(tensor.shape)}: expected {len(spec.shape)} axes, {spec}")
     for size, expected in zip(tensor.shape, spec.shape, strict=True):
-        known = sizes.setdefault(expected, size) if isinstance(expected, str) else expected
+        if isinstance(expected, str):
+            known = _size_of(expected, {expected.removesuffix(_ONE_MORE): size - expected.endswith(_ONE_MORE), **sizes})
+            sizes.setdefault(expected.removesuffix(_ONE_MORE), known - expected.endswith(_ONE_MORE))
+        else:
+            known = expected
         if size != known or size == 0:
             wanted = f"{expected}={known}" if isinstance(expected, str) else str(known)
             raise InputError(f"{spec.name} has shape {list(tensor.shape)}: expected {wanted}, {spec}")

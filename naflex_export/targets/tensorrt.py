@@ -9,7 +9,7 @@ Networks are strongly typed: precision is what the graph says, and TF32 is off, 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -26,7 +26,7 @@ from naflex_export.graph.intermediates import Shapes, Tapped
 from naflex_export.graph.onnx_translate import write_onnx
 from naflex_export.graph.program import Program
 from naflex_export.graph.view import step_of
-from naflex_export.grid import Bucket
+from naflex_export.grid import Range
 from naflex_export.precision import Precision
 from naflex_export.serving import onnx_runner
 from naflex_export.serving.manifest import Manifest
@@ -129,14 +129,14 @@ def refusals(model: ir.Model) -> list[str]:
 
 def profiles_of(program: Program) -> list[Profile]:
     """Return a profile for each bucket, in their order."""
-    return [Profile({spec.name: _shapes(spec, bucket) for spec in program.inputs}) for bucket in program.buckets]
+    opened = set(program.dim_names.values())
+    ranges = [bucket.dims_of(opened) for bucket in program.buckets]
+    return [Profile({spec.name: _shapes(spec, dims) for spec in program.inputs}) for dims in ranges]
 
 
-def _shapes(spec: TensorSpec, bucket: Bucket) -> tuple[Shape, Shape, Shape]:
-    """Return the smallest, usual and largest shape of an input in a bucket."""
-    smallest, usual, largest = (
-        spec.at({name: sizes[place] for name, sizes in bucket.dims.items()}) for place in range(3)
-    )
+def _shapes(spec: TensorSpec, dims: Mapping[str, Range]) -> tuple[Shape, Shape, Shape]:
+    """Return the smallest, usual and largest shape of an input whose open dimensions have these ranges."""
+    smallest, usual, largest = (spec.at({name: sizes[place] for name, sizes in dims.items()}) for place in range(3))
     return smallest, usual, largest
 
 

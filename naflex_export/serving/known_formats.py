@@ -1,0 +1,24 @@
+"""The input formats that this release knows, found by the names of an artifact's inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from naflex_export.errors import ArtifactError
+from naflex_export.serving.input_formats import TIMM, TRANSFORMERS, InputFormat
+from naflex_export.serving.packed_format import PACKED
+
+INPUT_FORMATS: tuple[InputFormat, ...] = (TIMM, TRANSFORMERS, PACKED)
+
+
+def input_format_of(names: Sequence[str]) -> InputFormat:
+    """Return the format whose inputs have these names.
+
+    Raises:
+        ArtifactError: none has.
+    """
+    for known in INPUT_FORMATS:
+        if known.names == tuple(names):
+            return known
+    all_names = "; ".join(", ".join(known.names) for known in INPUT_FORMATS)
+    raise ArtifactError(f"inputs {', '.join(names)} are of no format this release knows ({all_names}): export again")

@@ -1,0 +1,174 @@
+"""Packed inputs: the images of a batch one after the other, with no padding between them.
+
+`offsets` say where each image's tokens start and where the last one's end, as the cumulative sequence lengths of
+flash-attention do. `positions`, 0, 1, 2 and so on, hold nothing that is not known: there are as many as the longest
+image has tokens, so that a graph knows that as a shape, and nothing waits for the values of `offsets`.
+
+Shape legend: B images, N tokens of the longest or that a batch is padded to, T tokens of all images together, D values
+in a flattened patch, P prefix tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from naflex_export.errors import InputError
+from naflex_export.grid import Bucket
+from naflex_export.serving.input_formats import InputFormat, Values, values_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from naflex_export.batch import Batch
+    from naflex_export.serving.input_formats import Inputs
+
+
+class PackedFormat(InputFormat):
+    """Packed: `patches` [T, D], `patch_coord` [T, 2], `grids` [B, 2], `offsets` [B + 1] and `positions` [N].
+
+    All but the patches are int64: coordinates as (y, x), grids as (height, width), offsets from 0 to T.
+    """
+
+    names = ("patches", "patch_coord", "grids", "offsets", "positions")
+    valid = ""
+    dims = (("tokens", "values"), ("tokens", "axes"), ("images", "axes"), ("images + 1",), ("longest",))
+    opened = ("tokens", "images", "images + 1", "longest")
+    is_packed = True
+
+    def arrange(self, batch: Batch) -> Inputs:
+        import torch
+
+        lengths_B = batch.patch_valid.sum(dim=1)
+        grid_B2 = torch.tensor(batch.grids, dtype=torch.int64, device=lengths_B.device)
+        valid_BN = batch.patch_valid
+        longest = max(1, int(lengths_B.max()))
+        return (
+            batch.patches[valid_BN],
+            batch.patch_coord[valid_BN],
+            grid_B2,
+            offsets_of(lengths_B),
+            torch.arange(longest, device=lengths_B.device),
+        )
+
+    def completed(self, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return what was given, with the `positions` that follow from the offsets; this waits for them on a GPU."""
+        if len(inputs) == 1 and isinstance(inputs[0], Mapping):
+            mapping = inputs[0]
+            if "positions" in mapping or "positions" in named or not hasattr(mapping.get("offsets"), "shape"):
+                return inputs, dict(named)
+            return ({**mapping, "positions": positions_of(mapping["offsets"])},), dict(named)
+        given = dict(zip(self.names, inputs, strict=False)) | dict(named)
+        if len(inputs) > 4 or "positions" in given or not hasattr(given.get("offsets"), "shape"):
+            return inputs, dict(named)
+        return inputs, {**named, "positions": positions_of(given["offsets"])}
+
+    def check_sizes(self, sizes: Mapping[str, int], buckets: Sequence[Bucket]) -> None:
+        served = ", ".join(map(str, buckets))
+        images, tokens, longest = sizes["images"], sizes["tokens"], sizes["longest"]
+        if not any(longest <= bucket.packed_dims["longest"].largest for bucket in buckets):
+            raise InputError(
+                f"an image of {longest} tokens is more than any bucket takes ({served}): export again with a larger "
+                "--bucket, or resize the image to fewer patches"
+            )
+        if not any(bucket.takes(sizes) for bucket in buckets):
+            most = ", ".join(f"{b.packed_dims['tokens'].largest} tokens of {b.batch[2]} images" for b in buckets)
+            raise InputError(
+                f"a pack of {images} images with {tokens} tokens, the longest {longest}, fits no bucket ({served}, as "
+                f"tokens:min,opt,max; at most {most}): pack fewer images, or export again with another --bucket"
+            )
+
+    def check(self, inputs: Sequence[Any], most: int) -> None:
+        self.check_tokens(inputs)
+
+    def check_tokens(self, inputs: Sequence[Any]) -> None:
+        tokens = len(inputs[0])
+        coord_T2, grid_B2, offsets, positions_N = map(values_of, inputs[1:])
+        lengths_B = _lengths_of(offsets, tokens)
+        longest = int(lengths_B.max())
+        if len(positions_N) < longest or (positions_N != np.arange(len(positions_N))).any():
+            raise InputError(
+                f"positions are {len(positions_N)} values, {positions_N.tolist()[:4]} and so on: expected 0, 1, 2 and "
+                f"so on, {longest} of them for the longest image; they may be left out"
+            )
+        if (grid_B2 < 1).any():
+            image = int((grid_B2 < 1).any(axis=1).argmax())
+            raise InputError(
+                f"grids of image {image} is {grid_B2[image].tolist()}: expected a height and a width of at least 1, in "
+                "patches"
+            )
+        # sides are looked at too: the product of two enormous ones wraps around to anything
+        wrong_B = (grid_B2 > tokens).any(axis=1) | (grid_B2[:, 0] * grid_B2[:, 1] != lengths_B)
+        if wrong_B.any():
+            image = int(wrong_B.argmax())
+            height, width = grid_B2[image].tolist()
+            raise InputError(
+                f"grids of image {image} is {height}x{width} = {height * width} patches, and its offsets give it "
+                f"{int(lengths_B[image])} tokens: expected the same number"
+            )
+        image_T = np.repeat(np.arange(len(lengths_B)), lengths_B)
+        token_T = np.arange(tokens) - offsets[image_T]
+        width_T = grid_B2[image_T, 1]
+        expected_T2 = np.stack([token_T // width_T, token_T % width_T], axis=-1)
+        wrong_T = (coord_T2 != expected_T2).any(axis=1)
+        if wrong_T.any():
+            token = int(wrong_T.argmax())
+            raise InputError(
+                f"patch_coord of image {int(image_T[token])} does not go row by row through its grid, as (y, x) from "
+                f"(0, 0): token {token} is at {coord_T2[token].tolist()}, expected {expected_T2[token].tolist()}"
+            )
+
+    def without_padding(self, inputs: Inputs) -> Inputs:
+        return inputs
+
+
+PACKED = PackedFormat()
+
+
+def positions_of(offsets: Any) -> Any:
+    """Return 0, 1, 2 and so on, as many as the longest image has tokens, of the kind that the offsets are.
+
+    This waits for the offsets where they are on a GPU.
+
+    Args:
+        offsets: [B + 1], a tensor or an array.
+    """
+    values = values_of(offsets)
+    positions = np.arange(max(1, int(np.diff(values).max())) if values.size > 1 else 1, dtype=np.int64)
+    if isinstance(offsets, np.ndarray):
+        return positions
+    import torch
+
+    return torch.from_numpy(positions).to(offsets.device)
+
+
+def offsets_of(lengths_B: Tensor) -> Tensor:
+    """Return where each image's tokens start, and where the last one's end [B + 1] int64."""
+    import torch
+
+    return torch.nn.functional.pad(lengths_B.long().cumsum(dim=0), (1, 0))
+
+
+def _lengths_of(offsets: Values, tokens: int) -> Values:
+    """Return the tokens of each image.
+
+    Raises:
+        InputError: the offsets do not ascend from 0 to the number of tokens, or an image has none.
+    """
+    if int(offsets[0]) != 0:
+        raise InputError(f"offsets start at {int(offsets[0])}: expected 0, where the first image's tokens start")
+    lengths_B: Values = np.diff(offsets)
+    if (lengths_B < 0).any():
+        image = int((lengths_B < 0).argmax())
+        raise InputError(
+            f"offsets do not ascend: image {image} starts at {int(offsets[image])} and ends at "
+            f"{int(offsets[image + 1])}; expected the tokens of one image after those of the other"
+        )
+    if (lengths_B == 0).any():
+        image = int((lengths_B == 0).argmax())
+        raise InputError(f"offsets give image {image} no token: expected at least one, or a pack without that image")
+    if int(offsets[-1]) != tokens:
+        raise InputError(f"offsets end at {int(offsets[-1])}, and there are {tokens} patches: expected the same number")
+    return lengths_B
