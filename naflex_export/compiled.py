@@ -19,6 +19,7 @@ from naflex_export.graph.intermediates import (
 )
 from naflex_export.grid import Bucket, Grid, check_buckets
 from naflex_export.models import adapter_of, family_of, towers_in
+from naflex_export.models.adapter import ModelAdapter
 from naflex_export.models.vectorize import vectorize
 from naflex_export.serving.graphs import Graphs, surroundings
 from naflex_export.serving.input_formats import TransformersFormat, has_values
@@ -41,15 +42,23 @@ class CompiledModel(nn.Module):
         model: the vectorized model; it shares the parameters of the model it was made from.
     """
 
-    def __init__(self, model: nn.Module, buckets: Sequence[Bucket], strict: bool = False, **options: Any) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        buckets: Sequence[Bucket],
+        strict: bool = False,
+        packed: bool = False,
+        **options: Any,
+    ) -> None:
         super().__init__()
         if family_of(model) is None and (towers := towers_in(model)):
             raise UnsupportedModelError(
                 f"{type(model).__qualname__} is compiled with its own forward: torch.compile(nx.vectorize(model)); "
                 f"nx.compile takes the tower in it, nx.compile(model.{next(iter(towers))})"
             )
-        self.model = vectorize(model, strict)
-        self._adapter = adapter_of(self.model)
+        self.model = vectorize(model, strict, packed)
+        self._adapter = _adapter_of(self.model, packed)
+        self._packed = packed
         self._buckets, self._options, self._strict = check_buckets(buckets), options, strict
         self._graphs: Graphs | None = None
 
@@ -90,7 +99,7 @@ class CompiledModel(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._adapter = adapter_of(self.model)
+        self._adapter = _adapter_of(self.model, self._packed)
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
         """Return what the model returns, for its own inputs: tensors, by name or in order, or a mapping of them.
@@ -225,8 +234,12 @@ class CompiledModel(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-_OWN = frozenset({"model", "_adapter", "_buckets", "_options", "_strict", "_graphs", "forward"})
+_OWN = frozenset({"model", "_adapter", "_buckets", "_options", "_strict", "_packed", "_graphs", "forward"})
 """Attributes that are the wrapper's own."""
+
+
+def _adapter_of(model: nn.Module, packed: bool) -> ModelAdapter:
+    return adapter_of(model).packed() if packed else adapter_of(model)
 
 
 def _plain(value: Any) -> Any:
@@ -243,7 +256,11 @@ def _kind(value: Any) -> Hashable:
 
 
 def compile(
-    model: nn.Module, buckets: Sequence[Bucket] | None = None, strict: bool = False, **options: Any
+    model: nn.Module,
+    buckets: Sequence[Bucket] | None = None,
+    strict: bool = False,
+    packed: bool = False,
+    **options: Any,
 ) -> CompiledModel:
     """Return the model vectorized and compiled as one graph, ready for any grid; `.warmup()` compiles ahead.
 
@@ -251,6 +268,7 @@ def compile(
         model: a model that `vectorize` takes. Parameters are shared with it.
         buckets: shapes that `warmup` compiles with; every other shape is served by the same graphs.
         strict: refuse tokens that do not go row by row through a grid, as of `vectorize`.
+        packed: take packs, as `nx.pack` makes them, as of `vectorize`.
         options: passed on to `torch.compile`, such as `mode="max-autotune"`.
 
     Raises:
@@ -260,4 +278,4 @@ def compile(
     fixed = {"fullgraph", "dynamic"} & set(options)
     if fixed:
         raise RequestError(f"option {sorted(fixed)[0]!r} cannot be given: fullgraph and dynamic are always on")
-    return CompiledModel(model, [Bucket()] if buckets is None else buckets, strict, **options)
+    return CompiledModel(model, [Bucket()] if buckets is None else buckets, strict, packed, **options)

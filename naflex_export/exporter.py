@@ -72,6 +72,7 @@ class ExportRequest:
         preprocessing: how photos are prepared, where the model does not say it, or its processor cannot be had:
             settings by name, the path of a JSON file or of a folder that holds one, or an image processor of
             transformers. timm's settings are mean, std and interpolation.
+        packed: take the images of a batch one after the other, as `nx.pack` gives them, with no padding between them.
         images: a folder of photos to judge on; by default the three that ship with the package.
         seed: of the generated batches to judge on.
         effort: "quick", "standard" or "thorough": how many cases to judge on.
@@ -93,6 +94,7 @@ class ExportRequest:
     matrices: str | None = None
     patch_sizes: tuple[int, ...] | None = None
     preprocessing: Mapping[str, Any] | None = None
+    packed: bool = False
     images: Path | None = None
     seed: int = 0
     effort: str = STANDARD
@@ -165,8 +167,8 @@ def export(
             "auto" searches, by trial, for the cheapest that passes the gate.
         progress: show on standard error how far it is: a line that moves on a terminal, else a plain one each 10
             seconds. Without it the logger `naflex_export` is told.
-        options: further attributes of `ExportRequest`, by name: `outputs`, `matrices`, `patch_sizes`, `preprocessing`,
-            `images`, `seed`, `effort`, `require_run`, `keep_rejected`, `source`, `settings`.
+        options: further attributes of `ExportRequest`, by name: `outputs`, `matrices`, `patch_sizes`, `packed`,
+            `preprocessing`, `images`, `seed`, `effort`, `require_run`, `keep_rejected`, `source`, `settings`.
 
     Raises:
         RequestError: an argument is not possible; nothing was built.
@@ -251,10 +253,18 @@ class Exporter:
         self.adapters = {
             size: adapter_of(model, size).prepared_by(request.preprocessing) for size in request.patch_sizes or (None,)
         }
+        if request.packed:
+            refuse_keeping(request.precision)
+            adapter_of(model).packed()
         self.outputs = request.outputs or adapter_of(model).default_outputs
         if request.matrices is not None:
             for adapter in self.adapters.values():
-                stores_matrices(adapter, request.buckets, request.precision, request.matrices)
+                stores_matrices(
+                    adapter.packed() if request.packed else adapter,
+                    request.buckets,
+                    request.precision,
+                    request.matrices,
+                )
         self.precision = request.precision
         self.search: PrecisionSearch | None = None
         if self.precision.is_auto:
@@ -361,7 +371,13 @@ class Exporter:
         for other in [other for other in known if other[0] == key[0]]:
             del known[other]  # it holds a copy of all weights
         with self.observer.stage("trace"):
-            made = trace(adapter, self.request.buckets, self.precision, self.outputs, matrices=self.request.matrices)
+            made = trace(
+                adapter.packed() if self.request.packed else adapter,
+                self.request.buckets,
+                self.precision,
+                self.outputs,
+                matrices=self.request.matrices,
+            )
         known[key] = made
         return made
 
@@ -374,6 +390,7 @@ class Exporter:
             build: what the target has to say of the build.
         """
         own_size = {} if adapter.patch_size is None else {"patch_size": adapter.patch_size}
+        layout = {"inputs": "packed"} if self.request.packed else {}
         return Manifest(
             target=self.request.target,
             dtype=program.precision.dtype,
@@ -387,6 +404,7 @@ class Exporter:
                 "weights_sha256": weights_sha256(adapter.model),
                 "weights_precision": stored_precision(adapter.model),
                 **own_size,
+                **layout,
             },
             preprocessing=self.preprocessing[adapter.patch_size],
             versions=self.versions(adapter),
@@ -467,6 +485,19 @@ class Exporter:
                 else "the artifact is not kept (--keep-rejected, or keep_rejected=True, keeps it)"
             )
             raise GateFailure(f"{failure}\n  report: {pages[0]} (open it in a browser), {pages[1]}\n  {kept}") from None
+
+
+def refuse_keeping(precision: Precision) -> None:
+    """Check that a packed export keeps nothing in float32.
+
+    Raises:
+        RequestError: it is asked to.
+    """
+    if precision.keep_float32:
+        raise RequestError(
+            f"keep_float32={','.join(precision.keep_float32)} and packed=True were both given: parts of a model are kept "
+            "in float32 in padded exports alone; leave one of the two out"
+        )
 
 
 def _kept_in_float32(precision: Precision) -> dict[str, Any]:

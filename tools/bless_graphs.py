@@ -137,6 +137,7 @@ GOLDENS: dict[str, Callable[[], Program]] = {
     "encoder-mixed": lambda: trace(
         adapter_of(tiny(depth=1)), [BUCKET], Precision.of("float16", "residual,norm,softmax,blocks.0.mlp")
     ),
+    "packed": lambda: trace(adapter_of(tiny(depth=1)).packed(), [BUCKET]),
     "siglip2": lambda: trace(adapter_of(siglip2()), [BUCKET]),
 }
 """What each golden shows."""

@@ -18,6 +18,9 @@ from naflex_export.models.copies import whole_copy
 from naflex_export.models.mixed_precision import cast_encoder, cast_model, keeping_softmax
 from naflex_export.models.rounding import refuse_rounded
 from naflex_export.precision import ALL_LOW, Precision
+from naflex_export.serving.input_formats import InputFormat
+from naflex_export.serving.packed_format import PACKED
+from naflex_export.serving.packing import padded_rows
 from naflex_export.serving.runner import Runner
 from naflex_export.serving.tensors import plain
 
@@ -33,17 +36,24 @@ class Comparison:
         outputs: names of the outputs, in order.
         precision: the candidate's.
         limits: the worst measures that pass in it, but where eager itself is near to them.
+        input_format: how the candidate takes a batch; the reference takes its own, padded.
         reference: the eager model, in float32 and eval mode on a CPU.
         baseline: the same in the candidate's precision; none in float32.
         calls: of the candidate, so far.
     """
 
     def __init__(
-        self, candidate: Candidate, reference: ModelAdapter, outputs: tuple[str, ...], precision: Precision
+        self,
+        candidate: Candidate,
+        reference: ModelAdapter,
+        outputs: tuple[str, ...],
+        precision: Precision,
+        packed: bool = False,
     ) -> None:
         self.candidate, self.outputs, self.calls = candidate, outputs, 0
         self.precision, self.limits = precision, LIMITS[precision.limits]
         self.reference = float32_reference(reference)
+        self.input_format: InputFormat = PACKED if packed else self.reference.input_format
         self._reference = self.reference.encoder(outputs)
         self.baseline: ModelAdapter | None = None
         self._baseline, self._kept = None, ALL_LOW
@@ -55,17 +65,17 @@ class Comparison:
     def reference_of(self, batch: Batch) -> Outputs:
         """Return the reference's outputs, by name."""
         with torch.no_grad(), SoundInterpolate():
-            return dict(zip(self.outputs, self._reference(*self.inputs(batch, torch.float32)), strict=True))
+            return dict(zip(self.outputs, self._reference(*self._eager_inputs(batch, torch.float32)), strict=True))
 
     def baseline_of(self, batch: Batch) -> Outputs:
         """Return the outputs of eager in `precision`, by name; nothing in float32, whose floor the limits know."""
         if self._baseline is None:
             return {}
         with torch.no_grad(), SoundInterpolate(), keeping_softmax(self._kept):
-            return dict(zip(self.outputs, self._baseline(*self.inputs(batch)), strict=True))
+            return dict(zip(self.outputs, self._baseline(*self._eager_inputs(batch)), strict=True))
 
     def candidate_of(self, batch: Batch, checked: bool = True) -> Outputs:
-        """Return the candidate's outputs, by name; whatever names it gives.
+        """Return the candidate's outputs, by name; whatever names it gives. Rows of a pack get padding.
 
         Args:
             batch: what to run.
@@ -76,8 +86,8 @@ class Comparison:
         with torch.no_grad():
             if isinstance(self.candidate, Runner) and not checked:
                 given = self.candidate.execute(tuple(plain(tensor, self.candidate.device) for tensor in inputs))
-                return dict(zip(self.outputs, given, strict=True))
-            return self.named(self.candidate(*inputs))
+                return self.padded(batch, dict(zip(self.outputs, given, strict=True)))
+            return self.padded(batch, self.named(self.candidate(*inputs)))
 
     def unchecked(self, output: str) -> Callable[[Batch], Tensor]:
         """Return what runs the candidate past a Runner's checks: a masked token makes a batch that no loader would.
@@ -98,11 +108,43 @@ class Comparison:
         found = self.reference.unpack(given)
         return dict(found) if isinstance(found, dict) else {self.outputs[0]: found}
 
-    def inputs(self, batch: Batch, dtype: torch.dtype | None = None) -> tuple[Tensor, ...]:
-        """Return a batch as the model takes it, floating tensors in a dtype, by default the candidate's."""
-        dtype = dtype or self.precision.torch_dtype
-        arranged = self.reference.input_format.arrange(batch)
-        return tuple(tensor.to(dtype) if tensor.is_floating_point() else tensor for tensor in arranged)
+    def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
+        """Return a batch as the candidate takes it, floating tensors in its dtype."""
+        return _cast(self.input_format.arrange(batch), self.precision.torch_dtype)
+
+    def _eager_inputs(self, batch: Batch, dtype: torch.dtype | None = None) -> tuple[Tensor, ...]:
+        """Return a batch as the reference takes it, floating tensors in a dtype, by default the candidate's."""
+        return _cast(self.reference.input_format.arrange(batch), dtype or self.precision.torch_dtype)
+
+    def padded(self, batch: Batch, outputs: Outputs) -> Outputs:
+        """Return what the candidate gave on a batch as the reference gives it: a pack's rows with padding between them.
+
+        A tensor of any other shape than a pack's is left as it is, for the comparison to say so.
+
+        Args:
+            batch: that the candidate was given.
+            outputs: what it gave, by name.
+        """
+        if not self.input_format.is_packed:
+            return outputs
+        pooled = set(self.reference.default_outputs) & {"features"}  # of as many rows as images, like single tokens
+        return {name: value if name in pooled else self.padded_value(batch, value) for name, value in outputs.items()}
+
+    def padded_value(self, batch: Batch, value: Tensor) -> Tensor:
+        """Return a value that has a row for each token of a pack, [R, C] or [1, R, C], as the reference has it.
+
+        A tensor of any other shape is returned as it is.
+
+        Args:
+            batch: that was packed.
+            value: what the candidate, or a module of it, gave.
+        """
+        prefix, tokens = self.reference.num_prefix_tokens, int(batch.patch_valid.sum())
+        rows = value.squeeze(0) if value.ndim == 3 else value
+        for count in dict.fromkeys((prefix, 0)):
+            if rows.ndim == 2 and len(rows) == count * len(batch.grids) + tokens:
+                return padded_rows(rows, batch.patch_valid, count)
+        return value
 
     def compared(
         self, batch: Batch, output: str, given: Tensor, wanted: Tensor, floor: Tensor | None
@@ -131,6 +173,10 @@ class Comparison:
         """Return [B, prefix + N] bool, the valid tokens of an encoder's output: prefix tokens always are."""
         prefix = batch.patch_valid.new_ones(len(batch.patch_valid), self.reference.num_prefix_tokens)
         return torch.cat([prefix, batch.patch_valid], dim=1)
+
+
+def _cast(tensors: tuple[Tensor, ...], dtype: torch.dtype) -> tuple[Tensor, ...]:
+    return tuple(tensor.to(dtype) if tensor.is_floating_point() else tensor for tensor in tensors)
 
 
 def float32_reference(adapter: ModelAdapter) -> ModelAdapter:

@@ -50,6 +50,7 @@ class GateSettings:
         outputs: names of its outputs, in order.
         cases: which batches to judge on.
         patch_size: the reference resamples its patch projection to this size by itself; None for patches of its own.
+        packed: the candidate takes packed inputs, and the reference the same images padded.
         locate: compare modules even if everything passes; after a failure that is done anyway.
         preprocessing: how photos are prepared, in place of what the reference says; None for that.
         announce: called with what is being judged, such as "case 4 of 9: mixed-256-seed0".
@@ -60,6 +61,7 @@ class GateSettings:
     outputs: tuple[str, ...]
     cases: CaseSelection
     patch_size: int | None = None
+    packed: bool = False
     locate: bool = False
     preprocessing: Mapping[str, Any] | None = None
     announce: Callable[[str], None] = lambda step: None
@@ -74,7 +76,8 @@ class GateSettings:
             locate: as the attribute.
         """
         outputs = tuple(spec.name for spec in manifest.outputs)
-        return cls(manifest.buckets, manifest.precision, outputs, cases, manifest.model.get("patch_size"), locate)
+        size = manifest.model.get("patch_size")
+        return cls(manifest.buckets, manifest.precision, outputs, cases, size, manifest.packed, locate)
 
 
 def gate(
@@ -90,6 +93,7 @@ def gate(
     effort: str = "standard",
     cases: Sequence[str] = (),
     patch_size: int | None = None,
+    packed: bool = False,
     locate: bool = False,
     progress: bool = False,
 ) -> GateReport:
@@ -109,6 +113,8 @@ def gate(
         cases: names of the only cases to judge on, as an earlier report names them.
         patch_size: of the candidate's patches, where it is not the reference's own; a Runner's manifest says so itself,
             and an artifact of several sizes is judged at each.
+        packed: the candidate takes what `nx.pack` gives, in that order, and gives the rows of tokens as a packed
+            artifact does; a Runner's manifest says so itself.
         locate: compare modules even if the gate passes; after a failure that is done anyway.
         progress: show on standard error how far it is, as `export` does.
 
@@ -155,7 +161,7 @@ def gate(
         return replace(report, artifact=summary_of(candidate.manifest))
     chosen = check_buckets([Bucket()] if buckets is None else buckets)
     wanted = tuple(outputs or adapter_of(reference).default_outputs)
-    settings = GateSettings(chosen, asked or FLOAT32, wanted, selection, patch_size, locate)
+    settings = GateSettings(chosen, asked or FLOAT32, wanted, selection, patch_size, packed, locate)
     return judged(candidate, settings)
 
 
@@ -188,7 +194,7 @@ def judge(candidate: Candidate, reference: nn.Module, photos: Photos, settings: 
     cases = settings.cases
     check_only(cases.only, settings.buckets, photos)
     adapter = adapter_of(reference, settings.patch_size).prepared_by(settings.preprocessing)
-    comparison = Comparison(candidate, adapter, settings.outputs, settings.precision)
+    comparison = Comparison(candidate, adapter, settings.outputs, settings.precision, settings.packed)
     tally = Tally(comparison)
     planned = sum(len(cases_of(bucket, cases, len(photos.images))) for bucket in settings.buckets)
     made = ((one, batch) for one in settings.buckets for batch in batches(comparison.reference, one, photos, cases))
@@ -201,7 +207,7 @@ def judge(candidate: Candidate, reference: nn.Module, photos: Photos, settings: 
         for bucket in settings.buckets if EFFORTS[cases.effort].every_bucket else settings.buckets[-1:]:
             settings.announce(f"invariances in {bucket}")
             run = comparison.unchecked("features")
-            invariances += check_invariances(run, bucket, width, floor, cases.seed)
+            invariances += check_invariances(run, bucket, width, floor, cases.seed, packed=settings.packed)
     found = replace(tally.report(), invariances=tuple(invariances))
     surveyed = survey(tally, settings.buckets, cases, found.passed)
     report = replace(

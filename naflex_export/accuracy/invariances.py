@@ -41,7 +41,14 @@ class Invariance:
 
 
 def check_invariances(
-    run: Run, bucket: Bucket, token_width: int, floor: float, seed: int, *, output: str = "features"
+    run: Run,
+    bucket: Bucket,
+    token_width: int,
+    floor: float,
+    seed: int,
+    *,
+    output: str = "features",
+    packed: bool = False,
 ) -> list[Invariance]:
     """Return what was found by the checks that a bucket has room for; a candidate that raises on one has failed it.
 
@@ -52,18 +59,23 @@ def check_invariances(
         floor: relative change that rounding explains, the limit of `relative_l2` for the candidate's dtype.
         seed: of the images.
         output: what `run` returns.
+        packed: the candidate takes the images one after the other, with no padding between them.
     """
     side = max(1, int((bucket.tokens // 2) ** 0.5))
     grids = [Grid(side, side), Grid(1, side), Grid(side, max(1, side - 1))]
     grids = grids if bucket.tokens <= 128 else grids[:2]  # a third of so many tokens says no more
     batch = _sized(noise_batch(f"invariances-seed{seed}", grids, bucket.tokens, token_width), bucket)
     plain = functools.cache(lambda: run(batch))
-    checks: dict[str, Callable[[], float]] = {
-        "padding's content": lambda: _moved(plain(), run(_noisy_padding(batch))),
-    }
+    checks: dict[str, Callable[[], float]] = {}
+    if not packed:
+        checks["padding's content"] = lambda: _moved(plain(), run(_noisy_padding(batch)))
+    elif len(batch.grids) > 1:
+        checks["neighbours' content"] = lambda: _moved(plain()[1:2], run(_noisy_neighbours(batch))[1:2])
+        if bucket.batch[0] == 1:
+            checks["company in a pack"] = lambda: _moved(plain()[1:2], run(picked(batch, [1])))
     if len(batch.grids) > 1:
         checks["order in the batch"] = lambda: _moved(plain().flip(0), run(_reversed(batch)))
-    if bucket.tokens > 2 * side * side:
+    if not packed and bucket.tokens > 2 * side * side:
         checks["amount of padding"] = lambda: _moved(plain(), run(_shorter(batch)))
     if side > 1:
         checks[MASKING] = lambda: _moved(plain()[:1], run(_without_last_token(batch))[:1])
@@ -112,6 +124,13 @@ def _noisy_padding(batch: Batch) -> Batch:
     """Return the batch with large values in its padding."""
     noise = 100 * torch.randn(batch.patches.shape, generator=torch.Generator().manual_seed(0))
     return replace(batch, patches=torch.where(batch.patch_valid.unsqueeze(-1), batch.patches, noise))
+
+
+def _noisy_neighbours(batch: Batch) -> Batch:
+    """Return the batch with large values in every image but the second, which has neighbours on either side."""
+    noise = 100 * torch.randn(batch.patches.shape, generator=torch.Generator().manual_seed(0))
+    noise[1] = batch.patches[1]
+    return replace(batch, patches=noise * batch.patch_valid.unsqueeze(-1))
 
 
 def _shorter(batch: Batch) -> Batch:

@@ -106,16 +106,20 @@ def _breaks(comparison: Comparison, batch: Batch, given: Mapping[str, Tensor]) -
 def _located(comparison: Comparison, report: GateReport, batch: Batch) -> Location:
     location = Location(batch.name, images=len(batch.grids))
     reference = _reference(comparison, batch)
-    found = _candidate(comparison, batch, {name: value.shape for name, value in reference.values.items()})
+    found = _candidate(comparison, batch, _shapes(comparison, batch, reference))
     if found.unavailable:
         return replace(location, unavailable=found.unavailable)
-    values = {**found.values, **{output_tap(name): value for name, value in found.outputs.items()}}
+    outputs = comparison.padded(batch, dict(found.outputs))
+    values = {**found.values, **{output_tap(name): value for name, value in outputs.items()}}
     baseline = _baseline(comparison, batch, reference)
     floors = {name: _floor(comparison, reference, name, baseline.get(name)) for name in reference.values}
     highest = torch.finfo(comparison.precision.torch_dtype).max
     taps = []
     for name, wanted in reference.values.items():
-        given = _lined_up(values.get(name), wanted)
+        value = values.get(name)
+        if value is not None and comparison.input_format.is_packed and reference.valid[name] is not None:
+            value = comparison.padded_value(batch, value)
+        given = _lined_up(value, wanted)
         if given is None:
             continue
         valid = reference.valid[name]
@@ -133,10 +137,20 @@ def _located(comparison: Comparison, report: GateReport, batch: Batch) -> Locati
     overflows = next((tap for tap in located.taps if not math.isfinite(baseline.get(tap.module, 0.0))), None)
     breaks = (
         _breaks(comparison, batch, comparison.candidate_of(batch, checked=False)),
-        _breaks(comparison, batch, found.outputs),
+        _breaks(comparison, batch, outputs),
     )
     advice = advice_without(precision.dtype, overflows, *breaks, kept=precision.keep_float32)
     return replace(located, advice=advice)
+
+
+def _shapes(comparison: Comparison, batch: Batch, reference: _Reference) -> dict[str, torch.Size]:
+    """Return the shape of each module's output in the candidate: of a pack, with a row for each token there is."""
+    shapes = {name: value.shape for name, value in reference.values.items()}
+    if comparison.input_format.is_packed:
+        for name, valid in reference.valid.items():
+            if valid is not None:
+                shapes[name] = torch.Size([1, int(valid.sum()), shapes[name][-1]])
+    return shapes
 
 
 def _lined_up(given: Tensor | None, wanted: Tensor) -> Tensor | None:

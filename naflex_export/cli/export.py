@@ -108,6 +108,11 @@ def _list_models(ctx: click.Context, param: click.Parameter, pattern: str | None
     "projection resampled and folded into the weight.  [default: the model's own]",
 )
 @click.option(
+    "--packed",
+    is_flag=True,
+    help="Take the images of a batch one after the other, with no padding between them, as nx.pack gives them.",
+)
+@click.option(
     "--out",
     "folder",
     type=click.Path(path_type=Path),
@@ -182,6 +187,7 @@ def export_command(
     matrices: str | None,
     buckets: tuple[str, ...],
     patch_sizes: str | None,
+    packed: bool,
     folder: Path | None,
     outputs: str | None,
     with_tokens: bool,
@@ -232,6 +238,7 @@ def export_command(
             outputs=_outputs(outputs, with_tokens),
             matrices=matrices,
             patch_sizes=sizes,
+            packed=packed,
             preprocessing=None if preprocessing is None else settings_of(preprocessing),
             images=images,
             seed=seed,

@@ -16,7 +16,7 @@ from torch import fx
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from naflex_export.errors import BuildError
-from naflex_export.graph.program import OUTPUT_DIMS, Program
+from naflex_export.graph.program import OUTPUT_DIMS, PACKED_OUTPUT_DIMS, Program
 from naflex_export.graph.shape_check import check_onnx_sizes, check_program_sizes
 from naflex_export.graph.view import (
     GraphView,
@@ -173,8 +173,9 @@ def check_open(program: Program, open_dims: Sequence[dict[int, str]]) -> list[st
         for axis, name in dims.items():
             if spec.shape[axis] != name:
                 problems.append(_fixed("input", spec, axis, name))
+    expected = PACKED_OUTPUT_DIMS if any("images" in dims.values() for dims in open_dims) else OUTPUT_DIMS
     for spec in program.outputs:
-        for axis, name in enumerate(OUTPUT_DIMS.get(spec.name, ("batch",))):
+        for axis, name in enumerate(expected.get(spec.name, expected["features"])):
             if name not in re.findall(r"\w+", str(spec.shape[axis])):
                 problems.append(_fixed("output", spec, axis, name))
     return problems

@@ -13,7 +13,10 @@ from naflex_export.precision import ALL_LOW, Kept, Precision
 from naflex_export.serving.signature import TensorSpec
 
 OUTPUT_DIMS = {"features": ("batch",), "tokens": ("batch", "tokens")}
-"""The open dimensions of each output, by its name; further ones are the model's."""
+"""The open dimensions of each output for padded inputs, by its name; further ones are the model's."""
+
+PACKED_OUTPUT_DIMS = {"features": ("images",), "tokens": ("tokens",)}
+"""The same for packed inputs; `tokens` are the prefix tokens of all images, and then all patch tokens."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ node.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import onnx
@@ -26,6 +26,9 @@ from naflex_export.graph.view import Step, step_of, step_of_call
 SIZES = {"batch": 5, "tokens": 13}
 """Larger than those of `trace.EXAMPLE`, so that a slice that was cut to them shows."""
 
+PACKED_SIZES = {"images": 5, "images + 1": 6, "longest": 13, "tokens": 37}
+"""The same of packed inputs."""
+
 _REMEDY = (
     "a size of the example it was traced with is fixed in the graph: look in the module for a size read as a number, "
     "and take it from a tensor's shape"
@@ -37,8 +40,9 @@ def check_program_sizes(program: Program) -> list[str]:
     try:
         with FakeTensorMode(), torch.no_grad():
             graph, names = program.exported.graph_module, program.dim_names
-            arguments = [_placeholder(node, names) for node in graph.graph.nodes if node.op == "placeholder"]
-            _Shapes(graph, names).run(*arguments)
+            sizes = _sizes_with(names.values())
+            arguments = [_placeholder(node, names, sizes) for node in graph.graph.nodes if node.op == "placeholder"]
+            _Shapes(graph, names, sizes).run(*arguments)
     except _Misfit as misfit:
         return [str(misfit)]
     return []
@@ -51,37 +55,43 @@ class _Misfit(Exception):
 class _Shapes(fx.Interpreter):
     """Runs a graph on tensors that have a shape and no contents, and compares each shape with what the graph says."""
 
-    def __init__(self, graph: fx.GraphModule, dim_names: Mapping[str, str]) -> None:
+    def __init__(self, graph: fx.GraphModule, dim_names: Mapping[str, str], sizes: Mapping[str, int]) -> None:
         super().__init__(graph)
-        self.dim_names = dim_names
+        self.dim_names, self.sizes = dim_names, sizes
 
     def run_node(self, n: fx.Node) -> Any:
         step = step_of_call(n)
         try:
             result = super().run_node(n)
         except Exception as error:  # whatever an operator says of shapes that do not fit
-            raise _Misfit(f"{step}: it fails for {_sizes()} ({_reason(error)}); {_REMEDY}") from error
+            raise _Misfit(f"{step}: it fails for {_said(self.sizes)} ({_reason(error)}); {_REMEDY}") from error
         said = n.meta.get("val")
         if n.op == "call_function" and isinstance(said, Tensor) and isinstance(result, Tensor):
-            expected = [_at_sizes(size, self.dim_names) for size in said.shape]
+            expected = [_at_sizes(size, self.dim_names, self.sizes) for size in said.shape]
             if list(result.shape) != expected:
-                raise _Misfit(_differs(step, list(result.shape), expected))
+                raise _Misfit(_differs(step, list(result.shape), expected, self.sizes))
         return result
 
 
-def _placeholder(node: fx.Node, dim_names: Mapping[str, str]) -> Any:
+def _sizes_with(names: Iterable[str]) -> dict[str, int]:
+    """Return the sizes to try for a graph with dimensions of these names, padded or packed."""
+    return PACKED_SIZES if "images" in set(names) else SIZES
+
+
+def _placeholder(node: fx.Node, dim_names: Mapping[str, str], sizes: Mapping[str, int]) -> Any:
     value = node.meta["val"]
     if not isinstance(value, Tensor):
         return value
-    return torch.empty([_at_sizes(size, dim_names) for size in value.shape], dtype=value.dtype, device=value.device)
+    shape = [_at_sizes(size, dim_names, sizes) for size in value.shape]
+    return torch.empty(shape, dtype=value.dtype, device=value.device)
 
 
-def _at_sizes(size: int | torch.SymInt, dim_names: Mapping[str, str]) -> int:
+def _at_sizes(size: int | torch.SymInt, dim_names: Mapping[str, str], sizes: Mapping[str, int]) -> int:
     """Return a dimension with numbers in place of the open sizes."""
     if isinstance(size, int):
         return size
     expression = size.node.expr
-    return int(expression.xreplace({symbol: SIZES[dim_names[str(symbol)]] for symbol in expression.free_symbols}))
+    return int(expression.xreplace({symbol: sizes[dim_names[str(symbol)]] for symbol in expression.free_symbols}))
 
 
 def check_onnx_sizes(model: ir.Model) -> list[str]:
@@ -89,24 +99,26 @@ def check_onnx_sizes(model: ir.Model) -> list[str]:
 
     Where ONNX's rules cannot work a shape out, the graph is taken at its word.
     """
-    made = {name: _dims(type_) for name, type_ in inferred_types(model, SIZES).items() if type_.HasField("shape")}
+    opened = (dim.value for value in model.graph.inputs for dim in value.shape or () if isinstance(dim, ir.SymbolicDim))
+    sizes = _sizes_with(name for name in opened if name)
+    made = {name: _dims(type_) for name, type_ in inferred_types(model, sizes).items() if type_.HasField("shape")}
     for node in model.graph:
         step = step_of(node)
         for value in node.outputs:
             shape = made.get(value.name or "")
             if shape is None or value.shape is None:
                 continue
-            said = [dim if isinstance(dim, int) else dim.evaluate(SIZES) for dim in value.shape]
+            said = [dim if isinstance(dim, int) else dim.evaluate(sizes) for dim in value.shape]
             if _conflict(shape, said):
-                return [_differs(step, shape, said)]
+                return [_differs(step, shape, said, sizes)]
         if node.op_type == "Reshape" and _loses_elements(node, made):
             shape = made[node.outputs[0].name or ""]
-            return [f"{step}: for {_sizes()} it makes {shape} of more or fewer elements than that; {_REMEDY}"]
+            return [f"{step}: for {_said(sizes)} it makes {shape} of more or fewer elements than that; {_REMEDY}"]
     try:
-        inferred_types(model, SIZES, strict=True)
+        inferred_types(model, sizes, strict=True)
     except onnx.shape_inference.InferenceError as error:
         named = [step_of(node) for node in model.graph if f"node name: {node.name})" in str(error)]
-        return [f"{named[0] if named else 'the graph'}: it fails for {_sizes()} ({_reason(error)}); {_REMEDY}"]
+        return [f"{named[0] if named else 'the graph'}: it fails for {_said(sizes)} ({_reason(error)}); {_REMEDY}"]
     return []
 
 
@@ -129,12 +141,14 @@ def _conflict(made: list[int | None], expected: list[Any]) -> bool:
     return len(made) != len(expected) or any(one != other for one, other in known)
 
 
-def _differs(step: Step, made: list[Any], expected: list[Any]) -> str:
-    return f"{step}: for {_sizes()} it makes {made}, and the graph says {expected}; {_REMEDY}"
+def _differs(step: Step, made: list[Any], expected: list[Any], sizes: Mapping[str, int]) -> str:
+    return f"{step}: for {_said(sizes)} it makes {made}, and the graph says {expected}; {_REMEDY}"
 
 
-def _sizes() -> str:
-    return f"{SIZES['batch']} images of {SIZES['tokens']} tokens"
+def _said(sizes: Mapping[str, int]) -> str:
+    if "images" in sizes:
+        return f"{sizes['images']} images of {sizes['tokens']} tokens together"
+    return f"{sizes['batch']} images of {sizes['tokens']} tokens"
 
 
 def _reason(error: Exception) -> str:

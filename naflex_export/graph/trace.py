@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from naflex_export.batch import noise_batch
-from naflex_export.errors import BuildError
+from naflex_export.errors import BuildError, RequestError
 from naflex_export.graph.checks import check_program, require
 from naflex_export.graph.mask_limits import leave_room_for_scores
 from naflex_export.graph.program import Program, name_dims
 from naflex_export.graph.size_conditions import export_for_all_sizes
-from naflex_export.grid import Bucket, Grid, check_buckets
+from naflex_export.grid import MATRICES, Bucket, Grid, check_buckets
 from naflex_export.models.adapter import ModelAdapter
 from naflex_export.models.mixed_precision import cast_encoder, cast_model, keeping_softmax
 from naflex_export.precision import ALL_LOW, FLOAT32, Kept, Precision
@@ -25,6 +26,12 @@ EXAMPLE = (Grid(2, 5), Grid(4, 2), Grid(1, 11))
 """Grids of the batch a model is traced with. No judged case has its shape, 3 images of 11 tokens."""
 
 EXAMPLE_TOKENS = 11
+
+PACKED_SIZES = {"images": len(EXAMPLE), "tokens": sum(grid.tokens for grid in EXAMPLE), "longest": EXAMPLE_TOKENS}
+"""The sizes of the same batch packed."""
+
+_LEAST = Bucket(EXAMPLE_TOKENS, (1, 1, len(EXAMPLE)))
+"""What every graph serves, whatever its buckets: the example must fit."""
 
 
 def trace(
@@ -83,6 +90,10 @@ def stores_matrices(
     Raises:
         RequestError: matrices were to be stored that cannot be.
     """
+    if adapter.input_format.is_packed:
+        if matrices == MATRICES[0]:
+            raise RequestError("matrices='stored' and packed=True were both given: packed graphs compute them")
+        return False
     weights = sum(parameter.numel() for parameter in adapter.model.parameters()) * precision.torch_dtype.itemsize
     return are_stored(matrices, adapter.position_axes, _longest(buckets), weights)
 
@@ -123,11 +134,14 @@ def capture(
     """
     ordered = check_buckets(buckets)
     # the example must fit, whatever the buckets are; a Runner holds its callers to the buckets
-    example_sizes = {"batch": len(EXAMPLE), "tokens": EXAMPLE_TOKENS}
-    dims = {
-        name: Dim(name, min=1, max=max(size, *(bucket.dims[name].largest for bucket in ordered)))
+    names = {name for axes in open_dims for name in axes.values()}
+    example_sizes = PACKED_SIZES if "images" in names else {"batch": len(EXAMPLE), "tokens": EXAMPLE_TOKENS}
+    dims: dict[str, Any] = {
+        name: Dim(name, min=1, max=max(size, *(bucket.dims_of(names)[name].largest for bucket in ordered)))
         for name, size in example_sizes.items()
     }
+    if "images + 1" in names:  # a dimension of its own, which no graph ties to the other
+        dims["images + 1"] = Dim("ends", min=2, max=1 + max(bucket.batch[2] for bucket in (*ordered, _LEAST)))
     dynamic_shapes = tuple({axis: dims[name] for axis, name in axes.items()} for axes in open_dims)
     try:
         with torch.no_grad(), keeping_softmax(kept), reading(stored):

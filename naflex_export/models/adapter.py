@@ -66,6 +66,16 @@ class ModelAdapter(ABC):
             UnsupportedModelError: an option of the model is not known here; the message names it.
         """
 
+    def packed(self) -> ModelAdapter:
+        """Return the adapter of the same model for packed inputs.
+
+        Raises:
+            UnsupportedModelError: models of the family take none.
+        """
+        raise UnsupportedModelError(
+            f"models of {self.name} cannot be packed by this release: export padded inputs, without packed=True"
+        )
+
     def be_strict(self) -> None:  # noqa: B027  in some families every order of tokens is right
         """Let the vectorized model refuse tokens that do not go row by row through a grid."""
 

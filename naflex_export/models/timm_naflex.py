@@ -10,7 +10,7 @@ import contextlib
 import functools
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any, Self, cast
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from PIL.Image import Image
@@ -39,7 +39,7 @@ from naflex_export.resample.coordinates import grids_of, whole_numbers
 from naflex_export.resample.graph_form import resample_axes_at
 from naflex_export.resample.stored import Axis
 from naflex_export.resample.weights import Mode, Resampling, reads_few_cells
-from naflex_export.serving.input_formats import TIMM
+from naflex_export.serving.input_formats import TIMM, InputFormat
 
 STEM = ("embeds", "rope", "norm_pre")
 """The parts of a NaFlexVit ahead of its first block."""
@@ -124,9 +124,10 @@ class VectorizedNaFlexEmbeds(NaFlexEmbeds):
         timm's `F.interpolate` path takes a grid as it is for an image of just its size, `own_size`, aspect-preserving
         or not; the others do not.
         """
-        if not self.pos_embed_ar_preserving:
-            return None
-        grid_B2 = grids_of(patch_coord)
+        return self.square_lengths(grids_of(patch_coord), own_size) if self.pos_embed_ar_preserving else None
+
+    def square_lengths(self, grid_B2: Tensor, own_size: tuple[int, int] | None = None) -> Tensor:
+        """Return the lengths that keep the aspect ratio of images of these grids, as `_lengths`."""
         square_B2 = grid_B2.amax(dim=1, keepdim=True).expand_as(grid_B2)
         if own_size is None or own_size[0] == own_size[1]:
             return square_B2
@@ -273,7 +274,7 @@ class TimmNaFlex(ModelAdapter):
 
     name = "timm NaFlexVit"
     package = "timm"
-    input_format = TIMM
+    input_format: ClassVar[InputFormat] = TIMM
     model: Any
 
     @classmethod
@@ -283,6 +284,11 @@ class TimmNaFlex(ModelAdapter):
     @property
     def original(self) -> Original:
         return cast(Original, self.model.embeds.original) if self.is_vectorized else Original()
+
+    def packed(self) -> ModelAdapter:
+        from naflex_export.models.timm_packed import PackedTimm  # which is made from this
+
+        return PackedTimm(self.model, self.patch_size)
 
     def be_strict(self) -> None:
         vars(self.model.embeds)["strict"] = True

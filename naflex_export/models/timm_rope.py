@@ -18,6 +18,7 @@ from timm.layers.pos_embed_sincos import RotaryEmbeddingMixed
 from timm.models import NaFlexVit
 from torch import Tensor
 
+from naflex_export.models.packing import Packing
 from naflex_export.models.timm_known import is_rope, option_of
 from naflex_export.resample.coordinates import grids_of, inside, whole_numbers
 
@@ -45,7 +46,22 @@ class VectorizedNaFlexVit(NaFlexVit):
         return (_axial_embeds(self.rope, positions_BNA) * kept_BN1).to(x.dtype).unsqueeze(1)
 
 
-def rope_positions(rope: Any, coord_BN2: Tensor) -> Tensor:
+def packed_rope(rope: Any, packing: Packing, dtype: torch.dtype) -> Tensor | Iterator[Tensor]:
+    """Return embeddings [1, 1, T, 2 * D] of the tokens of a pack, or for mixed RoPE [1, heads, T, 2 * D] a block.
+
+    Args:
+        rope: one of timm's modules that `timm_known.ROPES` names.
+        packing: of the tokens.
+        dtype: of the embeddings.
+    """
+    positions_T1A = rope_positions(rope, packing.coord_T12, packing.grid_T2)
+    if is_rope(rope, "RotaryEmbeddingMixed"):
+        kept_T11 = torch.ones_like(positions_T1A[..., :1], dtype=torch.bool)
+        return (embed_TH1.permute(2, 1, 0, 3) for embed_TH1 in _mixed_embeds(rope, positions_T1A, kept_T11, dtype))
+    return _axial_embeds(rope, positions_T1A).to(dtype).permute(1, 0, 2).unsqueeze(0)
+
+
+def rope_positions(rope: Any, coord_BN2: Tensor, grid_B2: Tensor | None = None) -> Tensor:
     """Return the position of each token along each axis, augmented if the module is in training and asks for it.
 
     Follows `_build_grid` and `_apply_coord_augs` of timm.layers.pos_embed_sincos.
@@ -53,11 +69,12 @@ def rope_positions(rope: Any, coord_BN2: Tensor) -> Tensor:
     Args:
         rope: one of timm's modules that `timm_known.ROPES` names.
         coord_BN2: [B, N, 2] integer (y, x) of each token; padding holds zeros.
+        grid_B2: [B, 2] the images' grids; by default the largest coordinate plus one.
 
     Returns:
         [B, N, 2] float32, (y, x) or, with `grid_indexing="xy"`, (x, y); padding holds the first token's.
     """
-    grid_B12 = grids_of(coord_BN2).unsqueeze(1).float()
+    grid_B12 = (grids_of(coord_BN2) if grid_B2 is None else grid_B2).unsqueeze(1).float()
     position_BN2 = coord_BN2.float()
     kind = _grid_type(rope)
     if kind == "pixel":  # linspace(-1, 1); a single patch is at -1

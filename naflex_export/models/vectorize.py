@@ -6,6 +6,7 @@ from typing import TypeVar, cast
 
 from torch import nn
 
+from naflex_export.errors import UnsupportedModelError
 from naflex_export.models import adapter_of, family_of
 from naflex_export.models.copies import shared_copy
 from naflex_export.models.exportable import refuse_uncopied
@@ -16,7 +17,7 @@ from naflex_export.models.towers import with_vectorized_towers
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def vectorize(model: Model, strict: bool = False) -> Model:
+def vectorize(model: Model, strict: bool = False, packed: bool = False) -> Model:
     """Return a loop-free model of the same class that shares every parameter and buffer of `model`.
 
     With RoPE the class is a subclass of timm's `NaFlexVit`, for that is where timm has its loop. Of a model that holds
@@ -35,6 +36,8 @@ def vectorize(model: Model, strict: bool = False) -> Model:
         model: of timm or transformers.
         strict: refuse tokens that do not go row by row through a grid, with an `InputError`. This looks at the
             coordinates in each call, which on a GPU waits for them.
+        packed: let the model take packs too, `fast(nx.pack(batches))`, with the outputs and gradients that the padded
+            batches have.
 
     Raises:
         UnsupportedModelError: the model, or one of its options, is not known to this release, or a look at its
@@ -42,10 +45,14 @@ def vectorize(model: Model, strict: bool = False) -> Model:
     """
     refuse_uncopied(model)
     if family_of(model) is None:
+        if packed:
+            raise UnsupportedModelError(
+                f"{type(model).__qualname__} is no model that takes packs: give the tower in it, with packed=True"
+            )
         return with_vectorized_towers(model, strict)
     adapter = adapter_of(model)
     remember(model)
-    twin = adapter.vectorized()
+    twin = adapter.packed().vectorized() if packed else adapter.vectorized()
     if twin.model is not model:
         check_embedding(adapter, twin)
     elif strict:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -54,19 +54,25 @@ class CompileRunner(Runner):
     def run(self, graphs: Graphs, inputs: tuple[Tensor, ...]) -> list[Tensor]:
         """Return what compiled graphs give: the outputs, and after them what else they may give, as it is.
 
-        torch would specialize a single token: it gets one of padding, which the outputs are given without.
+        torch specializes sizes of 1, so they have graphs of their own. A single token of padded inputs would take one
+        more: it gets one of padding, which the outputs are given without.
         """
         sizes = sizes_of(self.manifest.inputs, inputs)
-        is_single = sizes["tokens"] == 1
+        is_single = self.pads(sizes)
         # one mode for all callers: each of torch's would have graphs of its own, and autocast other numbers
         with torch.inference_mode(False), torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             taken = padded(self.manifest.inputs, inputs, "tokens") if is_single else inputs
-            given = graphs.run((sizes["batch"] == 1, surroundings()), *taken)
+            ones = [size == 1 for name, size in sizes.items() if name != "tokens" or self.input_format.is_packed]
+            given = graphs.run((*ones, surroundings()), *taken)
         specs = self.manifest.outputs
         outputs, others = given[: len(specs)], given[len(specs) :]
         if is_single:
             outputs = [without_last(spec, output, "tokens") for spec, output in zip(specs, outputs, strict=True)]
         return [*outputs, *others]
+
+    def pads(self, sizes: Mapping[str, int]) -> bool:
+        """Whether inputs of these sizes, by the names of their dimensions, get a token of padding."""
+        return sizes["tokens"] == 1 and not self.input_format.is_packed
 
     def traced(self) -> torch.fx.GraphModule:
         """Return the graph as it was traced, on the runner's device."""

@@ -65,7 +65,7 @@ def taps(runner: CompileRunner, inputs: tuple[Tensor, ...], modules: Shapes) -> 
     given = runner.run(Graphs(graph), inputs)
     specs = runner.manifest.outputs
     outputs, values = given[: len(specs)], given[len(specs) :]
-    if sizes_of(runner.manifest.inputs, inputs)["tokens"] == 1:  # and one of padding, on the last axis but one
+    if runner.pads(sizes_of(runner.manifest.inputs, inputs)):  # and one of padding, on the last axis but one
         values = [value[..., :-1, :] if value.ndim > 2 and value.shape[-2] > 1 else value for value in values]
     return Tapped(
         fitting(zip(names, values, strict=True), modules),

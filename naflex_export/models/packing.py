@@ -1,0 +1,206 @@
+"""`Packing`: where each token of a pack lies, and attention that keeps images apart.
+
+All layers but attention treat each token by itself, so they run on the rows of a pack as they are. Attention has three
+forms that give the same numbers: by image, one call each, on a CPU that may look at the offsets; torch's `varlen_attn`
+on a GPU in 16 bits; and by gathering queries, keys and values to a padded batch, which is a graph of nothing but shapes
+that every backend runs, with the layers around it still free of padding.
+
+Shape legend: B images, N tokens of the longest, T patch tokens of all images, P prefix tokens of an image, L = P + N,
+R = B * P + T rows: the prefix tokens of one image after the other, then all patch tokens; C channels.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+from dataclasses import dataclass
+from functools import cached_property
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+HAS_VARLEN = importlib.util.find_spec("torch.nn.attention.varlen") is not None
+"""Whether torch has attention to sequences of any length, which its releases from 2.10 on do."""
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Where the tokens of a pack lie.
+
+    Attributes:
+        coord_T12: each token's (y, x), as an image of its own.
+        grid_T2: the grid of the image that each token is of.
+        image_T: the image that each token is of.
+        start_B: where each image's tokens start.
+        length_B: how many it has.
+        place_R: the place of each row in the padded batch, [B * L].
+        row_BL: the row at each place of the padded batch; where there is none, another image's or its own.
+        valid_BN: which places of the padded batch hold a patch token.
+        num_prefix_tokens: P.
+    """
+
+    coord_T12: Tensor
+    grid_T2: Tensor
+    image_T: Tensor
+    start_B: Tensor
+    length_B: Tensor
+    place_R: Tensor
+    row_BL: Tensor
+    valid_BN: Tensor
+    num_prefix_tokens: int = 0
+
+    @classmethod
+    def of(
+        cls, coord_T2: Tensor, grid_B2: Tensor, offsets: Tensor, positions_N: Tensor, num_prefix_tokens: int = 0
+    ) -> Packing:
+        """Return the packing of the inputs that `PackedFormat` names: no look at any value, no loop.
+
+        Args:
+            coord_T2: `patch_coord`.
+            grid_B2: `grids`.
+            offsets: [B + 1].
+            positions_N: `positions`.
+            num_prefix_tokens: that the model puts ahead of each image.
+        """
+        device, prefix = coord_T2.device, num_prefix_tokens
+        tokens, images, longest = coord_T2.shape[0], grid_B2.shape[0], positions_N.shape[0]
+        # not by a slice: its size, one less than that of offsets, would have to be 2 or more in torch's graphs
+        image_B = torch.arange(images, device=device)
+        start_B, end_B = offsets.index_select(0, image_B), offsets.index_select(0, image_B + 1)
+        token_T = torch.arange(tokens, device=device)
+        image_T = (token_T.unsqueeze(1) >= end_B).sum(dim=1)
+        place_T = image_T * (prefix + longest) + prefix + token_T - start_B.index_select(0, image_T)
+        # expanded first: of a sum of two lines of numbers ONNX's rules think that it is a shape
+        row_BN = start_B.unsqueeze(1).expand(images, longest) + positions_N
+        row_BN = row_BN.clamp(max=tokens - 1) + images * prefix
+        if prefix:
+            image_B1 = image_B.unsqueeze(1)
+            prefix_P = torch.arange(prefix, device=device)
+            place_T = torch.cat([(image_B1 * (prefix + longest) + prefix_P).flatten(), place_T])
+            row_BN = torch.cat([image_B1 * prefix + prefix_P, row_BN], dim=1)
+        return cls(
+            coord_T12=coord_T2.unsqueeze(1),
+            grid_T2=grid_B2.index_select(0, image_T),
+            image_T=image_T,
+            start_B=start_B,
+            length_B=end_B - start_B,
+            place_R=place_T,
+            row_BL=row_BN,
+            valid_BN=positions_N < (end_B - start_B).unsqueeze(1),
+            num_prefix_tokens=prefix,
+        )
+
+    @property
+    def num_images(self) -> int:
+        """B."""
+        return self.valid_BN.shape[0]
+
+    @property
+    def num_prefix_rows(self) -> int:
+        """B * P, the rows ahead of all patch tokens."""
+        return self.valid_BN.shape[0] * self.num_prefix_tokens
+
+    def padded(self, rows_RC: Tensor) -> Tensor:
+        """Return rows as a padded batch [B, L, C]; padding holds other tokens, of whatever image."""
+        images, length = self.row_BL.shape
+        return rows_RC.index_select(0, self.row_BL.flatten()).view(images, length, -1)
+
+    def rows(self, padded_BLC: Tensor) -> Tensor:
+        """Return the rows [R, C] of a padded batch."""
+        return padded_BLC.flatten(0, 1).index_select(0, self.place_R)
+
+    def mask(self, dtype: torch.dtype) -> Tensor:
+        """Return what is added to scores of a padded batch, [B, 1, L, L]: ONNX Runtime asks for a row a query."""
+        images, length = self.row_BL.shape
+        length_B = self.length_B + self.num_prefix_tokens
+        valid_BL = torch.arange(length, device=length_B.device) < length_B.unsqueeze(1)
+        added_BL = torch.zeros(images, length, dtype=dtype, device=length_B.device)
+        added_BL = added_BL.masked_fill(~valid_BL, torch.finfo(dtype).min)
+        return added_BL[:, None, None, :].expand(images, 1, length, length)
+
+    @cached_property
+    def spots(self) -> Tensor:
+        """Where each row lies when the prefix tokens of an image are ahead of its patch tokens."""
+        prefix, device = self.num_prefix_tokens, self.image_T.device
+        token_T = torch.arange(len(self.image_T), device=device) + (self.image_T + 1) * prefix
+        if not prefix:
+            return token_T
+        image_B1 = torch.arange(self.num_images, device=device).unsqueeze(1)
+        first_B1 = self.start_B.unsqueeze(1) + image_B1 * prefix
+        return torch.cat([(first_B1 + torch.arange(prefix, device=device)).flatten(), token_T])
+
+    @cached_property
+    def rows_in_order(self) -> Tensor:
+        """The rows in that order."""
+        return torch.empty_like(self.spots).scatter_(
+            0, self.spots, torch.arange(len(self.spots), device=self.spots.device)
+        )
+
+    @cached_property
+    def starts(self) -> Tensor:
+        """[B + 1] where each image's rows start in that order, prefix tokens included."""
+        return F.pad((self.length_B + self.num_prefix_tokens).cumsum(dim=0), (1, 0))
+
+
+Rows = tuple[Tensor, Tensor, Tensor]
+"""Queries, keys and values [R, C], heads side by side."""
+
+
+def attend(qkv: Rows, num_heads: int, packing: Packing, *, scale: float | None = None, dropout: float = 0.0) -> Tensor:
+    """Return scaled dot-product attention of each image's rows to its own, [R, C].
+
+    Args:
+        qkv: queries, keys and values.
+        num_heads: how many heads C holds.
+        packing: of the rows.
+        scale: of the scores; by default one over the root of a head's width.
+        dropout: of the scores' softmax.
+    """
+    device = qkv[0].device.type
+    if not torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+        if device == "cpu":
+            return _by_image(qkv, num_heads, packing, scale, dropout)
+        if device == "cuda" and HAS_VARLEN and qkv[0].dtype in (torch.float16, torch.bfloat16) and not dropout:
+            return _by_varlen(qkv, num_heads, packing, scale)
+    return _gathered(qkv, num_heads, packing, scale, dropout)
+
+
+def _gathered(qkv: Rows, num_heads: int, packing: Packing, scale: float | None, dropout: float) -> Tensor:
+    """As a padded batch: the rows are copied there and back."""
+    images, length = packing.row_BL.shape
+    query, key, value = (
+        packing.padded(rows).view(images, length, num_heads, rows.shape[-1] // num_heads).transpose(1, 2)
+        for rows in qkv
+    )
+    mask = packing.mask(query.dtype)
+    given = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, scale=scale)
+    return packing.rows(given.transpose(1, 2).flatten(2))
+
+
+def _by_image(qkv: Rows, num_heads: int, packing: Packing, scale: float | None, dropout: float) -> Tensor:
+    """An image at a time, on a CPU."""
+    heads = [rows.transpose(0, 1).unsqueeze(0) for rows in _by_heads(qkv, num_heads, packing)]
+    given = []
+    for first, last in itertools.pairwise(packing.starts.tolist()):
+        query, key, value = (part[:, :, first:last] for part in heads)
+        given.append(F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, scale=scale))
+    rows = torch.cat(given, dim=2).squeeze(0).transpose(0, 1).flatten(1)
+    return rows.index_select(0, packing.spots) if packing.num_prefix_tokens else rows
+
+
+def _by_varlen(qkv: Rows, num_heads: int, packing: Packing, scale: float | None) -> Tensor:
+    """All images at once, by torch's kernel for a GPU."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    query, key, value = (rows.contiguous() for rows in _by_heads(qkv, num_heads, packing))
+    starts, longest = packing.starts.to(torch.int32), packing.row_BL.shape[1]
+    given = cast(Tensor, varlen_attn(query, key, value, starts, starts, longest, longest, scale=scale)).flatten(1)
+    return given.index_select(0, packing.spots) if packing.num_prefix_tokens else given
+
+
+def _by_heads(qkv: Rows, num_heads: int, packing: Packing) -> list[Tensor]:
+    """Return queries, keys and values [R, heads, width], prefix tokens ahead of the patch tokens of their image."""
+    ordered = [rows.index_select(0, packing.rows_in_order) if packing.num_prefix_tokens else rows for rows in qkv]
+    return [rows.reshape(len(rows), num_heads, -1) for rows in ordered]
