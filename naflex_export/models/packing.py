@@ -35,7 +35,8 @@ class Packing:
         image_T: the image that each token is of.
         start_B: where each image's tokens start.
         length_B: how many it has.
-        place_R: the place of each row in the padded batch, [B * L].
+        image_R: the image that each row is of.
+        place_R: the place of each row among the L of its image, in the padded batch.
         row_BL: the row at each place of the padded batch; where there is none, another image's or its own.
         valid_BN: which places of the padded batch hold a patch token.
         num_prefix_tokens: P.
@@ -46,6 +47,7 @@ class Packing:
     image_T: Tensor
     start_B: Tensor
     length_B: Tensor
+    image_R: Tensor
     place_R: Tensor
     row_BL: Tensor
     valid_BN: Tensor
@@ -71,14 +73,15 @@ class Packing:
         start_B, end_B = offsets.index_select(0, image_B), offsets.index_select(0, image_B + 1)
         token_T = torch.arange(tokens, device=device)
         image_T = (token_T.unsqueeze(1) >= end_B).sum(dim=1)
-        place_T = image_T * (prefix + longest) + prefix + token_T - start_B.index_select(0, image_T)
+        image_R, place_R = image_T, token_T - start_B.index_select(0, image_T) + prefix
         # expanded first: of a sum of two lines of numbers ONNX's rules think that it is a shape
         row_BN = start_B.unsqueeze(1).expand(images, longest) + positions_N
         row_BN = row_BN.clamp(max=tokens - 1) + images * prefix
         if prefix:
             image_B1 = image_B.unsqueeze(1)
             prefix_P = torch.arange(prefix, device=device)
-            place_T = torch.cat([(image_B1 * (prefix + longest) + prefix_P).flatten(), place_T])
+            image_R = torch.cat([image_B1.expand(images, prefix).flatten(), image_R])
+            place_R = torch.cat([prefix_P.expand(images, prefix).flatten(), place_R])
             row_BN = torch.cat([image_B1 * prefix + prefix_P, row_BN], dim=1)
         return cls(
             coord_T12=coord_T2.unsqueeze(1),
@@ -86,7 +89,8 @@ class Packing:
             image_T=image_T,
             start_B=start_B,
             length_B=end_B - start_B,
-            place_R=place_T,
+            image_R=image_R,
+            place_R=place_R,
             row_BL=row_BN,
             valid_BN=positions_N < (end_B - start_B).unsqueeze(1),
             num_prefix_tokens=prefix,
@@ -104,12 +108,11 @@ class Packing:
 
     def padded(self, rows_RC: Tensor) -> Tensor:
         """Return rows as a padded batch [B, L, C]; padding holds other tokens, of whatever image."""
-        images, length = self.row_BL.shape
-        return rows_RC.index_select(0, self.row_BL.flatten()).view(images, length, -1)
+        return F.embedding(self.row_BL, rows_RC)
 
     def rows(self, padded_BLC: Tensor) -> Tensor:
         """Return the rows [R, C] of a padded batch."""
-        return padded_BLC.flatten(0, 1).index_select(0, self.place_R)
+        return padded_BLC[self.image_R, self.place_R]
 
     def mask(self, dtype: torch.dtype) -> Tensor:
         """Return what is added to scores of a padded batch, [B, 1, L, L]: ONNX Runtime asks for a row a query."""

@@ -11,7 +11,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 import PIL.Image
@@ -34,7 +34,7 @@ from naflex_export.resample.add import add_resampled
 from naflex_export.resample.coordinates import whole_numbers
 from naflex_export.resample.stored import Axis
 from naflex_export.resample.weights import Resampling
-from naflex_export.serving.input_formats import TRANSFORMERS
+from naflex_export.serving.input_formats import TRANSFORMERS, InputFormat
 
 BILINEAR = Resampling(mode="bilinear", antialias=True, align_corners=False)
 
@@ -161,7 +161,7 @@ class Siglip2(ModelAdapter):
 
     name = "transformers Siglip2"
     package = "transformers"
-    input_format = TRANSFORMERS
+    input_format: ClassVar[InputFormat] = TRANSFORMERS
     options = frozenset({"output_attentions", "output_hidden_states", "return_dict"})
     model: Any
 
@@ -181,6 +181,11 @@ class Siglip2(ModelAdapter):
     @property
     def _is_classifier(self) -> bool:
         return isinstance(self.model, Siglip2ForImageClassification)
+
+    def packed(self) -> ModelAdapter:
+        from naflex_export.models.siglip2_packed import PackedSiglip2  # which is made from this
+
+        return PackedSiglip2(self.model, self.patch_size)
 
     @property
     def is_vectorized(self) -> bool:
