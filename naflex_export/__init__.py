@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from naflex_export.exporter import Artifact, export
     from naflex_export.grid import Bucket, Grid
     from naflex_export.models.vectorize import vectorize
+    from naflex_export.packing_collator import PackingCollator
     from naflex_export.serving.engine_settings import EngineSettings
     from naflex_export.serving.load import load
     from naflex_export.serving.numpy_runner import NumpyRunner, load_numpy
@@ -50,6 +51,7 @@ _MODULES = {
     "CompiledModel": "compiled",
     "Embedder": "embed.embedder",
     "EngineSettings": "serving.engine_settings",
+    "PackingCollator": "packing_collator",
     "PatchSizesRunner": "serving.patch_sizes",
     "GateFailure": "errors",
     "GateReport": "accuracy.results",
@@ -90,6 +92,7 @@ __all__ = [
     "InputError",
     "NaflexExportError",
     "NumpyRunner",
+    "PackingCollator",
     "PatchSizesRunner",
     "PhotoError",
     "Preprocessor",

@@ -495,8 +495,8 @@ def refuse_keeping(precision: Precision) -> None:
     """
     if precision.keep_float32:
         raise RequestError(
-            f"keep_float32={','.join(precision.keep_float32)} and packed=True were both given: parts of a model are kept "
-            "in float32 in padded exports alone; leave one of the two out"
+            f"keep_float32={','.join(precision.keep_float32)} and packed=True were both given: parts of a model are "
+            "kept in float32 in padded exports alone; leave one of the two out"
         )
 
 

@@ -26,6 +26,7 @@ from naflex_export.compiled import compile as compile_ours
 from naflex_export.errors import NaflexExportError
 from naflex_export.models import adapter_of
 from naflex_export.models.adapter import ModelAdapter
+from naflex_export.serving.packed_format import pack
 from naflex_export.serving.runner import Runner
 
 COLUMNS = (
@@ -164,6 +165,11 @@ class Bench:
         def run(*inputs: Tensor) -> Tensor:
             return dict(zip(runner.output_names, runner.execute(inputs), strict=True))["features"]
 
+        def packed(*inputs: Tensor) -> Inputs:
+            return tuple(pack(dict(zip(self.adapter.input_format.names, inputs, strict=True))).values())
+
+        if runner.manifest.packed:
+            return Technique(name, run, foreign=foreign, trim=runner.trim, arrange=packed)
         return Technique(name, run, foreign=foreign, trim=runner.trim)
 
     def batches(self, rule: str, images: int, tokens: int, seed: int, num_batches: int) -> list[Batch]:

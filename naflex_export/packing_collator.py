@@ -1,0 +1,63 @@
+"""`PackingCollator`: samples of timm's NaFlex loader as packs, for a DataLoader."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from naflex_export.errors import InputError, RequestError
+from naflex_export.serving.packed_format import pack
+
+Sample = tuple[dict[str, Tensor], Any]
+"""What timm's NaFlex datasets give: `patches`, `patch_coord` and `patch_valid` of an image by name, and its target."""
+
+
+class PackingCollator:
+    """Makes packs of samples, each image in the first pack with room for it: `collate_fn` of a DataLoader.
+
+    Args:
+        tokens: the most tokens of a pack.
+
+    Raises:
+        RequestError: that is no number of at least 1.
+    """
+
+    def __init__(self, tokens: int) -> None:
+        if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 1:
+            raise RequestError(f"tokens={tokens!r}: expected an integer of at least 1, the most that a pack holds")
+        self.tokens = tokens
+
+    def __call__(self, samples: Sequence[Sample]) -> list[tuple[dict[str, Tensor], Tensor]]:
+        """Return packs, as `nx.pack` gives them, each with the targets of its images.
+
+        Raises:
+            InputError: an image has more tokens than a pack holds.
+        """
+        packs: list[list[Sample]] = []
+        left: list[int] = []
+        for number, sample in enumerate(samples):
+            count = int(sample[0]["patch_valid"].sum())
+            if count > self.tokens:
+                raise InputError(
+                    f"sample {number} has {count} tokens, more than the {self.tokens} of a pack: give the transform a "
+                    "smaller max_seq_len, or larger packs"
+                )
+            place = next((index for index, room in enumerate(left) if count <= room), len(packs))
+            if place == len(packs):
+                packs.append([])
+                left.append(self.tokens)
+            packs[place].append(sample)
+            left[place] -= count
+        return [(pack([_alone(image) for image, _ in chosen]), _together(chosen)) for chosen in packs]
+
+
+def _alone(image: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: image[name].unsqueeze(0) for name in ("patches", "patch_coord", "patch_valid")}
+
+
+def _together(samples: Sequence[Sample]) -> Tensor:
+    targets = [target for _, target in samples]
+    return torch.stack(targets) if isinstance(targets[0], Tensor) else torch.tensor(targets)
