@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from naflex_export.errors import InputError, RequestError
-from naflex_export.serving.packed_format import pack
+from naflex_export.serving.packing import pack
 
 Sample = tuple[dict[str, Tensor], Any]
 """What timm's NaFlex datasets give: `patches`, `patch_coord` and `patch_valid` of an image by name, and its target."""

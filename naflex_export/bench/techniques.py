@@ -26,7 +26,7 @@ from naflex_export.compiled import compile as compile_ours
 from naflex_export.errors import NaflexExportError
 from naflex_export.models import adapter_of
 from naflex_export.models.adapter import ModelAdapter
-from naflex_export.serving.packed_format import pack
+from naflex_export.serving.packing import pack
 from naflex_export.serving.runner import Runner
 
 COLUMNS = (

@@ -23,6 +23,7 @@ from naflex_export.embed.uint8_resize import resize
 from naflex_export.errors import ArtifactError, InputError, PhotoError, RequestError
 from naflex_export.grid import Grid
 from naflex_export.serving.manifest import Manifest
+from naflex_export.serving.packed_format import PACKED
 
 Array = NDArray[Any]
 Patches = tuple[Array, Grid]
@@ -207,6 +208,8 @@ class Preprocessor:
     def collate(self, made: Sequence[Patches], tokens: int | None = None) -> dict[str, Array]:
         """Return what `one` gave of several photos as one batch of the artifact's inputs, padded with zeros.
 
+        A packed artifact gets them one after the other, with no padding.
+
         Args:
             made: patches and grid of each.
             tokens: what they are padded to; the largest bucket's by default.
@@ -220,6 +223,8 @@ class Preprocessor:
         for index, (_, grid) in enumerate(made):
             if grid.tokens > tokens:
                 raise InputError(f"photo {index} has {grid.tokens} patches: expected at most {tokens}, as asked for")
+        if self.inputs == PACKED.names:
+            return PACKED.of_images(made, self.dtype)
         patches_BND = np.zeros((len(made), tokens, made[0][0].shape[1]), self.dtype)
         valid_BN = np.zeros((len(made), tokens), bool)
         for row, (patches, grid) in enumerate(made):

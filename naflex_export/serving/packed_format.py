@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from naflex_export.errors import InputError
-from naflex_export.grid import Bucket
+from naflex_export.grid import Bucket, Grid
 from naflex_export.serving.input_formats import InputFormat, Values, values_of
 
 if TYPE_CHECKING:
@@ -52,6 +52,24 @@ class PackedFormat(InputFormat):
             offsets_of(lengths_B),
             torch.arange(longest, device=lengths_B.device),
         )
+
+    def of_images(self, images: Sequence[tuple[Values, Grid]], dtype: Any) -> dict[str, Values]:
+        """Return images as one pack, by name.
+
+        Args:
+            images: patches [n, D] and grid of each.
+            dtype: numpy's, of the patches.
+        """
+        lengths_B = [grid.tokens for _, grid in images]
+        offsets = np.concatenate([[0], np.cumsum(lengths_B)]).astype(np.int64)
+        given = (
+            np.concatenate([patches for patches, _ in images]).astype(dtype, copy=False),
+            np.concatenate([np.indices(grid).reshape(2, -1).T for _, grid in images]).astype(np.int64, copy=False),
+            np.array([grid for _, grid in images], np.int64),
+            offsets,
+            positions_of(offsets),
+        )
+        return dict(zip(self.names, given, strict=True))
 
     def completed(self, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return what was given, with the `positions` that follow from the offsets; this waits for them on a GPU."""

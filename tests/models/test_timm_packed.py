@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -16,7 +18,8 @@ from naflex_export.grid import Grid
 from naflex_export.models import adapter_of, packing
 from naflex_export.models.packing import Packing, attend
 from naflex_export.serving.input_formats import TIMM
-from naflex_export.serving.packed_format import PACKED, padded_rows
+from naflex_export.serving.packed_format import PACKED
+from naflex_export.serving.packing import padded_rows
 
 GRIDS = (Grid(3, 5), Grid(1, 1), Grid(4, 2), Grid(1, 9), Grid(8, 8))
 BATCH = noise_batch("timm packed", GRIDS, 70, 48)
@@ -167,3 +170,21 @@ def test_refuses_attention_that_it_does_not_know() -> None:
     model.blocks[1].attn.__class__ = type("Mine", (type(model.blocks[1].attn),), {})
     with pytest.raises(nx.UnsupportedModelError, match=r"blocks\.1 attends by a Mine, which cannot be packed"):
         nx.vectorize(model, packed=True)
+
+
+def test_photos_go_through_a_packed_artifact_as_through_a_padded_one(tmp_path: Path) -> None:
+    """And through both kinds of runner: with torch and on arrays alone."""
+    photos = [np.full((30 + 20 * k, 40, 3), 40 * k, np.uint8) for k in range(4)]
+    model, buckets = tiny.siglip(), [nx.Bucket(16, (1, 2, 4))]
+    packed, padded = (
+        nx.export(model, "onnx", tmp_path / str(kind), buckets, effort="quick", packed=kind) for kind in (True, False)
+    )
+    vectors = [np.stack([*nx.Embedder(one.path)(photos)]) for one in (packed, padded)]
+    assert np.abs(vectors[0] - vectors[1]).max() <= 1e-5 * np.abs(vectors[1]).max()
+    given = nx.Preprocessor.of(packed.path)(photos)
+    assert list(given) == list(PACKED.names)
+    del given["positions"]
+    again = nx.load(packed.path)({name: torch.from_numpy(value) for name, value in given.items()})
+    assert np.abs(again.numpy() - vectors[0]).max() <= 1e-6 * np.abs(vectors[0]).max()
+    with pytest.raises(nx.InputError, match="offsets end at"):
+        nx.load_numpy(packed.path)({**given, **{name: given[name][:-1] for name in ("patches", "patch_coord")}})
