@@ -200,7 +200,7 @@ CODE_MUTANTS = (
     ),
     CodeMutant(
         "shapes are compared by their number of values",
-        "accuracy/gate.py",
+        "accuracy/tally.py",
         "if given.shape != expected.shape:",
         "if given.numel() != expected.numel():",
         (f"{GATE}as_many_values_in_another_shape_are_not_compared",),
@@ -214,7 +214,7 @@ CODE_MUTANTS = (
     ),
     CodeMutant(
         "a root mean square is a mean",
-        "accuracy/gate.py",
+        "accuracy/tally.py",
         "return math.sqrt(sum(value * value for value in values) / len(values))",
         "return sum(values) / len(values)",
         (f"{GATE}errors_over_all_cases_are_root_mean_squares",),

@@ -27,7 +27,7 @@ def test_pairs_of_targets_and_dtypes_share_a_trace_and_end_in_a_table(
 ) -> None:
     traced = []
     true = exporter.trace
-    monkeypatch.setattr(exporter, "trace", lambda *args: (traced.append(args[2]), true(*args))[1])
+    monkeypatch.setattr(exporter, "trace", lambda *args, **named: (traced.append(args[2]), true(*args, **named))[1])
     done = export(*BASE, "--target", "onnx,ONNX", "--dtype", "float32,fp16", "--out", tmp_path / "a", "--json")
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
@@ -44,7 +44,7 @@ def test_a_trace_serves_several_targets(tmp_path: Path, monkeypatch: pytest.Monk
     """A build that changed it would make the next artifact fail, or differ from one made by itself."""
     traced = []
     true = exporter.trace
-    monkeypatch.setattr(exporter, "trace", lambda *args: (traced.append(args[2]), true(*args))[1])
+    monkeypatch.setattr(exporter, "trace", lambda *args, **named: (traced.append(args[2]), true(*args, **named))[1])
     pytest.importorskip("tensorrt_rtx")
     done = export(*BASE, "--target", "onnx,trt", "--out", tmp_path / "a")
     assert done.exit_code == 0, done.output

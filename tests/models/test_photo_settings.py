@@ -240,7 +240,7 @@ def test_the_command_line_takes_a_file(tmp_path: Path, monkeypatch: pytest.Monke
     class Stopped(nx.RequestError):
         pass
 
-    def stop(model: Any, request: Any, stages: Any) -> None:
+    def stop(model: Any, request: Any, *others: Any) -> None:
         seen.append(request.preprocessing)
         raise Stopped("stopped")
 
