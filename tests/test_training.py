@@ -341,7 +341,7 @@ def made(kind: str, model: nn.Module, backend: str = "aot_eager") -> nn.Module:
     ("kind", "options"),
     [
         *(pytest.param("vectorized", options, id=f"vectorized-{name}") for name, options in FEW.items()),
-        pytest.param("compiled", {"depth": 1}, id="compiled"),
+        pytest.param("compiled", {"depth": 1}, id="compiled", marks=pytest.mark.full),
     ],
 )
 def test_a_saved_module_trains_on(kind: str, options: Options, tmp_path: Path) -> None:
@@ -463,6 +463,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return [torch.load(folder / f"rank{rank}.pth") for rank in range(2)]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", DISTRIBUTED)
 def test_two_processes_have_the_gradients_of_one(name: str, ranks: list[dict[str, Any]]) -> None:
     """Each rank's batch is half of the union, so the mean of the two gradients is the union's."""

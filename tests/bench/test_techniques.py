@@ -221,6 +221,7 @@ def test_trim_shrinks_what_onnx_runtime_keeps(artifact: Path) -> None:
     assert shrunk == ["cpu:0", None]
 
 
+@pytest.mark.full
 def test_bench_prints_a_table_and_writes_rows(artifact: Path, tmp_path: Path) -> None:
     done = bench(artifact, "--no-compile", "--rounds", "2", "--csv", tmp_path / "r.csv")
     assert done.exit_code == 0, done.output

@@ -40,6 +40,7 @@ def test_pairs_of_targets_and_dtypes_share_a_trace_and_end_in_a_table(
     assert "rel L2 MiB s" in flat(done.stderr) and max(map(len, done.stderr.splitlines()[-6:])) <= 60
 
 
+@pytest.mark.full
 def test_a_trace_serves_several_targets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A build that changed it would make the next artifact fail, or differ from one made by itself."""
     traced = []
@@ -55,6 +56,7 @@ def test_a_trace_serves_several_targets(tmp_path: Path, monkeypatch: pytest.Monk
     assert onnx[0] == onnx[1]
 
 
+@pytest.mark.full
 def test_one_that_is_rejected_does_not_stop_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from naflex_export.serving.onnx_runner import OnnxRunner
 

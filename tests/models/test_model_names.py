@@ -24,6 +24,7 @@ def test_names_read_from_files_are_those_that_timm_has() -> None:
     assert len(tags) > 100 and tags <= set(_model_pretrained_cfgs)
 
 
+@pytest.mark.full
 def test_no_name_that_timm_has_is_refused() -> None:
     names = timm_names()
     assert names is not None

@@ -226,6 +226,7 @@ def test_inductor_takes_inputs_by_name(model: Siglip2VisionModel) -> None:
         assert_close(fast(named).pooler_output, expected)
 
 
+@pytest.mark.full
 def test_compiles_the_image_tower_of_a_full_model() -> None:
     model, inputs = two_towers(), batch_of(MIXED, 26)
     fast = nx.compile(model, [BUCKET], backend="eager").warmup()

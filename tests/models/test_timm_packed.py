@@ -172,6 +172,7 @@ def test_refuses_attention_that_it_does_not_know() -> None:
         nx.vectorize(model, packed=True)
 
 
+@pytest.mark.full
 def test_photos_go_through_a_packed_artifact_as_through_a_padded_one(tmp_path: Path) -> None:
     """And through both kinds of runner: with torch and on arrays alone."""
     photos = [np.full((30 + 20 * k, 40, 3), 40 * k, np.uint8) for k in range(4)]

@@ -231,6 +231,7 @@ def test_autocast_is_no_further_from_float32_than_eager() -> None:
     assert share(found, reference) <= share(expected, reference)
 
 
+@pytest.mark.full
 def test_one_compiled_graph_serves_all_other_sizes() -> None:
     eager = flexible()
     compiled = nx.compile(eager, backend="aot_eager")
@@ -244,6 +245,7 @@ def test_one_compiled_graph_serves_all_other_sizes() -> None:
             assert share(compiled(*inputs(size)), eager(*inputs(size))) <= 1e-5
 
 
+@pytest.mark.full
 def test_compiled_gradients_equal_eager() -> None:
     eager = flexible().train()
     compiled = nx.compile(copy.deepcopy(eager), backend="aot_eager")

@@ -76,6 +76,7 @@ def test_one_of_an_older_release_is_read_as_what_it_is(artifact: nx.Artifact, tm
     assert Manifest.read(tmp_path) == artifact.manifest
 
 
+@pytest.mark.full
 def test_an_artifact_of_one_size_is_as_it_was(tmp_path: Path) -> None:
     one = nx.export(tiny.flexible(), "onnx", tmp_path / "a", BUCKETS)
     fields = json.loads((tmp_path / "a" / "manifest.json").read_text())

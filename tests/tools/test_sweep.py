@@ -24,13 +24,13 @@ KINDS = {  # a position embedding, a RoPE and a pooling of each kind
     "vit_small_patch16_dinov3": ("none", "dinov3", "avg"),
     "vit_small_patch16_rope_mixed_224": ("none", "mixed", "token"),
 }
-IN_SHORT = "vit_small_patch16_rope_mixed_224"
 
 
+@pytest.mark.full
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # of the ONNX exporter
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [pytest.param(*one, marks=[] if one[0] == IN_SHORT else pytest.mark.full, id=one[0]) for one in KINDS.items()],
+    [pytest.param(*one, id=one[0]) for one in KINDS.items()],
 )
 def test_each_kind_passes_every_stage(name: str, kind: tuple[str, str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sweep, "DEPTH", 1)
