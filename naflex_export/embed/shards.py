@@ -19,6 +19,7 @@ from typing import Any
 from naflex_export.embed.embedder import Embedded
 from naflex_export.embed.parquet import require_pyarrow
 from naflex_export.errors import RequestError
+from naflex_export.serving.publish import flush_folder
 
 fcntl: Any
 try:
@@ -177,12 +178,7 @@ def _commit(folder: Path, name: str, write: Any) -> None:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-    with contextlib.suppress(OSError):  # some systems have no such thing for folders
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    flush_folder(folder)
 
 
 def _unwritable(folder: Path, error: OSError) -> RequestError:

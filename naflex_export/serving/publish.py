@@ -157,7 +157,7 @@ def _publish(folder: Path, out: Path, locks: contextlib.ExitStack) -> int | None
         raise RequestError(
             f"cannot put the artifact at {str(out)!r}: {error.strerror}; what is there was left alone"
         ) from error
-    _flush_folder(out.parent)
+    flush_folder(out.parent)
     return old
 
 
@@ -194,7 +194,7 @@ def _move_into(folder: Path, out: Path) -> None:
     """Move what is in `folder` into an empty one that stays what it is; the manifest last, which makes it whole."""
     for path in sorted(folder.iterdir(), key=lambda path: path.name == MANIFEST):
         path.rename(out / path.name)
-    _flush_folder(out)
+    flush_folder(out)
 
 
 def _make_locked(folder: Path, out: Path, locks: contextlib.ExitStack) -> int | None:
@@ -321,10 +321,11 @@ def _flush(folder: Path) -> None:
             with path.open("rb") as file:
                 os.fsync(file.fileno())
         elif path.is_dir():
-            _flush_folder(path)
+            flush_folder(path)
 
 
-def _flush_folder(folder: Path) -> None:
+def flush_folder(folder: Path) -> None:
+    """Have the disk hold which names are in a folder."""
     with contextlib.suppress(OSError):  # some systems have no such thing for folders
         handle = os.open(folder, os.O_RDONLY)
         try:
