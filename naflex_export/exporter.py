@@ -259,12 +259,7 @@ class Exporter:
         self.outputs = request.outputs or adapter_of(model).default_outputs
         if request.matrices is not None:
             for adapter in self.adapters.values():
-                stores_matrices(
-                    adapter.packed() if request.packed else adapter,
-                    request.buckets,
-                    request.precision,
-                    request.matrices,
-                )
+                stores_matrices(self.laid_out(adapter), request.buckets, request.precision, request.matrices)
         self.precision = request.precision
         self.search: PrecisionSearch | None = None
         if self.precision.is_auto:
@@ -319,7 +314,7 @@ class Exporter:
         precision = Precision(self.request.precision.dtype, names)
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            program = trace(adapter, self.request.buckets, precision, self.outputs, matrices=self.request.matrices)
+            program = self.graph_of(adapter, precision)
             draft = self.describe(adapter, program, write_onnx(program, folder, BuildSettings(), tensorrt.OPSET))
             stand_in = onnx.rounded(folder, draft, "it is a trial of a search")
             return judge(stand_in.runner, adapter.model, self.photos, self.gate_settings(draft))
@@ -371,15 +366,23 @@ class Exporter:
         for other in [other for other in known if other[0] == key[0]]:
             del known[other]  # it holds a copy of all weights
         with self.observer.stage("trace"):
-            made = trace(
-                adapter.packed() if self.request.packed else adapter,
-                self.request.buckets,
-                self.precision,
-                self.outputs,
-                matrices=self.request.matrices,
-            )
+            made = self.graph_of(adapter, self.precision)
         known[key] = made
         return made
+
+    def graph_of(self, adapter: ModelAdapter, precision: Precision) -> Program:
+        """Return the model as one graph.
+
+        Args:
+            adapter: of the model.
+            precision: of the graph.
+        """
+        buckets, matrices = self.request.buckets, self.request.matrices
+        return trace(self.laid_out(adapter), buckets, precision, self.outputs, matrices=matrices)
+
+    def laid_out(self, adapter: ModelAdapter) -> ModelAdapter:
+        """Return the adapter of a model for the inputs that were asked for, padded or packed."""
+        return adapter.packed() if self.request.packed else adapter
 
     def describe(self, adapter: ModelAdapter, program: Program, build: dict[str, Any]) -> Manifest:
         """Return what an artifact says of itself, but for its files and the gate's verdict.
