@@ -109,7 +109,7 @@ def techniques(
         progress(name)
         if name == "ours CUDA graphs" and options.device.type != "cuda":
             missing[name] = "CUDA graphs need a GPU"
-        elif name == PACKED and bench.family.package != "timm":
+        elif name == PACKED and bench.adapter.package != "timm":
             missing[name] = "only timm's blocks have been written for packed tokens"
         elif name in live:
             ready.append(live[name](name.replace("timm", bench.adapter.package)))

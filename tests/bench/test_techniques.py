@@ -344,6 +344,15 @@ def test_the_encoder_bench_writes_a_row_for_each_technique(
     assert "ours ONNX Runtime" in capsys.readouterr().out
 
 
+def test_the_encoder_bench_packs_what_timm_defines(tmp_path: Path) -> None:
+    bench_encoder.main([
+        "--model", "tiny:siglip", "--device", "cpu", "--batches", "2", "--tokens", "16", "--rounds", "1", "--grids",
+        "different", "--out", str(tmp_path / "rows.csv"), "--techniques", "timm eager", bench_encoder.PACKED,
+    ])  # fmt: skip
+    rows = {row["technique"]: row for row in csv.DictReader((tmp_path / "rows.csv").open())}
+    assert float(rows[bench_encoder.PACKED]["error"]) < 1e-5
+
+
 SUITE = Path(__file__).parents[2] / "tools" / "gpu_suite.sh"
 
 
