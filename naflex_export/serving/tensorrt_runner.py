@@ -90,7 +90,8 @@ def tensorrt() -> ModuleType:
             reasons.append(f"{name}: {error}")
     raise BackendError(
         "target trt needs TensorRT, and neither library imports "
-        f"({'; '.join(reasons)}): pip install tensorrt-rtx, or naflex_export[trt] from NVIDIA's index"
+        f"({'; '.join(reasons)}): pip install tensorrt-rtx, as naflex_export[rtx] does, or naflex_export[trt] from "
+        "NVIDIA's index (docs/errors.md#tensorrt-is-missing)"
     )
 
 
