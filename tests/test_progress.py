@@ -85,5 +85,6 @@ def test_an_error_lists_a_few_cases_and_ends_in_where_it_deviates() -> None:
     with pytest.raises(nx.GateFailure) as failed:
         report.raise_for_failure()
     head, *some, more, last = str(failed.value).splitlines()
-    assert head == "the gate failed:" and last.strip().startswith("first deviation: not known")
+    assert head == "the gate failed (docs/errors.md#the-gate-failed):"
+    assert last.strip().startswith("first deviation: not known")
     assert len(some) == MOST_FAILURES and more.endswith("more, which the report lists")

@@ -382,7 +382,7 @@ class GateReport:
             if len(found) > MOST_FAILURES:
                 lines.append(f"and {len(found) - MOST_FAILURES} more, which the report lists")
             lines += [] if self.location is None else [self.location.line]
-            raise GateFailure("the gate failed:\n  " + "\n  ".join(lines))
+            raise GateFailure("the gate failed (docs/errors.md#the-gate-failed):\n  " + "\n  ".join(lines))
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as plain JSON values; numbers that JSON lacks are written as text."""

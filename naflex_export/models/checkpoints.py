@@ -210,7 +210,10 @@ def _check_fits(taken: _Found, own: Mapping[str, Tensor], path: Path, model: nn.
     if differing and not what:
         name = differing[0]
         what = f"{name} is {list(taken.state[name].shape)}, expected {list(own[name].shape)}; "
-    raise RequestError(f"checkpoint {str(path)!r}{where} does not fit the model: {what}{remedy}")
+    raise RequestError(
+        f"checkpoint {str(path)!r}{where} does not fit the model: {what}{remedy} "
+        "(docs/errors.md#a-checkpoint-does-not-fit)"
+    )
 
 
 def arguments_of(state: Mapping[str, Tensor], own: Mapping[str, Tensor], model: nn.Module) -> dict[str, str]:

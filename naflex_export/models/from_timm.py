@@ -56,17 +56,22 @@ def create_timm(text: str, pretrained: bool, patch_interpolator: bool, arguments
         with _heard_loads() as left_random:
             model = timm.create_model(f"{source}:{name}" if source else name, pretrained=from_hub, **options)
     except TypeError as error:
-        raise RequestError(f"timm's {text!r} cannot be built as a NaFlexVit: {error}") from error
+        raise RequestError(
+            f"timm's {text!r} cannot be built as a NaFlexVit: {error} (docs/errors.md#not-a-naflexvit)"
+        ) from error
     except Exception as error:  # the hub's client raises classes of many libraries
         if from_hub:
             raise RequestError(
                 f"pretrained weights of {text!r} cannot be had: {first_line(error)}. "
-                "Give --weights FILE for a local checkpoint, or --weights random for a dry run"
+                "Give --weights FILE for a local checkpoint, or --weights random for a dry run "
+                "(docs/errors.md#pretrained-weights-cannot-be-had)"
             ) from error
         told = f" with --model-args {given}" if given else ""
         raise RequestError(f"timm's {text!r} cannot be built{told}: {first_line(error)}") from error
     if not towers_in(model):
-        raise RequestError(f"timm builds {text!r} as a {type(model).__name__}: expected a NaFlexVit")
+        raise RequestError(
+            f"timm builds {text!r} as a {type(model).__name__}: expected a NaFlexVit (docs/errors.md#not-a-naflexvit)"
+        )
     if from_hub and left_random:
         raise RequestError(
             f"pretrained weights of {text!r} do not fill a model of --model-args {given}: "

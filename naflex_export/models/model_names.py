@@ -95,7 +95,7 @@ def unknown_model(name: str) -> str:
     names = timm_names()
     close = f"; {_closest(name, list(names.naflex))}; naflex-export --list shows all" if names is not None else ""
     hint = f". A hub id is hf-hub:{name} for timm, hf:{name} for transformers" if "/" in name else ""
-    return f"model {name!r} does not exist{close}{hint}"
+    return f"model {name!r} does not exist{close}{hint} (docs/errors.md#a-model-does-not-exist)"
 
 
 def _closest(name: str, there: list[str]) -> str:

@@ -128,7 +128,9 @@ class Manifest:
                 raise ValueError("it was changed after the export: its content is not what its own sha256 says")
             check_fields(fields)
         except (ValueError, RecursionError) as error:  # lone surrogates are no text either
-            raise ArtifactError(f"{str(path)!r} is damaged ({error}): export again") from error
+            raise ArtifactError(
+                f"{str(path)!r} is damaged ({error}): export again (docs/errors.md#an-artifact-is-damaged)"
+            ) from error
         fields["inputs"] = _specs(fields["inputs"])
         fields["outputs"] = _specs(fields["outputs"])
         fields["buckets"] = tuple(Bucket(b["tokens"], tuple(b["batch"])) for b in fields["buckets"])
@@ -162,7 +164,10 @@ class Manifest:
                     f"{name!r} has {size} bytes, the manifest says {expected['bytes']}: copy the folder again"
                 )
             if not sizes_only and sha256_of(path) != expected["sha256"]:
-                raise ArtifactError(f"{name!r} is not the file the manifest lists: its sha256 differs")
+                raise ArtifactError(
+                    f"{name!r} is not the file the manifest lists: its sha256 differs "
+                    "(docs/errors.md#an-artifact-is-damaged)"
+                )
         strangers = self.strangers(folder)
         if strangers:
             raise ArtifactError(f"{strangers[0]!r} in {str(folder)!r} is not in the manifest: remove it")

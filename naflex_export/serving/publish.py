@@ -53,7 +53,7 @@ def check_destination(out: Path) -> None:
     except (OSError, ValueError) as error:
         raise RequestError(f"cannot write to {str(out)!r} ({error}): give another folder") from error
     if reason:
-        raise RequestError(f"{str(out)!r} {reason}")
+        raise RequestError(f"{str(out)!r} {reason}; docs/errors.md#the-folder-is-no-artifact")
 
 
 def named(path: Path) -> Path:

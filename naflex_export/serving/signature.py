@@ -165,10 +165,11 @@ def check_sizes(buckets: Sequence[Bucket], sizes: Mapping[str, int]) -> None:
     if not any(tokens <= bucket.dims["tokens"].largest for bucket in buckets):
         raise InputError(
             f"{tokens} tokens are more than any bucket takes ({served}): "
-            "export again with a larger --bucket, or resize the images to fewer patches"
+            "export again with a larger --bucket, or resize the images to fewer patches "
+            "(docs/errors.md#no-bucket-takes-a-batch)"
         )
     if not any(bucket.takes(sizes) for bucket in buckets):
         raise InputError(
             f"a batch of {batch} with {tokens} tokens fits no bucket ({served}, as tokens:min,opt,max): "
-            "split the batch, or export again with another --bucket"
+            "split the batch, or export again with another --bucket (docs/errors.md#no-bucket-takes-a-batch)"
         )

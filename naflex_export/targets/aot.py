@@ -26,7 +26,10 @@ PACKAGES = ("torch", "triton")
 
 def require_build() -> None:
     if shutil.which("g++") is None and shutil.which("clang++") is None:
-        raise BackendError("AOTInductor needs a C++ compiler and found none: install g++ (Debian: apt install g++)")
+        raise BackendError(
+            "AOTInductor needs a C++ compiler and found none: install g++ (Debian: apt install g++; "
+            "docs/errors.md#no-c-compiler)"
+        )
 
 
 def build(program: Program, folder: Path, settings: BuildSettings) -> dict[str, Any]:
