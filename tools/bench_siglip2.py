@@ -5,7 +5,7 @@
 
 Since 5.24 transformers resizes without a loop and exports SigLIP 2 by itself; before, it looped. Whichever release is
 imported is measured, so a PYTHONPATH with another one gives the row of that. Rows go to `tools/results/siglip2.csv`,
-and `--table` writes the newest of each release into the README.
+and `--table` writes the newest of each release into docs/measured.md.
 
 - error of the resize: against `F.interpolate` in float64, in float32 and under bfloat16 autocast, largest difference as
   a share of the largest value.
@@ -58,7 +58,7 @@ BEGIN, END = "<!-- siglip2: written by tools/bench_siglip2.py -->", "<!-- /sigli
 
 
 def main() -> None:
-    """Measure, or write the README's table."""
+    """Measure, or write the table of docs/measured.md."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--width", type=int, default=768)
@@ -67,8 +67,8 @@ def main() -> None:
     parser.add_argument("--table", action="store_true")
     options = parser.parse_args()
     if options.table:
-        readme = ROOT / "README.md"
-        readme.write_text(section(readme.read_text(encoding="utf-8"), BEGIN, END, written(read(ROWS))), "utf-8")
+        page = ROOT / "docs" / "measured.md"
+        page.write_text(section(page.read_text(encoding="utf-8"), BEGIN, END, written(read(ROWS))), "utf-8")
         return
     row = about("cpu", ("torch", "transformers"))
     row |= {"images": options.images, "tokens": options.tokens, "width": options.width, "side": 16}
@@ -208,7 +208,7 @@ def quiet() -> Iterator[None]:
 
 
 def written(rows: Sequence[dict[str, str]]) -> str:
-    """Return the table for the README: a line for each measure, the newest row of each release side by side."""
+    """Return the table: a line for each measure, the newest row of each release side by side."""
     kept = sorted(
         newest(rows, ("transformers",)), key=lambda row: [int(part) for part in row["transformers"].split(".")]
     )

@@ -221,8 +221,7 @@ def page(rows: Sequence[dict[str, str]]) -> str:
         [
             "# Releases",
             "",
-            "Written from [`tools/results/versions.csv`](../tools/results/versions.csv) by "
-            "`python tools/check_versions.py --page`; do not edit.",
+            "Written from `tools/results/versions.csv` by `python tools/check_versions.py --page`; do not edit.",
             "",
             "Each release was installed beside the other packages, and every configuration that it can build was "
             "vectorized and compared with the release's own eager model, on mixed grids with padding; some went "

@@ -168,8 +168,7 @@ def page(rows: Sequence[Row]) -> str:
     lines = [
         "# What the tests catch",
         "",
-        "Written by `python tools/mutate.py` from its rows in "
-        "[`tools/results/mutants.csv`](../tools/results/mutants.csv); do not edit.",
+        "Written by `python tools/mutate.py` from its rows in `tools/results/mutants.csv`; do not edit.",
         "",
         f"{len(listed)} faults of the code itself, each made by changing a line of it (`tools/code_mutants.py`) in a "
         f"copy of the tree: **{len(killed)} are killed**, that is, a test fails; {len(survived)} survive. They are "

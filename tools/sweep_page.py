@@ -46,8 +46,7 @@ def summary(rows: Sequence[Row], missing: Sequence[str] = ()) -> str:
     lines = [
         "# Architectures of timm",
         "",
-        "Written from [`tools/results/sweep_timm.csv`](../tools/results/sweep_timm.csv) by "
-        "`python tools/sweep_page.py`; do not edit.",
+        "Written from `tools/results/sweep_timm.csv` by `python tools/sweep_page.py`; do not edit.",
         "",
         f"Rows for {len(built)} architectures that timm builds as a `NaFlexVit`: **{len(passed)} pass every stage, "
         f"{len(built) - len(passed)} fail one**. {len(rows) - len(built)} more of timm's same modules did not build as "

@@ -1,4 +1,4 @@
-"""Write docs/performance.md and the marked section of README.md from the rows in tools/results.
+"""Write docs/performance.md and the marked section of docs/measured.md from the rows in tools/results.
 
 Each table holds the newest row of each kind. What has no row is said to be not measured.
 
@@ -25,7 +25,7 @@ KEYS = {
 }
 """What tells the kinds of rows of each file apart."""
 
-PAGE, README, PLOT = ROOT / "docs" / "performance.md", ROOT / "README.md", ROOT / "docs" / "embed_cost.svg"
+PAGE, SHORT, PLOT = (ROOT / "docs" / name for name in ("performance.md", "measured.md", "embed_cost.svg"))
 BEGIN, END = "<!-- performance: written by tools/write_tables.py -->", "<!-- /performance -->"
 
 HOW = """
@@ -67,10 +67,10 @@ def main() -> None:
     """Write both files."""
     results = load(RESULTS)
     PAGE.write_text(page(results), encoding="utf-8")
-    text = README.read_text(encoding="utf-8")
-    README.write_text(section(text, BEGIN, END, summary(results)), encoding="utf-8")
+    text = SHORT.read_text(encoding="utf-8")
+    SHORT.write_text(section(text, BEGIN, END, summary(results)), encoding="utf-8")
     measured = sum(verdict(goal, results).measured for goal in GOALS)
-    print(f"wrote {PAGE.relative_to(ROOT)} and README.md; {measured} of {len(GOALS)} goals have been measured")
+    print(f"wrote docs/{PAGE.name} and docs/{SHORT.name}; {measured} of {len(GOALS)} goals have been measured")
 
 
 def load(folder: Path) -> Results:
@@ -118,7 +118,7 @@ def page(results: Results) -> str:
 
 
 def summary(results: Results) -> str:
-    """Return the section of the README: on the CPU and the GPU measured last, and what has not been measured."""
+    """Return the short section: on the CPU and the GPU measured last, and what has not been measured."""
     parts = []
     embed = [
         row
@@ -138,7 +138,7 @@ def summary(results: Results) -> str:
                 ],
             ),
             "(-: not measured. timm's loop copies the whole gradient for each image, so a large batch costs more.)",
-            f"![Cost against batch size and tokens]({PLOT.relative_to(ROOT)})",
+            f"![Cost against batch size and tokens]({PLOT.name})",
         ]
     encoder = [row for row in newest_machine(results.encoder) if row["grids"] == "naflex"]
     if encoder:
@@ -159,12 +159,12 @@ def summary(results: Results) -> str:
     names = {"The embedding": embed, "The whole encoder": encoder}
     parts += [f"{name} has not been measured." for name, rows in names.items() if not rows]
     parts += on_gpu(results) or ["Nothing has been measured on a GPU; `tools/gpu_suite.sh` is the command that would."]
-    parts.append("All rows, and what was aimed at, are in [docs/performance.md](docs/performance.md).")
+    parts.append("All rows, and what was aimed at, are in [performance.md](performance.md).")
     return "\n\n".join(parts)
 
 
 def on_gpu(results: Results) -> list[str]:
-    """Return the part of the README that is of the GPU measured last: its largest batches, forward and backward."""
+    """Return the part of it that is of the GPU measured last: its largest batches, forward and backward."""
     parts = []
     embed = last_gpu([row for row in results.embed if (row["sizes"], row["pass"]) == ("4..31", "forward+backward")])
     if embed:
