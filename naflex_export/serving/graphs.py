@@ -84,10 +84,26 @@ def _settings() -> Iterator[None]:
     training graph twice, and fails where a size depends on one inside a checkpoint (torch 2.14). And it would take two
     sizes for the same that happen to be equal in the first call: two images for the two axes of a coordinate.
     """
-    dynamo = torch._dynamo.config.patch(specialize_float=True, recompile_limit=RECOMPILE_LIMIT)
+    dynamo: Any = torch._dynamo.config
     shapes: Any = torch.fx.experimental._config
-    with dynamo, shapes.patch(use_duck_shape=False):
+    with (
+        _set(dynamo, specialize_float=True, recompile_limit=RECOMPILE_LIMIT),
+        _set(shapes, use_duck_shape=False),
+    ):
         yield
+
+
+@contextlib.contextmanager
+def _set(config: Any, **values: Any) -> Iterator[None]:
+    """Set options of torch's for a while. Its own `patch` (2.14) keeps 400 bytes of each use for ever."""
+    before = {name: getattr(config, name) for name in values}
+    try:
+        for name, value in values.items():
+            setattr(config, name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(config, name, value)
 
 
 def _with_own_cache(function: Callable[..., Any]) -> Callable[..., Any]:

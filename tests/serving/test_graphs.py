@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
+import tracemalloc
 from typing import Any
 
 import pytest
+import torch
 
 from naflex_export.serving.graphs import NOT_LOOKED_FOR, Graphs
 
@@ -26,3 +29,25 @@ def test_a_graph_that_torch_overlooks_beside_other_threads_is_asked_for_alone(sa
     else:
         with pytest.raises(RuntimeError, match=said):
             graphs.run("a kind", 2)
+
+
+def test_nothing_is_kept_of_a_call() -> None:
+    graphs = Graphs(lambda x: x + 1, backend="eager")
+    x = torch.ones(3)
+
+    def call(times: int) -> None:
+        for _ in range(times):
+            graphs.run("one kind", x)
+
+    call(50)
+    tracemalloc.start()
+    try:
+        call(50)  # what Python itself makes once while it traces
+        gc.collect()
+        before, _ = tracemalloc.get_traced_memory()
+        call(500)
+        gc.collect()
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert after - before < 500 * 40  # bytes; torch's own way to set options kept 400 of each call
