@@ -6,7 +6,7 @@ else, a traceback or other numbers, is printed and makes the tool end with 1.
 
     python tools/fuzz_requests.py --target onnx --count 10000
 
-It adds a row to tools/results/request_fuzz.csv after each 500, and goes on from there when it is started again.
+It adds a row to tools/results/request_fuzz.csv after each 5,000, and goes on from there when it is started again.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ OUTCOMES = COLUMNS[5:]
 BUCKET = nx.Bucket(20, (1, 3, 6))
 NAMES = ("patches", "patch_coord", "patch_valid")
 FAR = 1e-4
-CHUNK = 100
+CHUNK = 5000
 
 Request = dict[str, Any]
 

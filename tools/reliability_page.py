@@ -13,12 +13,13 @@ import fuzz_artifacts
 import fuzz_requests
 import kill_exports
 import record
+import steady_runner
 from markdown_text import section, span, table
 
 PAGE = record.ROOT / "docs" / "reliability.md"
 MARKS = {
     name: (f"<!-- {name}: written by tools/reliability_page.py -->", f"<!-- /{name} -->")
-    for name in ("fuzz", "requests", "kill")
+    for name in ("fuzz", "requests", "steady", "kill")
 }
 
 
@@ -56,6 +57,20 @@ def requests_table(rows: Sequence[Mapping[str, str]]) -> str:
     return table(["target", "torch", "requests", *(name.replace("_", " ") for name in outcomes)], lines)
 
 
+def steady_table(rows: Sequence[Mapping[str, str]]) -> str:
+    """Return memory and time of a call after the first and the last tenth of the calls, a line for each target."""
+    if not rows:
+        return "Not measured yet."
+    lines = []
+    for target in sorted({row["target"] for row in rows}):
+        found = [row for row in rows if row["target"] == target]
+        ends = (found[0], found[-1])
+        columns = [row[name] for name in ("memory_mib", "median_ms") for row in ends]
+        lines.append([target, found[-1]["torch"].partition("+")[0], found[-1]["calls"], *columns])
+    head = ["target", "torch", "calls", "MiB, first tenth", "MiB, last tenth", "ms a call, first", "ms a call, last"]
+    return table(head, lines)
+
+
 def kill_table(rows: Sequence[Mapping[str, str]]) -> str:
     """Return the counts of killed exports, a line for each run."""
     if not rows:
@@ -68,6 +83,7 @@ def page(text: str) -> str:
     """Return the page with its tables written anew."""
     text = section(text, *MARKS["fuzz"], fuzz_table(record.read(fuzz_artifacts.RESULTS)))
     text = section(text, *MARKS["requests"], requests_table(record.read(fuzz_requests.RESULTS)))
+    text = section(text, *MARKS["steady"], steady_table(record.read(steady_runner.RESULTS)))
     return section(text, *MARKS["kill"], kill_table(record.read(kill_exports.RESULTS)))
 
 

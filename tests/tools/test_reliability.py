@@ -7,6 +7,7 @@ import fuzz_requests
 import kill_exports
 import record
 import reliability_page
+import steady_runner
 
 
 def test_the_page_is_written_from_the_rows() -> None:
@@ -21,6 +22,13 @@ def test_the_rows_hold_no_fault() -> None:
         assert [row[fault] for fault in ("refused_in_vain", "different", "traceback")] == ["0"] * 3, row
     for row in record.read(kill_exports.RESULTS):
         assert [row[fault] for fault in ("mixed", "absent", "errors", "left_over")] == ["0"] * 4, row
+
+
+def test_memory_stays_flat_in_the_rows() -> None:
+    rows = record.read(steady_runner.RESULTS)
+    for target in ("aot", "compile", "onnx"):
+        memory = [int(row["memory_mib"]) for row in rows if row["target"] == target]
+        assert len(memory) == 10 and max(memory) - min(memory) <= 1, target
 
 
 def test_tables_add_up() -> None:
