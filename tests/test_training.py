@@ -172,7 +172,9 @@ def test_under_autocast_no_further_from_float32_than_eager(options: Options) -> 
         pytest.param(FEW["factorized"], False, id="factorized"),
         pytest.param(RANDOM["patch-dropout"], True, id="patch-dropout-checkpointed", marks=pytest.mark.full),
         pytest.param(RANDOM["rope-mixed-augmented"], False, id="rope-mixed-augmented", marks=pytest.mark.full),
-        pytest.param(RANDOM["rope-mixed-augmented"], True, id="rope-mixed-augmented-checkpointed"),
+        pytest.param(
+            RANDOM["rope-mixed-augmented"], True, id="rope-mixed-augmented-checkpointed", marks=pytest.mark.full
+        ),
     ],
 )
 def test_compiled_gradients_equal_eager(options: Options, checkpointing: bool) -> None:

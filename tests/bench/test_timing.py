@@ -64,6 +64,7 @@ def test_nothing_to_measure_is_refused(rounds: int, warmup: int, calls: int) -> 
         interleave({str(number): lambda: None for number in range(calls)}, rounds, warmup=warmup)
 
 
+@pytest.mark.full
 @pytest.mark.skipif(platform.system() != "Linux", reason="the high-water mark is Linux's")
 def test_peak_memory_is_what_a_call_held_at_a_time() -> None:
     def hold(mebibytes: int) -> torch.Tensor:

@@ -22,12 +22,20 @@ from naflex_export.grid import Grid
 README = (GRAPHS / "README.md").read_text()
 FILES = [(model, f"{model}.{stage}.txt") for model in GOLDENS for stage in ("program", "onnx")]
 
+SELDOM = ("embed-aspect-preserving", "embed-learned-corners", "embed-learned-sampled", "rope-axial", "rope-mrope")
+"""Graphs that differ little from others here; a trace of each takes seconds."""
+
+EACH = pytest.mark.parametrize(
+    ("model", "name"),
+    [pytest.param(*one, marks=[pytest.mark.full] if one[0] in SELDOM else [], id=one[1]) for one in FILES],
+)
+
 
 def head(text: str) -> list[str]:
     return [line for line in text.splitlines() if line.startswith("#")]
 
 
-@pytest.mark.parametrize(("model", "name"), FILES, ids=[name for _, name in FILES])
+@EACH
 def test_a_graph_is_its_golden(model: str, name: str) -> None:
     """Under the golden's own versions; the message is the difference and how to accept it."""
     text = texts_of(model)[name]
@@ -38,7 +46,7 @@ def test_a_graph_is_its_golden(model: str, name: str) -> None:
     assert not found, f"{found}\n\nif this is what you meant: python tools/bless_graphs.py --write"
 
 
-@pytest.mark.parametrize(("model", "name"), FILES, ids=[name for _, name in FILES])
+@EACH
 def test_no_graph_loops_branches_or_resizes(model: str, name: str) -> None:
     """Under any version."""
     text = texts_of(model)[name]

@@ -255,7 +255,7 @@ EXPORTED = {
 
 @cases(
     {f"{pool}-{other}": {"depth": 1, **POOLS[pool], **ALL[other]} for pool, other in EXPORTED.items()},
-    short=[f"{pool}-{EXPORTED[pool]}" for pool in ("pool-avgmax-prefix", "pool-max", "pool-map-prefix", "pool-none")],
+    short=[f"{pool}-{EXPORTED[pool]}" for pool in ("pool-max", "pool-map-prefix")],
 )
 def test_exports_to_onnx_and_runs_at_another_shape(options: Options, tmp_path: Path) -> None:
     eager = naflexvit(**options)

@@ -52,7 +52,7 @@ def test_runs_at_shapes_never_used_for_export(classifier: nn.Module, tmp_path: P
         assert (found["tokens"] - tokens)[valid].abs().max() <= 1e-5 * tokens.abs().max()
 
 
-@pytest.fixture(scope="module", params=["float16", "bfloat16"])
+@pytest.fixture(scope="module", params=["float16", pytest.param("bfloat16", marks=pytest.mark.full)])
 def low(siglip: nn.Module, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> nx.Artifact:
     return export(siglip, "onnx", tmp_path_factory.mktemp("low") / "a", [BUCKET], request.param)
 
