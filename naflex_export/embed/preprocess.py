@@ -185,7 +185,7 @@ class Preprocessor:
             if image.size != (width, height):
                 image = image.resize((width, height), _RESAMPLING[interpolation])
             return np.asarray(image)
-        return resize(np.asarray(image), height, width, interpolation)
+        return resize(image, height, width, interpolation)
 
     def _patches(self, pixels_HWC: NDArray[np.uint8], grid: Grid) -> NDArray[np.uint8]:
         rows, columns = self.preprocessing.patch_size

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 Pixels = NDArray[np.uint8]
 
@@ -24,8 +25,8 @@ SUPPORT = {"bilinear": 1.0, "bicubic": 2.0}
 _CUBIC = -0.5
 """The cubic's parameter, where a resize is antialiased."""
 
-_BLOCK, _COLUMNS = 2**17, 16
-"""Values of a block of rows, which stays in the cache; and target columns that share the source columns they read."""
+_STRIP = {np.float32: 2**17, np.float64: 2**18}
+"""Values of a channel in a strip of rows: enough for a product to be worth its call, and few enough for the cache."""
 
 
 class Taps(NamedTuple):
@@ -45,17 +46,19 @@ class Taps(NamedTuple):
         return np.float32 if most < 2**24 else np.float64
 
 
-def resize(image_HWC: Pixels, height: int, width: int, interpolation: str) -> Pixels:
+def resize(image: Image.Image, height: int, width: int, interpolation: str) -> Pixels:
     """Return an image resized as `torchvision.transforms.v2.functional.resize` with antialias does a uint8 tensor.
 
     Args:
-        image_HWC: the image.
+        image: of three channels.
         height: to have.
         width: to have.
         interpolation: "bilinear" or "bicubic".
     """
-    if width != image_HWC.shape[1]:
-        image_HWC = _columns(image_HWC, taps_of(image_HWC.shape[1], width, interpolation))
+    if width == image.width:
+        image_HWC = np.asarray(image)
+    else:
+        image_HWC = _columns(image, taps_of(image.width, width, interpolation))
     if height != image_HWC.shape[0]:
         image_HWC = _rows(image_HWC, taps_of(image_HWC.shape[0], height, interpolation))
     return image_HWC
@@ -99,31 +102,43 @@ def _filter(distance: NDArray[np.float64], interpolation: str) -> NDArray[np.flo
     return np.where(x < 1.0, near, np.where(x < 2.0, far, 0.0))
 
 
-def _columns(image_HWC: Pixels, taps: Taps) -> Pixels:
-    """Return the image with its columns resized, by products of blocks."""
-    height, source, channels = image_HWC.shape
-    target, most = taps.weights.shape
-    made_HwC = np.empty((height, target, channels), np.uint8)
-    blocks: list[tuple[slice, slice, Any]] = []
-    for first in range(0, target, _COLUMNS):
-        columns = slice(first, min(first + _COLUMNS, target))
-        start = int(taps.starts[columns].min())
-        span = slice(start, min(int(taps.starts[columns].max()) + most, source))
-        matrix = np.zeros((span.stop - span.start, columns.stop - columns.start), taps.dtype)
-        for column in range(columns.start, columns.stop):
-            at = int(taps.starts[column]) - start
-            weights = taps.weights[column][: len(matrix) - at]
-            matrix[at : at + len(weights), column - first] = weights
-        blocks.append((span, columns, matrix))
-    rows = max(32, _BLOCK // (source * channels))
-    for row in range(0, height, rows):
-        part_CHW = image_HWC[row : row + rows].transpose(2, 0, 1).astype(taps.dtype, order="C")
-        flat = part_CHW.reshape(-1, source)
-        sums = np.empty((len(flat), target), taps.dtype)
-        for span, columns, matrix in blocks:
-            np.matmul(flat[:, span], matrix, out=sums[:, columns])
-        made_HwC[row : row + rows] = _rounded(sums, taps.precision).reshape(channels, -1, target).transpose(1, 2, 0)
+def _columns(image: Image.Image, taps: Taps) -> Pixels:
+    """Return the image with its columns resized, by products of blocks.
+
+    It is taken a strip of rows at a time, each channel by itself, as PIL hands them out: faster than the whole image,
+    whose channels lie between each other.
+    """
+    source, height = image.size
+    target = len(taps.weights)
+    made_HwC = np.empty((height, target, 3), np.uint8)
+    blocks = _blocks(taps, source)
+    rows = min(max(32, _STRIP[taps.dtype] // source), height)
+    flat_HW, sums_Hw = np.empty((rows, source), taps.dtype), np.empty((rows, target), taps.dtype)
+    for first in range(0, height, rows):
+        last = min(first + rows, height)
+        flat, sums = flat_HW[: last - first], sums_Hw[: last - first]
+        for channel, plane in enumerate(image.crop((0, first, source, last)).split()):
+            np.copyto(flat, np.asarray(plane))
+            for span, columns, matrix in blocks:
+                np.matmul(flat[:, span], matrix, out=sums[:, columns])
+            made_HwC[first:last, :, channel] = _rounded(sums, taps.precision)
     return made_HwC
+
+
+def _blocks(taps: Taps, source: int) -> list[tuple[slice, slice, NDArray[Any]]]:
+    """Return matrices of a few target columns each: the source columns that they read, the target ones, and weights."""
+    target, most = taps.weights.shape
+    found: list[tuple[slice, slice, NDArray[Any]]] = []
+    tap_k = np.arange(most)
+    together = 8 if most > 16 else 16  # the more columns, the more zeros, and the fewer products
+    for first in range(0, target, together):
+        columns = slice(first, min(first + together, target))
+        starts_n = taps.starts[columns]
+        start, stop = int(starts_n.min()), int(starts_n.max()) + most
+        matrix = np.zeros((stop - start, len(starts_n)), taps.dtype)
+        matrix[(starts_n - start)[:, None] + tap_k, np.arange(len(starts_n))[:, None]] = taps.weights[columns]
+        found.append((slice(start, min(stop, source)), columns, matrix[: source - start]))  # what lies beyond is 0
+    return found
 
 
 def _rows(image_HWC: Pixels, taps: Taps) -> Pixels:
