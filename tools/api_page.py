@@ -30,6 +30,7 @@ def page() -> str:
     """Return the page."""
     public = {name: getattr(nx, name) for name in sorted(nx.__all__, key=str.lower)}
     functions = {name: value for name, value in public.items() if inspect.isfunction(value)}
+    functions["ray.embed"] = nx.ray.embed
     errors = {name: value for name, value in public.items() if name not in functions and issubclass(value, Exception)}
     classes = {name: value for name, value in public.items() if name not in functions and name not in errors}
     parts = [HEAD, "## Functions", *(_function(f"nx.{name}", value, "###") for name, value in functions.items())]

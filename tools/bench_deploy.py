@@ -142,9 +142,8 @@ def start(load: str, artifact: Path, photo: Path) -> float:
 
 def embed(options: argparse.Namespace) -> Iterator[dict[str, str]]:
     """Yield rows of a shard of `naflex-embed` beside the bare run on the same padded batches, in turn."""
-    from naflex_export.embed.embed_files import EmbedRequest, make_shard
+    from naflex_export.embed.embed_request import EmbedRequest, make_shard
     from naflex_export.embed.preprocess import Preprocessor
-    from naflex_export.embed.shards import Run
     from naflex_export.embed.sources import source_of
     from naflex_export.serving.numpy_runner import load_numpy
 
@@ -159,12 +158,11 @@ def embed(options: argparse.Namespace) -> Iterator[dict[str, str]]:
         made = [pre.one(path) for path in sorted(folder.iterdir())]
         batches = [pre.collate(made[first : first + size]) for first in range(0, count, size)]
         embedder, source = EmbedRequest(artifact, (folder,), folder, threads=1).embedder(), source_of([folder])
-        shard = Run(artifact="", photos="", count=count, shard=count, settings={})
         whole, bare = [], []
         for number in range(options.rounds):
             out = Path(name) / f"out{number}"
             out.mkdir()
-            whole += timed(lambda out=out: make_shard(embedder, source, out, shard, 0, lambda photos, failed: None), 1)
+            whole += timed(lambda out=out: make_shard(embedder, source, out, 0, lambda photos, failed: None), 1)
             bare += timed(lambda: [run(batch) for batch in batches], 1)
         shares = [one / other for one, other in zip(bare, whole, strict=True)]
         detail = f"{count} photos, batches of {size}, once the artifact is loaded"

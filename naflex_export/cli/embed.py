@@ -22,7 +22,15 @@ SHOWN = 5
 @click.option("--tokens", type=click.IntRange(1), help="The most patches of a photo.  [default: the largest bucket's]")
 @click.option("--batch", type=click.IntRange(1), help="Images of a batch.  [default: each bucket's opt]")
 @click.option("--threads", default=2, show_default=True, type=click.IntRange(1), help="That decode photos, a worker.")
-@click.option("--workers", default=1, show_default=True, type=click.IntRange(1), help="Processes.")
+@click.option(
+    "--workers", type=click.IntRange(1), help="Processes, or actors.  [default: 1; actors as there is room for]"
+)
+@click.option(
+    "--ray",
+    metavar="ADDRESS",
+    help="Have actors of a Ray cluster do it: host:port, auto, or local for a Ray of this machine alone. Its machines "
+    "share the disk of ARTIFACT, PHOTOS and --out.",
+)
 @click.option("--shard", default=1024, show_default=True, type=click.IntRange(1), help="Photos of a shard.")
 @click.option("--device", help="Where to run, such as cpu or cuda:0.  [default: as nx.load]")
 @click.option("--patch-size", type=click.IntRange(1), help="Which one, of an artifact of several.")
@@ -52,7 +60,8 @@ def embed_command(
     tokens: int | None,
     batch: int | None,
     threads: int,
-    workers: int,
+    workers: int | None,
+    ray: str | None,
     shard: int,
     device: str | None,
     patch_size: int | None,
@@ -73,12 +82,13 @@ def embed_command(
     A photo that cannot be read has an error in place of its vector, and fails nothing but itself.
 
     Exit codes: 0 done, 1 a photo failed and --strict was given, 2 the request was wrong, 3 a backend or device is
-    missing, 70 something unexpected, 130 and 143 interrupted: begin again to go on.
+    missing or Ray does not answer, 70 something unexpected, 130 and 143 interrupted: begin again to go on.
     """
     from naflex_export.cli.console import err
     from naflex_export.cli.console import out as console
     from naflex_export.cli.embed_progress import Meter
-    from naflex_export.embed.embed_files import EmbedRequest, embed_files
+    from naflex_export.embed.embed_files import embed_files
+    from naflex_export.embed.embed_request import EmbedRequest
     from naflex_export.errors import PhotosFailed
 
     quiet_libraries(verbose)
@@ -99,6 +109,7 @@ def embed_command(
         trusted=not untrusted,
         verify=verify,
         workers=workers,
+        ray=ray,
         shard=shard,
         policy={name: value for name, value in chosen.items() if value is not None},
     )

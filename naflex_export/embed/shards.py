@@ -11,6 +11,7 @@ import errno
 import json
 import os
 import re
+import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -119,11 +120,25 @@ def _lock(handle: int, folder: Path) -> None:
         return
 
 
-def _check_same(folder: Path, run: Run) -> None:
+def run_in(folder: Path) -> Run | None:
+    """Return what a folder's shards are of; None where no run was begun.
+
+    Args:
+        folder: of the shards.
+
+    Raises:
+        RequestError: it cannot be read.
+    """
     try:
-        before = Run(**json.loads((folder / RUN).read_text(encoding="utf-8")))
+        return Run(**json.loads((folder / RUN).read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
     except (ValueError, TypeError) as error:
         raise RequestError(f"{RUN} in {str(folder)!r} cannot be read ({error}): give another folder") from error
+
+
+def _check_same(folder: Path, run: Run) -> None:
+    before = run_in(folder)
     words = {"artifact": "another artifact", "photos": "other photos", "count": "other photos", "shard": "--shard"}
     for name, value in asdict(run).items():
         if getattr(before, name) != value:
@@ -147,19 +162,27 @@ def write(folder: Path, number: int, names: Sequence[str], found: Sequence[Embed
         RequestError: it cannot be written, as on a full disk; nothing is left of it.
     """
     pa, pq = require_pyarrow(), require_pyarrow("parquet")
-    grid_type, vector_type = pa.list_(pa.int32(), 2), pa.list_(pa.float32(), width)
-    table = pa.table(
-        {
-            "path": pa.array([_text(name) for name in names], pa.string()),
-            "grid": pa.array([None if one.grid is None else list(one.grid) for one in found], grid_type),
-            "vector": pa.array([one.vector for one in found], vector_type),
-            "error": pa.array([None if one.error is None else str(one.error) for one in found], pa.string()),
-        }
-    )
+    table = pa.table({"path": pa.array([_text(name) for name in names], pa.string()), **columns_of(found, width)})
     try:
         _commit(folder, f"part-{number:08d}.parquet", lambda path: pq.write_table(table, path))
     except OSError as error:
         raise _unwritable(folder, error) from error
+
+
+def columns_of(found: Sequence[Embedded], width: int) -> dict[str, Any]:
+    """Return the arrow arrays `grid` as (height, width), `vector` and `error`.
+
+    Args:
+        found: what became of photos.
+        width: values in a vector.
+    """
+    pa = require_pyarrow()
+    grid_type, vector_type = pa.list_(pa.int32(), 2), pa.list_(pa.float32(), width)
+    return {
+        "grid": pa.array([None if one.grid is None else list(one.grid) for one in found], grid_type),
+        "vector": pa.array([one.vector for one in found], vector_type),
+        "error": pa.array([None if one.error is None else str(one.error) for one in found], pa.string()),
+    }
 
 
 def _text(name: str) -> str:
@@ -169,7 +192,7 @@ def _text(name: str) -> str:
 
 def _commit(folder: Path, name: str, write: Any) -> None:
     """Have a file be there whole: written under another name, on the disk before it has its own."""
-    partial = folder / f".{name}.{os.getpid()}{PARTIAL}"
+    partial = folder / f".{name}.{uuid.uuid4().hex}{PARTIAL}"  # another machine may have a process of the same id
     try:
         write(partial)
         with partial.open("rb") as file:

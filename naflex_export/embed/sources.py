@@ -5,6 +5,7 @@ Each photo has a name and a place in that order, so that a run that was cut off 
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import itertools
 import os
@@ -26,7 +27,7 @@ SUFFIXES = (
 
 LIST, TAR, PARQUET = ".txt", ".tar", ".parquet"
 
-_BYTES = ("image", "bytes", "jpg", "jpeg", "png", "webp", "content", "data")
+BYTES = ("image", "bytes", "jpg", "jpeg", "png", "webp", "content", "data")
 """Columns that hold photos, the first that is there; of a structure, its field `bytes`."""
 
 
@@ -48,6 +49,15 @@ class Source(ABC):
             stop: place after the last.
         """
 
+    @abstractmethod
+    def part(self, start: int, stop: int) -> Source:
+        """Return the photos from one place to another as a source by itself, to be handed to another process.
+
+        Args:
+            start: place of the first.
+            stop: place after the last.
+        """
+
 
 class Files(Source):
     """Files by their paths, which are their names."""
@@ -57,6 +67,9 @@ class Files(Source):
 
     def read(self, start: int, stop: int) -> Iterator[Photo]:
         yield from self.names[start:stop]
+
+    def part(self, start: int, stop: int) -> Files:
+        return Files(self.names[start:stop])
 
 
 class Tar(Source):
@@ -84,6 +97,11 @@ class Tar(Source):
                 file.seek(offset)
                 yield file.read(size)
 
+    def part(self, start: int, stop: int) -> Tar:
+        made = copy.copy(self)
+        made.names, made._places = self.names[start:stop], self._places[start:stop]
+        return made
+
 
 class Parquet(Source):
     """The rows of a parquet file with a column of image files' bytes; a row's name ends in its number."""
@@ -98,9 +116,11 @@ class Parquet(Source):
         except (OSError, ValueError) as error:  # pyarrow's own are of the latter
             raise RequestError(f"{str(path)!r} cannot be read as parquet ({_first_line(error)})") from error
         self._starts = [0, *itertools.accumulate(groups)]
+        self._first = 0
         self.names = [f"{path}#{row}" for row in range(self._starts[-1])]
 
     def read(self, start: int, stop: int) -> Iterator[Photo]:
+        start, stop = start + self._first, stop + self._first
         groups = [
             index
             for index, (first, end) in enumerate(itertools.pairwise(self._starts))
@@ -117,6 +137,11 @@ class Parquet(Source):
                         yield b"" if value is None else value
                     row += 1
 
+    def part(self, start: int, stop: int) -> Parquet:
+        made = copy.copy(self)
+        made.names, made._first = self.names[start:stop], self._first + start
+        return made
+
 
 class Several(Source):
     """Sources one after the other."""
@@ -127,10 +152,18 @@ class Several(Source):
         self._starts = [0, *itertools.accumulate(len(part.names) for part in parts)]
 
     def read(self, start: int, stop: int) -> Iterator[Photo]:
+        for part, inside in self._between(start, stop):
+            yield from part.read(inside.start, inside.stop)
+
+    def part(self, start: int, stop: int) -> Several:
+        return Several([part.part(inside.start, inside.stop) for part, inside in self._between(start, stop)])
+
+    def _between(self, start: int, stop: int) -> Iterator[tuple[Source, range]]:
+        """Yield the sources that photos from one place to another are of, and their places there."""
         for part, first in zip(self.parts, self._starts, strict=False):
             inside = range(max(start - first, 0), min(stop - first, len(part.names)))
             if inside:
-                yield from part.read(inside.start, inside.stop)
+                yield part, inside
 
 
 def source_of(given: Sequence[Path]) -> Source:
@@ -210,7 +243,7 @@ def _column_of_bytes(schema: Any, path: Path) -> str:
         return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
     fields = {field.name: field.type for field in schema}
-    for name in (*(name for name in _BYTES if name in fields), *fields):
+    for name in (*(name for name in BYTES if name in fields), *fields):
         kind = fields[name]
         if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 and is_bytes(kind.field("bytes").type):
             return f"{name}.bytes"

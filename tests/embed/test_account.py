@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import numpy as np
 import pytest
+import ray_here
 import test_decode as broken
 import test_preprocess as shared
 import tiny
@@ -70,6 +72,15 @@ def test_all_are_accounted_for_with_the_same_vectors(tmp_path: Path) -> None:
     done = CliRunner().invoke(embed_command, list(map(str, arguments)))
     assert done.exit_code == 0 and f"{COUNT - 61} vectors of {COUNT} photos" in done.output
     rows = pq.read_table(tmp_path / "out").to_pylist()
+    if importlib.util.find_spec("ray") is not None:
+        by_ray = [*arguments[:2], "--out", tmp_path / "ray", "--shard", 300, "--ray", "auto"]
+        with ray_here.head() as env:
+            ran = ray_here.run("from naflex_export.cli.embed import embed_command as run; run()", *by_ray, env=env)
+        assert ran.returncode == 0, ran.stderr
+        for row, other in zip(rows, pq.read_table(tmp_path / "ray").to_pylist(), strict=True):
+            assert {**row, "vector": 0} == {**other, "vector": 0}
+            if row["vector"] is not None:
+                assert np.abs(np.subtract(other["vector"], row["vector"])).max() <= 1e-6 * size
     assert [row["path"] for row in rows] == list(map(str, paths))
     found = list(nx.Embedder(artifact)(paths))
     assert len(found) == COUNT

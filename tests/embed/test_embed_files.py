@@ -23,7 +23,8 @@ from PIL import Image
 
 import naflex_export as nx
 from naflex_export.cli.embed import embed_command
-from naflex_export.embed.embed_files import EmbedRequest, embed_files
+from naflex_export.embed.embed_files import embed_files
+from naflex_export.embed.embed_request import EmbedRequest
 from naflex_export.embed.sources import source_of
 
 pa = pytest.importorskip("pyarrow")
@@ -146,7 +147,8 @@ def test_lists_tars_and_parquet_are_read_too(make: Any, artifact: Path, folder: 
 KILL = """
 import os, signal, sys
 from pathlib import Path
-from naflex_export.embed.embed_files import EmbedRequest, embed_files
+from naflex_export.embed.embed_files import embed_files
+from naflex_export.embed.embed_request import EmbedRequest
 
 done = 0
 def tell(photos, failed):

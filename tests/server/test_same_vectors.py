@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import io
 import struct
 import subprocess
@@ -22,6 +23,7 @@ for package in ("fastapi", "uvicorn", "prometheus_client", "python_multipart", "
     pytest.importorskip(package, reason=f"{package} is of the extra 'serve' and not installed")
 
 import httpx
+import ray_here
 import served
 import test_triton_server as by_triton
 
@@ -120,6 +122,31 @@ def test_naflex_serve(artifact: Path, photos: list[bytes], expected: Answers) ->
 
     with served.server(artifact) as (_, address):
         check(asyncio.run(ask(address)), expected)
+
+
+BY_RAY = """
+import sys
+import numpy as np, ray, ray.data
+import naflex_export as nx
+
+ray.init(address="auto")
+with np.load(sys.argv[2]) as photos:
+    rows = [{"number": int(name), "bytes": photos[name].tobytes()} for name in photos.files]
+found = nx.ray.embed(ray.data.from_items(rows), sys.argv[1]).take_all()
+good = {str(row["number"]): row["vector"] for row in found if row["error"] is None}
+np.savez(sys.argv[3], bad=[row["number"] for row in found if row["error"] is not None], **good)
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is of the extra 'ray' and not installed")
+def test_ray(artifact: Path, photos: list[bytes], expected: Answers, tmp_path: Path) -> None:
+    np.savez(tmp_path / "photos.npz", **{str(n): np.frombuffer(photo, np.uint8) for n, photo in enumerate(photos)})
+    with ray_here.head() as env:
+        done = ray_here.run(BY_RAY, artifact, tmp_path / "photos.npz", tmp_path / "found.npz", env=env)
+    assert done.returncode == 0, done.stderr
+    with np.load(tmp_path / "found.npz") as found:
+        vectors: Answers = {int(name): found[name] for name in found.files if name != "bad"}
+        check(vectors | dict.fromkeys(found["bad"].tolist()), expected)
 
 
 @pytest.mark.skipif(not by_triton.SERVER.is_dir(), reason="NAFLEX_TRITON_ENV names no environment: docs/serving.md")
