@@ -8,6 +8,7 @@ with random weights:
     python tools/bench_deploy.py photos
     python tools/bench_deploy.py starts onnx compile
     python tools/bench_deploy.py embed onnx
+    python tools/bench_deploy.py ray onnx
     python tools/bench_deploy.py memory
     python tools/bench_deploy.py page
 
@@ -169,6 +170,40 @@ def embed(options: argparse.Namespace) -> Iterator[dict[str, str]]:
         yield row("bare run over naflex-embed", detail, shares, "share of CPU s", "0.95")
 
 
+def ray_actor(options: argparse.Namespace) -> Iterator[dict[str, str]]:
+    """Yield a row of the function that Ray's actors run beside the loop of an Embedder, in turn in the same actor."""
+    import pyarrow as pa
+
+    from naflex_export.embed.ray_cluster import LOCAL, cluster
+    from naflex_export.ray import Vectors
+
+    class Timed(Vectors):
+        def __call__(self, given: Any) -> Any:
+            paths = given.column("path").to_pylist()
+            loop = timed(lambda: list(self._embedder(paths)), 1)
+            own = timed(lambda: super(Timed, self).__call__(given), 1)
+            return pa.table({"loop": loop, "own": own})
+
+    with tempfile.TemporaryDirectory() as name:
+        for index in range(options.photos):
+            (Path(name) / f"{index:04d}.jpg").write_bytes(picture(400 + 7 * (index % 30), 300 + 11 * (index % 20)))
+        paths = [{"path": str(path)} for path in sorted(Path(name).iterdir())]
+        with cluster(LOCAL) as ray:
+            from ray.data import ActorPoolStrategy, from_items
+
+            made = from_items(paths * (options.rounds + 1), override_num_blocks=options.rounds + 1).map_batches(
+                Timed,
+                fn_constructor_args=(str(options.artifacts[0].resolve()), "path", {"threads": 1}),
+                batch_format="pyarrow",
+                batch_size=None,
+                compute=ActorPoolStrategy(size=1),
+                num_cpus=1,
+            )
+            shares = [one["own"] / one["loop"] - 1 for one in made.take_all()][1:]
+            detail = f"{options.photos} photos a call, Ray {ray.__version__}"
+    yield row("Ray's function over the loop", detail, [100 * one for one in shares], "% of CPU s", "10")
+
+
 def memory(options: argparse.Namespace) -> Iterator[dict[str, str]]:
     """Yield a row of how much the peak of memory grows from 2,000 photos to 20,000."""
     sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
@@ -231,7 +266,7 @@ def row(what: str, detail: str, values: list[float], unit: str, limit: str) -> d
 def main(arguments: list[str] | None = None) -> None:
     """Measure what the command line asks for, print it and add it to the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["photos", "starts", "embed", "memory", "page"])
+    parser.add_argument("part", choices=["photos", "starts", "embed", "ray", "memory", "page"])
     parser.add_argument("artifacts", nargs="*", type=Path)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--photos", type=int, default=64, help="to embed")
@@ -240,7 +275,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.part == "page":
         PAGE.write_text(section(PAGE.read_text(), BEGIN, END, figures(read(options.out))))
         return
-    parts = {"photos": photos, "starts": starts, "embed": embed, "memory": memory}
+    parts = {"photos": photos, "starts": starts, "embed": embed, "ray": ray_actor, "memory": memory}
     for line in parts[options.part](options):
         print(*(line[name] for name in FIELDS[6:]), sep="\t", flush=True)
         append(options.out, FIELDS, [line])
