@@ -163,8 +163,10 @@ def write(folder: Path, number: int, names: Sequence[str], found: Sequence[Embed
     """
     pa, pq = require_pyarrow(), require_pyarrow("parquet")
     table = pa.table({"path": pa.array([_text(name) for name in names], pa.string()), **columns_of(found, width)})
-    try:
-        _commit(folder, f"part-{number:08d}.parquet", lambda path: pq.write_table(table, path))
+    try:  # a dictionary of vectors, of which none is there twice, would add a fifth to a file and take most of the time
+        _commit(
+            folder, f"part-{number:08d}.parquet", lambda path: pq.write_table(table, path, use_dictionary=["error"])
+        )
     except OSError as error:
         raise _unwritable(folder, error) from error
 

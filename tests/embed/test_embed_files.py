@@ -96,6 +96,8 @@ def test_a_folder_becomes_shards(artifact: Path, folder: Path, tmp_path: Path) -
     assert pq.read_table(out)["path"].to_pylist() == names  # as a whole, in order
     kind = pq.read_schema(out / "part-00000000.parquet").field("vector").type
     assert kind == pa.list_(pa.float32(), 32)
+    columns = pq.ParquetFile(out / "part-00000000.parquet").metadata.row_group(0)
+    assert columns.column(2).path_in_schema.startswith("vector.") and not columns.column(2).has_dictionary_page
     assert f"{COUNT - 3} vectors of {COUNT} photos in {out}" in done.output and done.output.count("failed ") == 3
     strict = run(artifact, folder, "--out", out, "--shard", SHARD, "--strict")
     assert strict.exit_code == 1 and "3 of 45 photos failed, and --strict was given" in strict.output
@@ -245,7 +247,7 @@ def test_what_cannot_be_is_refused(artifact: Path, folder: Path, tmp_path: Path)
 def test_a_run_that_is_stopped_says_what_is_kept(
     artifact: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stopped(*arguments: Any) -> None:
+    def stopped(*arguments: Any, **options: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(pq, "write_table", stopped)
@@ -290,11 +292,11 @@ def test_a_full_disk_is_said_and_nothing_is_lost(
 ) -> None:
     out, write = tmp_path / "out", pq.write_table
 
-    def full(table: Any, path: Path) -> None:
+    def full(table: Any, path: Path, **options: Any) -> None:
         if "00000002" in path.name:
             path.write_bytes(b"half")
             raise OSError(errno.ENOSPC, "No space left on device")
-        write(table, path)
+        write(table, path, **options)
 
     with monkeypatch.context() as patched:
         patched.setattr(pq, "write_table", full)
