@@ -72,6 +72,9 @@ class ExportRequest:
         preprocessing: how photos are prepared, where the model does not say it, or its processor cannot be had:
             settings by name, the path of a JSON file or of a folder that holds one, or an image processor of
             transformers. timm's settings are mean, std and interpolation.
+        upscale: enlarge photos of fewer patches than the budget, as timm and transformers do. With False a small photo
+            keeps its size and has few tokens, in the manifest and so in all that prepares photos by it; its vector is
+            not the library's own.
         packed: take the images of a batch one after the other, as `nx.pack` gives them, with no padding between them.
         images: a folder of photos to judge on; by default the three that ship with the package.
         seed: of the generated batches to judge on.
@@ -94,6 +97,7 @@ class ExportRequest:
     matrices: str | None = None
     patch_sizes: tuple[int, ...] | None = None
     preprocessing: Mapping[str, Any] | None = None
+    upscale: bool = True
     packed: bool = False
     images: Path | None = None
     seed: int = 0
@@ -110,6 +114,8 @@ class ExportRequest:
         object.__setattr__(self, "buckets", check_buckets(self.buckets))
         if self.patch_sizes is not None:
             object.__setattr__(self, "patch_sizes", check_patch_sizes(self.patch_sizes))
+        if not isinstance(self.upscale, bool):
+            raise RequestError(f"upscale={self.upscale!r}: expected True or False")
         if self.preprocessing is not None:
             object.__setattr__(self, "preprocessing", settings_of(self.preprocessing))
         CaseSelection(self.seed, self.effort)
@@ -168,7 +174,8 @@ def export(
         progress: show on standard error how far it is: a line that moves on a terminal, else a plain one each 10
             seconds. Without it the logger `naflex_export` is told.
         options: further attributes of `ExportRequest`, by name: `outputs`, `matrices`, `patch_sizes`, `packed`,
-            `preprocessing`, `images`, `seed`, `effort`, `require_run`, `keep_rejected`, `source`, `settings`.
+            `preprocessing`, `upscale`, `images`, `seed`, `effort`, `require_run`, `keep_rejected`, `source`,
+            `settings`.
 
     Raises:
         RequestError: an argument is not possible; nothing was built.
@@ -267,7 +274,10 @@ class Exporter:
         else:
             for adapter in self.adapters.values():
                 kept_of(adapter, self.precision)
-        self.preprocessing = {size: adapter.preprocessing() for size, adapter in self.adapters.items()}
+        self.preprocessing = {
+            size: {**adapter.preprocessing(), **({} if request.upscale else {"upscale": False})}
+            for size, adapter in self.adapters.items()
+        }
 
     def run(self) -> Artifact:
         """Return the artifact of the model's own patch size, or of all patch sizes asked for, once it is published."""

@@ -126,6 +126,12 @@ def _list_models(ctx: click.Context, param: click.Parameter, pattern: str | None
 )
 @click.option("--tokens", "with_tokens", is_flag=True, help="The same as --outputs features,tokens.")
 @preprocessing_option
+@click.option(
+    "--no-upscale",
+    is_flag=True,
+    help="Enlarge no photo: a small one has few tokens, and a smaller bucket (naflex-plan --no-upscale shows which).  "
+    "[default: they are enlarged, as by the model's library]",
+)
 @images_option
 @seed_option
 @quick_option
@@ -192,6 +198,7 @@ def export_command(
     outputs: str | None,
     with_tokens: bool,
     preprocessing: Path | None,
+    no_upscale: bool,
     images: Path | None,
     seed: int,
     effort: str | None,
@@ -240,6 +247,7 @@ def export_command(
             patch_sizes=sizes,
             packed=packed,
             preprocessing=None if preprocessing is None else settings_of(preprocessing),
+            upscale=not no_upscale,
             images=images,
             seed=seed,
             effort=effort or STANDARD,

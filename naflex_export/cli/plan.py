@@ -82,7 +82,7 @@ def plan_command(
     click.echo(f"{_photos(len(sizes))}, a budget of {tokens} tokens of {patch_size}x{patch_size} pixels, {enlarged}\n")
     _print_histogram(counts, tokens)
     _print_plans(plans)
-    _print_advice(plans, taken, k)
+    _print_advice(plans, taken, k, no_upscale)
     if plot is not None:
         draw(counts, plans, taken, plot)
         click.echo(f"\ndrawn to {click.format_filename(plot)}")
@@ -128,7 +128,7 @@ def _print_plans(plans: Sequence[BucketPlan]) -> None:
         click.echo(f"{len(found.buckets):>7}  {found.waste:>7.1%}  {share:>6.1%}  {of}")
 
 
-def _print_advice(plans: Sequence[BucketPlan], taken: BucketPlan, k: int) -> None:
+def _print_advice(plans: Sequence[BucketPlan], taken: BucketPlan, k: int, no_upscale: bool) -> None:
     waste = f"One bucket pads {plans[0].waste:.1%} of the tokens"
     best = max((found for found in plans if len(found.buckets) <= k), key=lambda found: len(found.buckets))
     if len(taken.buckets) > 1:
@@ -138,7 +138,7 @@ def _print_advice(plans: Sequence[BucketPlan], taken: BucketPlan, k: int) -> Non
         click.echo("which their smaller batches cost again: more buckets gain nothing here.\n")
     else:
         click.echo(f"\n{waste}, and more buckets would save none of it.\n")
-    options = [f"--bucket {bucket}" for bucket in taken.buckets]
+    options = [*(["--no-upscale"] if no_upscale else []), *(f"--bucket {bucket}" for bucket in taken.buckets)]
     pairs = [" ".join(options[start : start + 2]) for start in range(0, len(options), 2)]
     click.echo("  " + " \\\n  ".join(pairs))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,8 +101,13 @@ def drawn(picture: Image.Image) -> bytes:
 
 
 def made(photo: bytes, preprocessor: Preprocessor) -> Golden:
-    """Return a photo with what a preprocessor makes of it."""
-    tokens = min(preprocessor.tokens, MOST_TOKENS)
+    """Return a photo with what a preprocessor makes of it.
+
+    There are never more tokens than the photo has without being enlarged: with so many it is the same to one that
+    enlarges photos, as the library does that it is compared with, and to one that does not.
+    """
+    whole = (max(side // size, 1) for side, size in zip(SIZE, preprocessor.preprocessing.patch_size, strict=True))
+    tokens = min(preprocessor.tokens, MOST_TOKENS, math.prod(whole))
     return Golden(photo, *preprocessor.one(photo, tokens), tokens)
 
 

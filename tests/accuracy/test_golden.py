@@ -9,14 +9,17 @@ from typing import Any
 import pytest
 import tiny
 from artifacts import edit, manifest
+from click.testing import CliRunner
 
 import naflex_export as nx
 from naflex_export.accuracy import golden as judged
 from naflex_export.accuracy.judge_artifact import JudgeRequest, judge_artifact
 from naflex_export.accuracy.photos import load_photos
+from naflex_export.cli.export import export_command
 from naflex_export.embed import golden
 from naflex_export.embed.golden import Golden
 from naflex_export.embed.preprocess import Preprocessor
+from naflex_export.exporter import Exporter, ExportRequest
 from naflex_export.models import adapter_of
 from naflex_export.models.adapter import ModelAdapter
 from naflex_export.serving.manifest import MANIFEST, Manifest
@@ -84,6 +87,37 @@ def test_a_processor_of_torchvision_is_told_from_one_of_pil() -> None:
         said = manifest(inputs=inputs, preprocessing=fields, buckets=(nx.Bucket(64),))
         found = judged.judge(photo_of(said), said, adapter)
         assert bool(found.problems) == ((resizer, normalize) != ("torchvision-uint8", "fused"))
+
+
+@pytest.mark.parametrize("size", [16, 32, 200])
+def test_a_manifest_that_enlarges_nothing_is_judged_by_the_same_photo(size: int) -> None:
+    adapter = adapter_of(tiny.naflexvit(depth=1, patch_size=size))
+    patches, *others = manifest().inputs
+    inputs = (dataclasses.replace(patches, shape=("batch", "tokens", 3 * size**2)), *others)
+    kinds = [dataclasses.replace(saying(adapter, upscale=upscale), inputs=inputs) for upscale in (True, False)]
+    photos = [photo_of(said) for said in kinds]
+    assert photos[0].tokens == photos[1].tokens <= {16: 64, 32: 18, 200: 1}[size]
+    assert [judged.judge(photo, said, adapter).problems for photo, said in zip(photos, kinds, strict=True)] == [(), ()]
+
+
+def test_an_export_enlarges_nothing_if_so_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    model, out = tiny.siglip(), tmp_path / "a"
+    said = [Exporter(model, ExportRequest("onnx", out, **asked)).preprocessing for asked in ({}, {"upscale": False})]
+    assert [Preprocessor.of_manifest(manifest(preprocessing=one[None])).preprocessing.upscale for one in said] == [
+        True,
+        False,
+    ]
+    with pytest.raises(nx.RequestError, match="upscale='no': expected True or False"):
+        ExportRequest("onnx", out, upscale="no")  # type: ignore[arg-type]
+    asked: list[Any] = []
+    monkeypatch.setattr(
+        "naflex_export.cli.export._export", lambda source, requests, *rest, **more: asked.extend(requests)
+    )
+    for options in ([], ["--no-upscale"]):
+        arguments = ["--target", "onnx", "--weights", "random", "--out", str(out), *options]
+        done = CliRunner().invoke(export_command, arguments)
+        assert done.exit_code == 0, done.output
+    assert [request.upscale for request in asked] == [True, False]
 
 
 @pytest.mark.full

@@ -44,7 +44,7 @@ def test_it_shows_the_histogram_the_padding_and_the_buckets_to_take(photos: Path
     assert f"1-16 12 {'#' * 40} 17-32 0 33-48 0" in said and f"241-256 12 {'#' * 40}" in said
     assert "1 48.4% 100.0% 256 2 1.5% 52.3% 12 256 3 0.0% 51.6% 12 252 256" in said
     assert "One bucket pads 48.4% of the tokens; 2 buckets save 47.7% of all:" in said
-    assert said.endswith("--bucket 12:1,8,32 --bucket 256:1,8,32")
+    assert said.endswith("--no-upscale --bucket 12:1,8,32 \\ --bucket 256:1,8,32")
 
 
 def test_it_says_when_buckets_gain_nothing(photos: Path) -> None:
@@ -58,7 +58,7 @@ def test_it_says_when_buckets_gain_nothing(photos: Path) -> None:
 
 def test_fewer_buckets_and_other_patches_can_be_asked_for(photos: Path) -> None:
     said = flat(plan(photos, "--no-upscale", "--most", 2, "--patch-size", 32).stdout)
-    assert "2 buckets save" in said and said.endswith("--bucket 4:1,8,32 --bucket 256:1,8,32")
+    assert "2 buckets save" in said and said.endswith("--no-upscale --bucket 4:1,8,32 \\ --bucket 256:1,8,32")
 
 
 def test_lists_and_single_photos_are_read(photos: Path, tmp_path: Path) -> None:
