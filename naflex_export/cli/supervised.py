@@ -44,6 +44,21 @@ def bench_main() -> NoReturn:
     _main("bench")
 
 
+def embed_main() -> NoReturn:
+    """Run `naflex-embed`."""
+    _main("embed")
+
+
+def plan_main() -> NoReturn:
+    """Run `naflex-plan`."""
+    _main("plan")
+
+
+def serve_main() -> NoReturn:
+    """Run `naflex-serve`."""
+    _main("serve")
+
+
 COMMANDS = {
     "export": "export a model and judge the artifact against eager",
     "gate": "judge an artifact again",
@@ -54,7 +69,14 @@ COMMANDS = {
 }
 """What `naflex` runs, `naflex NAME` as `naflex-NAME`, and what each does in a line."""
 
-_SUPERVISED = ("export", "gate", "bench")
+NOTHING_PUBLISHED = "nothing half-made was published, and there is no verdict"
+
+LEFT = {
+    "embed": "the shards that are done are kept: begin again to go on",
+    "plan": "nothing was planned",
+    "serve": "requests that were inside have no answer",
+}
+"""What a crash leaves behind of a command that makes no artifact and no verdict."""
 
 
 def naflex_main() -> NoReturn:
@@ -62,10 +84,7 @@ def naflex_main() -> NoReturn:
     asked = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if asked in COMMANDS:
         sys.argv = [f"naflex-{asked}", *sys.argv[2:]]
-        if asked in _SUPERVISED:
-            _main(asked)
-        work(asked)
-        sys.exit(0)
+        _main(asked)
     if asked == "--version":
         print(f"naflex, version {import_module('naflex_export.version').__version__}")
         sys.exit(0)
@@ -111,11 +130,12 @@ def work(name: str) -> None:
     command(prog_name=f"naflex-{name}")
 
 
-def supervise(command: Sequence[str]) -> int:
+def supervise(command: Sequence[str], left: str = NOTHING_PUBLISHED) -> int:
     """Run a command in a process of its own and return the exit code to end with; say so where a signal ended it.
 
     Args:
         command: what to run, with its arguments.
+        left: what a crash leaves behind, in words.
     """
     asked: list[int] = []
     child: list[subprocess.Popen[bytes]] = []
@@ -136,7 +156,7 @@ def supervise(command: Sequence[str]) -> int:
         return code
     if -code in asked:
         return 128 - code
-    print(f"error: {_what_ended_it(-code)}", file=sys.stderr)
+    print(f"error: {_what_ended_it(-code, left)}", file=sys.stderr)
     return CRASHED
 
 
@@ -146,20 +166,24 @@ def _main(name: str) -> NoReturn:
         sys.exit(0)
     code = f"from naflex_export.cli.supervised import work; work({name!r})"
     # -P: without it the current folder would come first, and a file there named as a package is
-    sys.exit(supervise([sys.executable, "-P", "-X", "faulthandler", "-c", code, *sys.argv[1:]]))
+    sys.exit(
+        supervise(
+            [sys.executable, "-P", "-X", "faulthandler", "-c", code, *sys.argv[1:]], LEFT.get(name, NOTHING_PUBLISHED)
+        )
+    )
 
 
-def _what_ended_it(number: int) -> str:
+def _what_ended_it(number: int, left: str) -> str:
     name = f"signal {number}"
     with contextlib.suppress(ValueError):
         name = signal.Signals(number).name
     if name == "SIGKILL":
         return (
-            "the process that did the work was killed (SIGKILL), as the system does where memory runs out; nothing "
-            "half-made was published. Give smaller buckets, or a machine with more memory"
+            f"the process that did the work was killed (SIGKILL), as the system does where memory runs out; {left}. "
+            "Give smaller buckets or batches, or a machine with more memory"
         )
     return (
         f"the process that did the work was ended by {name}: native code of torch, a compiler or a backend crashed, "
-        "and above is where; nothing half-made was published, and there is no verdict. Is the disk of the temporary "
-        "folder full (TMPDIR), or an artifact not one of yours?"
+        f"and above is where; {left}. Is the disk of the temporary folder full (TMPDIR), or an artifact not one of "
+        "yours?"
     )

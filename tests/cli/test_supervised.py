@@ -104,6 +104,22 @@ def test_a_crash_in_the_middle_of_an_export_publishes_nothing(tmp_path: Path) ->
     assert sorted(path.name for path in tmp_path.iterdir() if path.name != "__pycache__") == ["crashing.py"]
 
 
+def test_a_crash_of_embedding_says_that_shards_are_kept(tmp_path: Path) -> None:
+    crash = "import ctypes\ndef embed_command(prog_name):\n    ctypes.string_at(0)\n"
+    (tmp_path / "sitecustomize.py").write_text(
+        f"import sys, types\nmade = types.ModuleType('naflex_export.cli.embed')\nexec({crash!r}, vars(made))\n"
+        "sys.modules[made.__name__] = made\n"
+    )
+    code = (
+        "import os, sys; sys.argv = ['naflex-embed', 'a', 'b']\n"
+        f"os.environ['PYTHONPATH'] = {str(tmp_path)!r} + os.pathsep + os.environ['PYTHONPATH']\n"
+        "from naflex_export.cli.supervised import embed_main; embed_main()"
+    )
+    _, stderr = (process := started(code)).communicate(timeout=60)
+    assert process.returncode == 70 and "was ended by SIGSEGV" in stderr, stderr
+    assert "the shards that are done are kept: begin again to go on" in stderr and "published" not in stderr
+
+
 def test_help_takes_no_second_process() -> None:
     code = (
         "import subprocess, sys; sys.argv = ['naflex-gate', '--help']; subprocess.Popen = None\n"
