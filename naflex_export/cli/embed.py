@@ -127,7 +127,8 @@ def embed_command(
         markup=False,
     )
     for name, why in found.failures[:SHOWN]:
-        console.print(f"failed {name}: {why}", highlight=False, soft_wrap=True, markup=False)
+        said = why if name in why else f"{name}: {why}"  # of a file the fault names it itself
+        console.print(f"failed {said}", highlight=False, soft_wrap=True, markup=False)
     if failed > SHOWN:
         console.print(f"and {failed - SHOWN} more: the column error of the shards says why", highlight=False)
     if sheet is not None:

@@ -221,6 +221,10 @@ def export_command(
     """
     meant = understood(model)
     model = meant.name
+    asked_for = [(one, Precision.of(dtype, keep_float32)) for dtype in dtypes.split(",") for one in targets.split(",")]
+    sizes = None if patch_sizes is None else parse_patch_sizes(patch_sizes)
+    asked_buckets = check_buckets([Bucket.parse(text) for text in buckets] or [Bucket()])
+    asked_outputs = _outputs(outputs, with_tokens)
     begin(f"{model} to {targets.replace(',', ', ')} in {dtypes.replace(',', ', ')}")
 
     from naflex_export.accuracy.cases import STANDARD
@@ -231,18 +235,16 @@ def export_command(
     from naflex_export.models.preprocessing import settings_of
 
     quiet_libraries(verbose)
-    asked_for = [(one, Precision.of(dtype, keep_float32)) for dtype in dtypes.split(",") for one in targets.split(",")]
     folders = _folders(folder, model, asked_for)
-    sizes = None if patch_sizes is None else parse_patch_sizes(patch_sizes)
     source = ModelSource(model, weights, seed, sizes is not None, parse_model_args(model_args), state)
     source.check()
     requests = [
         ExportRequest(
             target,
             one,
-            check_buckets([Bucket.parse(text) for text in buckets] or [Bucket()]),
+            asked_buckets,
             precision,
-            outputs=_outputs(outputs, with_tokens),
+            outputs=asked_outputs,
             matrices=matrices,
             patch_sizes=sizes,
             packed=packed,

@@ -109,10 +109,14 @@ def gate_command(
     Exit codes: 0 passed, 1 the gate failed, 2 the request was wrong, 3 a backend or device is missing,
     70 something unexpected, 130 and 143 interrupted.
     """
+    from naflex_export.accuracy.report.suffix import check_report
+
+    for path in reports:
+        check_report(path)
     begin(str(artifact))
     from naflex_export.accuracy.cases import STANDARD, CaseSelection
     from naflex_export.accuracy.judge_artifact import JudgeRequest, judge_artifact
-    from naflex_export.accuracy.report.formats import check_report, write
+    from naflex_export.accuracy.report.formats import write
     from naflex_export.cli.console import err, out, print_report, print_written
     from naflex_export.models.model_names import understood
     from naflex_export.models.model_sources import ModelSource, parse_model_args
@@ -123,7 +127,6 @@ def gate_command(
 
     quiet_libraries(verbose)
     for path in reports:
-        check_report(path)
         check_outside_artifacts(path)
     manifest = opened(artifact, lambda folder: folder.manifest)
     check_trusted(manifest, not untrusted)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -348,3 +350,23 @@ def test_a_report_of_no_format_is_refused_ahead_of_all_work(artifact: Path, tmp_
     refused = gate(artifact, "--report", tmp_path / "r.pdf")
     assert refused.exit_code == 2 and refused.stdout == ""
     assert "ends in '.pdf': expected one of .html" in flat(refused.stderr)
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "said"),
+    [
+        ("gate", ["a", "--report", "gate.pdf"], "report 'gate.pdf' ends in '.pdf': expected one of .html"),
+        ("export", ["--target", "onnx", "--bucket", "256:8,1"], "bucket '256:8,1'"),
+        ("export", ["--target", "onnx", "--dtype", "float16", "--keep-float32", "norm,"], "keep_float32"),
+        ("export", ["--target", "onnx", "--patch-size", "8,x"], "8,x"),
+        ("export", ["--target", "onnx", "--outputs", "tokens", "--tokens"], "--outputs tokens and --tokens were both"),
+    ],
+    ids=["report", "bucket", "keep-float32", "patch-size", "outputs"],
+)
+def test_wrong_values_are_told_before_torch_is_imported(command: str, arguments: list[str], said: str) -> None:
+    code = (
+        f"import sys\nfrom naflex_export.cli.{command} import {command}_command as run\n"
+        f"try:\n    run({arguments!r})\nexcept SystemExit as end:\n    print(end.code, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["2", "False"] and said in " ".join(done.stderr.split()), done.stderr

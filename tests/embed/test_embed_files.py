@@ -32,6 +32,8 @@ pq = pytest.importorskip("pyarrow.parquet")
 
 COUNT, SHARD = 45, 8
 BAD = (3, 17, 44)
+BAD_AT = 22
+"""Where one of them is in order: those of the folder within it come last."""
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +101,8 @@ def test_a_folder_becomes_shards(artifact: Path, folder: Path, tmp_path: Path) -
     columns = pq.ParquetFile(out / "part-00000000.parquet").metadata.row_group(0)
     assert columns.column(2).path_in_schema.startswith("vector.") and not columns.column(2).has_dictionary_page
     assert f"{COUNT - 3} vectors of {COUNT} photos in {out}" in done.output and done.output.count("failed ") == 3
+    (line,) = [line for line in done.output.splitlines() if line.startswith("failed") and names[BAD_AT] in line]
+    assert line.count(names[BAD_AT]) == 1 and "cannot be read" in line
     strict = run(artifact, folder, "--out", out, "--shard", SHARD, "--strict")
     assert strict.exit_code == 1 and "3 of 45 photos failed, and --strict was given" in strict.output
     assert f"; {COUNT} were there before" in strict.output

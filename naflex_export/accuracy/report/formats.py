@@ -13,11 +13,9 @@ from naflex_export.accuracy.report.html import as_html
 from naflex_export.accuracy.report.junit import as_junit
 from naflex_export.accuracy.report.markdown import as_markdown
 from naflex_export.accuracy.report.phrases import percent, shorten
+from naflex_export.accuracy.report.suffix import check_report
 from naflex_export.accuracy.results import GateReport
 from naflex_export.errors import RequestError
-
-SUFFIXES = (".html", ".json", ".md", ".xml")
-"""Of reports, by which their format is told."""
 
 
 def write(report: GateReport, path: Path) -> None:
@@ -33,16 +31,6 @@ def write(report: GateReport, path: Path) -> None:
         path.write_text(formats[path.suffix](report), encoding="utf-8")
     except OSError as error:
         raise RequestError(f"report {str(path)!r} cannot be written: {error.strerror}") from error
-
-
-def check_report(path: Path) -> None:
-    """Check that a report's path says a format.
-
-    Raises:
-        RequestError: its suffix is that of none.
-    """
-    if path.suffix not in SUFFIXES:
-        raise RequestError(f"report {str(path)!r} ends in {path.suffix!r}: expected one of {', '.join(SUFFIXES)}")
 
 
 def as_json(report: GateReport) -> str:
