@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
+from naflex_export.embed.sources import LIST, in_folder, listed
 from naflex_export.errors import RequestError
-
-LIST = ".txt"
-"""Ending of a file that lists photos, a path a line."""
 
 
 def photo_paths(given: Sequence[Path]) -> Iterator[Path]:
@@ -31,37 +28,15 @@ def photo_paths(given: Sequence[Path]) -> Iterator[Path]:
             if not path.exists():
                 raise RequestError(f"{str(path)!r} does not exist: expected a folder of photos, a list or a photo")
             if path.is_dir():
-                yield from _in_folder(path)
+                yield from (file for file in map(Path, in_folder(path)) if file.is_file())
             elif path.suffix.lower() == LIST:
-                yield from _listed(path)
+                yield from map(Path, listed(path))
             else:
                 yield path
         except OSError as error:
             raise RequestError(
                 f"{str(path)!r} cannot be read ({error.strerror}): expected a folder of photos, a list or a photo"
             ) from error
-
-
-def _in_folder(folder: Path) -> Iterator[Path]:
-    def refuse(error: OSError) -> None:
-        raise error
-
-    for where, folders, names in os.walk(folder, onerror=refuse):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            path = Path(where) / name
-            if not name.startswith(".") and path.is_file():
-                yield path
-
-
-def _listed(path: Path) -> Iterator[Path]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise RequestError(f"{str(path)!r} is no text in UTF-8: expected a list of photos, a path a line") from error
-    for line in lines:
-        if line.strip():
-            yield path.parent / line.strip()
 
 
 def sizes_in_headers(paths: Iterable[Path], unreadable: dict[Path, str]) -> Iterator[tuple[int, int]]:

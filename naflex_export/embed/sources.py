@@ -202,7 +202,7 @@ def fingerprint(source: Source) -> str:
 
 def _parts_of(path: Path) -> list[Source]:
     if path.is_dir():
-        files = list(_in_folder(path))
+        files = list(in_folder(path))
         if tars := [file for file in files if file.lower().endswith(TAR)]:
             return [Tar(Path(file)) for file in tars]
         if tables := [file for file in files if file.lower().endswith(PARQUET)]:
@@ -210,12 +210,18 @@ def _parts_of(path: Path) -> list[Source]:
         return [Files([file for file in files if _is_photo(Path(file).name)])]
     if not path.exists():
         raise FileNotFoundError(2, "it does not exist")
-    kinds: dict[str, Any] = {TAR: Tar, PARQUET: Parquet, LIST: _listed}
+    kinds: dict[str, Any] = {TAR: Tar, PARQUET: Parquet, LIST: lambda path: Files(listed(path))}
     of_suffix = kinds.get(path.suffix.lower())
     return [of_suffix(path) if of_suffix else Files([os.fspath(path)])]
 
 
-def _in_folder(folder: Path) -> Iterator[str]:
+def in_folder(folder: Path) -> Iterator[str]:
+    """Yield the paths of the files in a folder, to whatever depth, in order; hidden ones, and linked folders, left out.
+
+    Raises:
+        OSError: a folder cannot be read.
+    """
+
     def refuse(error: OSError) -> None:
         raise error
 
@@ -224,12 +230,18 @@ def _in_folder(folder: Path) -> Iterator[str]:
         yield from (str(Path(where) / name) for name in sorted(names) if not name.startswith("."))
 
 
-def _listed(path: Path) -> Files:
+def listed(path: Path) -> list[str]:
+    """Return the paths that a list has, one a line and relative to it.
+
+    Raises:
+        RequestError: it is no text.
+        OSError: it cannot be read.
+    """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
         raise RequestError(f"{str(path)!r} is no text in UTF-8: expected a list of photos, a path a line") from error
-    return Files([str(path.parent / line.strip()) for line in lines if line.strip()])
+    return [str(path.parent / line.strip()) for line in lines if line.strip()]
 
 
 def _is_photo(name: str) -> bool:
