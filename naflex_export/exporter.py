@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import platform
 import shutil
-import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,13 +17,12 @@ from torch import nn
 
 from naflex_export.accuracy import golden
 from naflex_export.accuracy.cases import STANDARD, CaseSelection
-from naflex_export.accuracy.comparison import float32_reference
-from naflex_export.accuracy.gate import GateSettings, judge
+from naflex_export.accuracy.gate import GateSettings
 from naflex_export.accuracy.judge_artifact import judge_opened, open_to_judge, refuse_stand_in
 from naflex_export.accuracy.photos import photos_for
-from naflex_export.accuracy.precision_search import search
+from naflex_export.accuracy.precision_trials import Trials
 from naflex_export.accuracy.report.formats import verdict, write
-from naflex_export.accuracy.results import GateReport, PrecisionSearch, SearchStep, merged
+from naflex_export.accuracy.results import GateReport, PrecisionSearch, merged
 from naflex_export.errors import BackendError, GateFailure, RequestError
 from naflex_export.graph.build_settings import BuildSettings
 from naflex_export.graph.onnx_translate import write_onnx
@@ -34,9 +32,8 @@ from naflex_export.grid import Bucket, check_buckets, check_patch_sizes
 from naflex_export.models import adapter_of, family_of
 from naflex_export.models.adapter import ModelAdapter
 from naflex_export.models.exportable import refuse_modes, refuse_unexportable
-from naflex_export.models.mixed_precision import blocks_of, kept_of
+from naflex_export.models.mixed_precision import kept_of
 from naflex_export.models.model_sources import weights_sha256
-from naflex_export.models.precision_cost import Costs
 from naflex_export.models.preprocessing import settings_of
 from naflex_export.models.rounding import refuse_rounded, remark_on_precision, stored_precision
 from naflex_export.models.towers import remarks_on
@@ -289,7 +286,7 @@ class Exporter:
             return self.make_all(staging)
 
     def find_precision(self, adapter: ModelAdapter) -> None:
-        """Search for what to keep in float32, by the graph in ONNX with each result rounded, whatever the target is.
+        """Search for what to keep in float32, by trial, without a GPU whatever the target is.
 
         Args:
             adapter: of the model that is tried.
@@ -297,37 +294,21 @@ class Exporter:
         Raises:
             GateFailure: nothing that could be kept makes the gate pass; the report is beside `out`.
         """
-        reference, dtype = float32_reference(adapter), self.request.precision.dtype
-        costs = Costs.of(reference, self.request.buckets[-1].tokens)
-
-        def tried(step: SearchStep) -> None:
-            self.observer.announce(f"{','.join(step.keep_float32) or 'nothing'} {'passes' if step.passed else 'fails'}")
-
+        dtype = self.request.precision.dtype
         with self.observer.stage("search"):
-            self.search, report = search(
-                lambda names: self.trial(adapter, names),
-                lambda names: costs.of_precision(Precision(dtype, names)),
-                blocks_of(adapter),
-                tried,
-            )
+            self.search, report = self.trials(adapter).search(dtype, self.request.buckets[-1].tokens)
         if self.search.found is None:
             self.tell(adapter, dataclasses.replace(report, search=self.search))
         self.precision = Precision(dtype, self.search.found or ())
 
-    def trial(self, adapter: ModelAdapter, names: tuple[str, ...]) -> GateReport:
-        """Return the gate's report on the model's graph with these names kept in float32, each result rounded.
+    def trials(self, adapter: ModelAdapter) -> Trials:
+        """Return a model, ready to be tried: its graph is written in ONNX as TensorRT takes it."""
 
-        Args:
-            adapter: of the model.
-            names: to be kept.
-        """
-        precision = Precision(self.request.precision.dtype, names)
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
+        def draft(precision: Precision, folder: Path) -> Manifest:
             program = self.graph_of(adapter, precision)
-            draft = self.describe(adapter, program, write_onnx(program, folder, BuildSettings(), tensorrt.OPSET))
-            stand_in = onnx.rounded(folder, draft, "it is a trial of a search")
-            return judge(stand_in.runner, adapter.model, self.photos, self.gate_settings(draft))
+            return self.describe(adapter, program, write_onnx(program, folder, BuildSettings(), tensorrt.OPSET))
+
+        return Trials(adapter, self.photos, draft, self.gate_settings, self.observer)
 
     def make_all(self, staging: Path) -> Artifact:
         """Return the artifact that holds one for each patch size."""

@@ -17,6 +17,7 @@ from torch import nn
 
 import naflex_export as nx
 from naflex_export.accuracy.precision_search import Names, joined, search
+from naflex_export.accuracy.precision_trials import Trials
 from naflex_export.accuracy.report.formats import as_markdown
 from naflex_export.accuracy.report.html import as_html
 from naflex_export.accuracy.results import GateReport, Location, Tap
@@ -143,7 +144,8 @@ def exporter(model: nn.Module, folder: Path, keep: str = "auto") -> Exporter:
 
 
 def test_auto_exports_what_it_found_and_shows_its_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Exporter, "trial", lambda self, adapter, names: judge_by(lambda kept: "norm" in kept)(names))
+    judged = judge_by(lambda kept: "norm" in kept)
+    monkeypatch.setattr(Trials, "judged", lambda self, precision: judged(precision.keep_float32))
     artifact = exporter(tiny.siglip(), tmp_path / "a").run()
     assert artifact.manifest.precision == Precision("float16", ("norm",)) and artifact.report.passed
     written = json.loads((artifact.path / "gate" / "report.json").read_text())
@@ -156,7 +158,8 @@ def test_auto_exports_what_it_found_and_shows_its_steps(tmp_path: Path, monkeypa
 
 
 def test_auto_publishes_nothing_where_nothing_helps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Exporter, "trial", lambda self, adapter, names: judge_by(lambda kept: False)(names))
+    judged = judge_by(lambda kept: False)
+    monkeypatch.setattr(Trials, "judged", lambda self, precision: judged(precision.keep_float32))
     with pytest.raises(nx.GateFailure, match="no part of the model makes the gate pass"):
         exporter(tiny.siglip(), tmp_path / "a").run()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.rejected.html", "a.rejected.json"]
@@ -189,5 +192,5 @@ def test_auto_is_near_the_cheapest_of_all_sets_of_blocks_and_presets(tmp_path: P
     for chosen in itertools.product((False, True), repeat=len(parts)):
         names = tuple(name for part, taken in zip(parts, chosen, strict=True) if taken for name in part)
         if price(names) < ours / dearest:
-            judged[names] = searching.trial(adapter, names).passed
+            judged[names] = searching.trials(adapter).judged(Precision("float16", names)).passed
     assert len(judged) > 10 and not any(judged.values())
