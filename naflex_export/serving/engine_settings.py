@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from naflex_export.errors import RequestError
@@ -13,7 +14,7 @@ SPECIALIZATIONS = ("none", "eager", "lazy")
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """How an engine is run; all but the defaults are of TensorRT for RTX, which compiles kernels on the GPU.
+    """How an engine is run; all but `token_sizes` are of TensorRT for RTX, which compiles kernels on the GPU.
 
     Attributes:
         specialization: "none": the same kernels for every shape, from the first call on. "eager": the first call of
@@ -25,6 +26,10 @@ class EngineSettings:
             it. Beside the artifact, not in it: its folder holds nothing that the manifest does not list. What is in it
             runs on the GPU, so take one only from where you would install software.
 
+        token_sizes: how many numbers of tokens a bucket's batches may have: each batch is padded to the next of so many
+            equal steps up to the bucket's tokens, and outputs lose that padding again. So there are few shapes to
+            specialize for, or to capture. 0: batches are run as they come.
+
     Raises:
         RequestError: the specialization is not one of `SPECIALIZATIONS`.
     """
@@ -32,14 +37,29 @@ class EngineSettings:
     specialization: str = "none"
     cuda_graph: bool = False
     runtime_cache: Path | None = None
+    token_sizes: int = 0
 
     def __post_init__(self) -> None:
         if self.specialization not in SPECIALIZATIONS:
             raise RequestError(
                 f"specialization {self.specialization!r} is not known: expected one of {', '.join(SPECIALIZATIONS)}"
             )
+        if self.token_sizes < 0:
+            raise RequestError(f"token_sizes {self.token_sizes} is not possible: expected 0, or how many sizes to have")
 
     @property
     def needs_rtx(self) -> bool:
         """Whether anything is asked for that only TensorRT for RTX can do."""
-        return self != EngineSettings()
+        return replace(self, token_sizes=0) != EngineSettings()
+
+    def padded_tokens(self, tokens: int, budget: int) -> int:
+        """Return how many tokens a batch is padded to.
+
+        Args:
+            tokens: that it has.
+            budget: of its bucket.
+        """
+        if not self.token_sizes:
+            return tokens
+        step = math.ceil(tokens * self.token_sizes / budget)
+        return math.ceil(budget * step / self.token_sizes)

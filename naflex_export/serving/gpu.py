@@ -44,6 +44,18 @@ class Gpu:
             return tensor
         return self.copied(tensor)
 
+    def padded(self, tensor: Tensor, axis: int, size: int) -> Tensor:
+        """Return a copy with zeros behind what there is along an axis, made on the caller's stream.
+
+        Args:
+            tensor: to be copied.
+            axis: along which the copy is longer.
+            size: of the copy, along it.
+        """
+        made = self.empty((*tensor.shape[:axis], size, *tensor.shape[axis + 1 :]), tensor.dtype).zero_()
+        made.narrow(axis, 0, tensor.shape[axis]).copy_(tensor)
+        return made
+
     def copied(self, tensor: Tensor) -> Tensor:
         """Return a copy in one piece, made on the caller's stream."""
         return self.empty(tuple(tensor.shape), tensor.dtype).copy_(tensor)

@@ -20,7 +20,7 @@ from naflex_export.serving.engine_settings import EngineSettings
 from naflex_export.serving.gpu import Gpu
 from naflex_export.serving.manifest import Manifest
 from naflex_export.serving.runner import Runner
-from naflex_export.serving.signature import sizes_of
+from naflex_export.serving.signature import TensorSpec, sizes_of
 
 FILE = "model.plan"
 
@@ -177,6 +177,8 @@ class TensorRTRunner(Runner):
                 f"compute capability {built['compute_capability']}: {_reason(messages)}. Export again on this machine"
             )
         _require_signature(trt, self._engine, manifest)
+        if self.settings.token_sizes and manifest.packed:
+            raise RequestError("token_sizes pads batches, and a packed artifact takes none with padding: leave it out")
         self._contexts = _Contexts(_ContextMaker(trt, self._engine, self.settings), self._gpu)
 
     def trim(self) -> None:
@@ -196,8 +198,13 @@ class TensorRTRunner(Runner):
         self._contexts.maker.save(self.settings.runtime_cache)
 
     def execute(self, inputs: tuple[Tensor, ...]) -> list[Tensor]:
-        profile = self._profile(sizes_of(self.manifest.inputs, inputs))
+        sizes = sizes_of(self.manifest.inputs, inputs)
+        profile = self._profile(sizes)
         gpu, specs = self._gpu, self.manifest.outputs
+        added = self._padding_for(sizes, profile)
+        if added:
+            with gpu.current():
+                inputs = self._padded(inputs, sizes["tokens"] + added)
         with gpu.current(), self._log.recording() as messages, self._contexts.taken(profile) as (context, stream):
             for spec, tensor in zip(self.manifest.inputs, inputs, strict=True):
                 # refused, a context would go on with the shape of its last call
@@ -225,7 +232,20 @@ class TensorRTRunner(Runner):
                 raise BackendError(f"TensorRT refused to run the engine: {_reason(messages)}")
             caller.wait_stream(stream)
             del memory  # the caller's stream has it again once the engine is done
-        return outputs
+        return [_without(output, spec, added) for output, spec in zip(outputs, specs, strict=True)]
+
+    def _padding_for(self, sizes: Mapping[str, int], profile: int) -> int:
+        """Return how many tokens a batch is padded by, ahead of the engine."""
+        if not self.settings.token_sizes:
+            return 0
+        return self.settings.padded_tokens(sizes["tokens"], self.manifest.buckets[profile].tokens) - sizes["tokens"]
+
+    def _padded(self, inputs: tuple[Tensor, ...], tokens: int) -> tuple[Tensor, ...]:
+        """Return inputs with padding up to a number of tokens, which is zeros in each of them, and no token's."""
+        return tuple(
+            self._gpu.padded(tensor, spec.shape.index("tokens"), tokens) if "tokens" in spec.shape else tensor
+            for spec, tensor in zip(self.manifest.inputs, inputs, strict=True)
+        )
 
     def _memory_of(self, context: Any) -> Tensor:
         """Return memory for a context's own values at the shapes it has, and let it use that."""
@@ -353,6 +373,14 @@ def _require_signature(trt: ModuleType, engine: Any, manifest: Manifest) -> None
             f"{FILE} has {engine.num_optimization_profiles} profiles, and the manifest has {len(manifest.buckets)} "
             "buckets: expected a profile for each; export again"
         )
+
+
+def _without(output: Tensor, spec: TensorSpec, added: int) -> Tensor:
+    """Return an output without the tokens that were added: the last of the axis that has tokens."""
+    axes = [axis for axis, dim in enumerate(spec.shape) if "tokens" in str(dim)] if added else []
+    for axis in axes:
+        output = output.narrow(axis, 0, output.shape[axis] - added)
+    return output
 
 
 def _dtype_name(engine: Any, name: str) -> str:

@@ -185,6 +185,15 @@ class StrictGpu(Gpu):
             return self.given(tensor)
         return super().readable(tensor)
 
+    def padded(self, tensor: Tensor, axis: int, size: int) -> Tensor:
+        made = self.empty((*tensor.shape[:axis], size, *tensor.shape[axis + 1 :]), tensor.dtype)
+
+        def pad(source: Tensor, target: Tensor) -> None:
+            target.zero_().narrow(axis, 0, source.shape[axis]).copy_(source)
+
+        self.launch(pad, tensor, made)
+        return made
+
     def copied(self, tensor: Tensor) -> Tensor:
         stream = self.callers_stream()
         made = self.tensor(tensor.shape, tensor.dtype, stream)

@@ -434,6 +434,42 @@ def test_settings_are_refused_where_nothing_heeds_them(program: Program, folder:
         )
 
 
+@pytest.mark.parametrize(
+    ("tokens", "budget", "expected"),
+    [(1, 256, 64), (64, 256, 64), (65, 256, 128), (250, 256, 256), (256, 256, 256), (5, 10, 5), (6, 10, 8), (3, 3, 3)],
+)
+def test_tokens_are_padded_to_equal_steps(tokens: int, budget: int, expected: int) -> None:
+    assert nx.EngineSettings(token_sizes=4).padded_tokens(tokens, budget) == expected
+    assert nx.EngineSettings().padded_tokens(tokens, budget) == tokens
+
+
+def test_an_engine_sees_few_numbers_of_tokens(
+    program: Program, folder: Path, gpu: StrictGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And callers what they would without: tokens that were added are gone from the outputs."""
+    settings, seen = nx.EngineSettings(token_sizes=2), set()
+    true = strict.Context.set_input_shape
+
+    def heard(context: strict.Context, name: str, shape: tuple[int, ...]) -> bool:
+        seen.add(shape[1])
+        return true(context, name, shape)
+
+    monkeypatch.setattr(strict.Context, "set_input_shape", heard)
+    runner = TensorRTRunner(folder / "model.plan", manifest_of(program), torch.device("cpu"), gpu, settings=settings)
+    for tokens in (1, 5, 8, 13, 16, 17, 24):
+        given = inputs(Grid(1, min(tokens, 9)), Grid(1, 1), tokens=tokens)
+        assert_close(gpu.read(*runner.execute(tuple(map(gpu.given, given)))), given)
+    assert seen == {8, 16, 24}
+    with pytest.raises(nx.RequestError, match="token_sizes -1 is not possible: expected 0, or how many"):
+        nx.EngineSettings(token_sizes=-1)
+
+
+def test_torchs_own_memory_is_padded_with_zeros() -> None:
+    given = torch.arange(1.0, 13.0).view(2, 3, 2)
+    made = Gpu(torch.device("cpu")).padded(given, 1, 5)
+    assert torch.equal(made[:, :3], given) and not made[:, 3:].any() and made.shape == (2, 5, 2)
+
+
 def test_rtx_has_no_kernels_for_hopper(monkeypatch: pytest.MonkeyPatch) -> None:
     """A reason to skip, and not a failure of a kernel."""
     for capability, says in (((9, 0), "no kernels for a GPU of compute capability 9.0 (it knows 7.5, "), ((8, 9), "")):
