@@ -16,6 +16,7 @@ from typing import Any
 from torch import nn
 
 from naflex_export.accuracy import golden
+from naflex_export.accuracy.calibration_photos import calibration_of, check_photos
 from naflex_export.accuracy.cases import STANDARD, CaseSelection
 from naflex_export.accuracy.gate import GateSettings
 from naflex_export.accuracy.judge_artifact import judge_opened, open_to_judge, refuse_stand_in
@@ -25,6 +26,7 @@ from naflex_export.accuracy.report.formats import verdict, write
 from naflex_export.accuracy.results import GateReport, PrecisionSearch, merged
 from naflex_export.errors import BackendError, GateFailure, RequestError
 from naflex_export.graph.build_settings import BuildSettings
+from naflex_export.graph.calibration import require_modelopt
 from naflex_export.graph.onnx_translate import write_onnx
 from naflex_export.graph.program import Program
 from naflex_export.graph.trace import stores_matrices, trace
@@ -35,6 +37,7 @@ from naflex_export.models.exportable import refuse_modes, refuse_unexportable
 from naflex_export.models.mixed_precision import kept_of
 from naflex_export.models.model_sources import weights_sha256
 from naflex_export.models.preprocessing import settings_of
+from naflex_export.models.quantized import quantized_layers
 from naflex_export.models.rounding import refuse_rounded, remark_on_precision, stored_precision
 from naflex_export.models.towers import remarks_on
 from naflex_export.precision import FLOAT32, Precision
@@ -107,6 +110,7 @@ class ExportRequest:
     def __post_init__(self) -> None:
         object.__setattr__(self, "target", target_word(self.target))
         target_named(self.target)
+        object.__setattr__(self, "precision", self.precision.for_target(self.target))
         object.__setattr__(self, "out", named(self.out))
         object.__setattr__(self, "buckets", check_buckets(self.buckets))
         if self.patch_sizes is not None:
@@ -153,6 +157,7 @@ def export(
     dtype: str = "float32",
     *,
     keep_float32: str | Sequence[str] = (),
+    keep_unquantized: str | Sequence[str] = (),
     progress: bool = False,
     **options: Any,
 ) -> Artifact:
@@ -164,10 +169,13 @@ def export(
         target: "compile", "aot", "onnx" or "trt".
         out: the artifact's folder. An artifact there is replaced, atomically; anything else is left alone.
         buckets: what the artifact serves; one of 256 tokens by default.
-        dtype: "float32", "float16" or "bfloat16", of the weights and of floating inputs and outputs.
+        dtype: "float32", "float16" or "bfloat16", of the weights and of floating inputs and outputs; or "int8" or
+            "fp8", which quantize the linear layers of blocks, calibrated on the photos of `images`.
         keep_float32: what computes in float32 all the same, where `dtype` has 16 bits: names of modules of the model,
             or "residual", "norm", "softmax", "pooling", "embedding"; a list, or a text with commas between names.
             "auto" searches, by trial, for the cheapest that passes the gate.
+        keep_unquantized: modules whose layers are not quantized, by name, where `dtype` is "int8" or "fp8"; a list,
+            or a text with commas between names.
         progress: show on standard error how far it is: a line that moves on a terminal, else a plain one each 10
             seconds. Without it the logger `naflex_export` is told.
         options: further attributes of `ExportRequest`, by name: `outputs`, `matrices`, `patch_sizes`, `packed`,
@@ -189,7 +197,10 @@ def export(
         lists["patch_sizes"] = check_patch_sizes(options["patch_sizes"])
     if options.get("images") is not None:
         options["images"] = Path(options["images"])
-    chosen, precision = check_buckets([Bucket()] if buckets is None else buckets), Precision.of(dtype, keep_float32)
+    chosen, precision = (
+        check_buckets([Bucket()] if buckets is None else buckets),
+        Precision.of(dtype, keep_float32, keep_unquantized),
+    )
     request = ExportRequest(target, Path(out), chosen, precision, **{**options, **lists})
     if family_of(model) is None:
         warnings.warn("; ".join(remarks_on(model, request.preprocessing)), stacklevel=2)
@@ -257,6 +268,9 @@ class Exporter:
         self.adapters = {
             size: adapter_of(model, size).prepared_by(request.preprocessing) for size in request.patch_sizes or (None,)
         }
+        if request.precision.quantized:
+            check_photos(request.precision, request.images, self.photos)
+            require_modelopt()
         if request.packed:
             refuse_keeping(request.precision)
             adapter_of(model).packed()
@@ -271,6 +285,7 @@ class Exporter:
         else:
             for adapter in self.adapters.values():
                 kept_of(adapter, self.precision)
+                quantized_layers(adapter, self.precision)
         self.preprocessing = {
             size: {**adapter.preprocessing(), **({} if request.upscale else {"upscale": False})}
             for size, adapter in self.adapters.items()
@@ -343,6 +358,9 @@ class Exporter:
         program = self.program(adapter)
         with self.observer.stage("build"):
             settings = dataclasses.replace(self.request.settings, announce=self.observer.announce)
+            if program.quantized:
+                calibration = calibration_of(adapter, self.photos, program)
+                settings = dataclasses.replace(settings, calibration=calibration)
             build = self.target.build(program, folder, settings)
         draft = self.describe(adapter, program, build)
         golden.add(folder, draft)
@@ -369,7 +387,8 @@ class Exporter:
             precision: of the graph.
         """
         buckets, matrices = self.request.buckets, self.request.matrices
-        return trace(self.laid_out(adapter), buckets, precision, self.outputs, matrices=matrices)
+        traced = trace(self.laid_out(adapter), buckets, precision, self.outputs, matrices=matrices)
+        return dataclasses.replace(traced, quantized=quantized_layers(adapter, precision))
 
     def laid_out(self, adapter: ModelAdapter) -> ModelAdapter:
         """Return the adapter of a model for the inputs that were asked for, padded or packed."""
@@ -402,7 +421,10 @@ class Exporter:
             },
             preprocessing=self.preprocessing[adapter.patch_size],
             versions=self.versions(adapter),
-            build=build | _kept_in_float32(program.precision) | _matrices(program),
+            build={name: said for name, said in build.items() if name != "calibration"}
+            | _kept_in_float32(program.precision)
+            | _quantized(program, build.get("calibration", {}))
+            | _matrices(program),
         )
 
     def versions(self, adapter: ModelAdapter) -> dict[str, str]:
@@ -482,11 +504,16 @@ class Exporter:
 
 
 def refuse_keeping(precision: Precision) -> None:
-    """Check that a packed export keeps nothing in float32.
+    """Check that a packed export keeps nothing in float32, and quantizes nothing.
 
     Raises:
         RequestError: it is asked to.
     """
+    if precision.quantized:
+        raise RequestError(
+            f"dtype {precision.quantized!r} and packed=True were both given: layers are quantized in padded exports "
+            "alone; leave one of the two out"
+        )
     if precision.keep_float32:
         raise RequestError(
             f"keep_float32={','.join(precision.keep_float32)} and packed=True were both given: parts of a model are "
@@ -497,6 +524,15 @@ def refuse_keeping(precision: Precision) -> None:
 def _kept_in_float32(precision: Precision) -> dict[str, Any]:
     """Return what a manifest says of a build whose precision is mixed; nothing of another."""
     return {"keep_float32": list(precision.keep_float32)} if precision.keep_float32 else {}
+
+
+def _quantized(program: Program, calibration: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a manifest says of a build with quantized layers; nothing of another."""
+    if not program.quantized:
+        return {}
+    kept = program.precision.keep_unquantized
+    said = {"to": program.precision.quantized, **calibration, "layers": list(program.quantized)}
+    return {"quantized": said | ({"keep_unquantized": list(kept)} if kept else {})}
 
 
 def _matrices(program: Program) -> dict[str, Any]:
@@ -516,6 +552,7 @@ def _manifest_of(by_patch_size: dict[int, Artifact], report: GateReport) -> Mani
         build={
             "entry_points": {str(size): artifact.path.name for size, artifact in by_patch_size.items()},
             **_kept_in_float32(first.precision),
+            **({"quantized": first.build["quantized"]} if "quantized" in first.build else {}),
         },
         gate=verdict(report),
         kind=PATCH_SIZES,

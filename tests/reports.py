@@ -16,6 +16,7 @@ from naflex_export.accuracy.results import (
     Distribution,
     GateReport,
     Location,
+    Neighbours,
     PrecisionSearch,
     SearchStep,
     Survey,
@@ -72,6 +73,7 @@ def failing() -> GateReport:
         ),
         location=Location("mixed-24-seed0", taps(), "keep blocks.1.attn in float32"),
         survey=survey(Invariance("NaN in padding", 0.5, "NaN in padding moved the outputs of x by 5.0e-01")),
+        neighbours=Neighbours(photos=32, count=8, recall=0.5, baseline=0.9, limit=0.85),
         not_run="no GPU is here",
         skipped_photos={"notes.txt": "not an image"},
         search=PrecisionSearch(

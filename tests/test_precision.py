@@ -40,10 +40,10 @@ def test_what_is_kept_is_written_as_a_list_or_a_text() -> None:
 
 
 def test_export_and_gate_refuse_them(siglip: torch.nn.Module, tmp_path: object) -> None:
-    with pytest.raises(nx.RequestError, match="dtype 'int8' is not supported"):
-        nx.export(siglip, "onnx", f"{tmp_path}/a", dtype="int8")
-    with pytest.raises(nx.RequestError, match="dtype 'int8' is not supported"):
-        nx.gate(siglip, siglip, dtype="int8")
+    with pytest.raises(nx.RequestError, match="dtype 'int4' is not supported"):
+        nx.export(siglip, "onnx", f"{tmp_path}/a", dtype="int4")
+    with pytest.raises(nx.RequestError, match="dtype 'int4' is not supported"):
+        nx.gate(siglip, siglip, dtype="int4")
     with pytest.raises(nx.RequestError, match="'norm' changes nothing in dtype float32"):
         nx.export(siglip, "onnx", f"{tmp_path}/a", keep_float32="norm")
     with pytest.raises(nx.RequestError, match="'norms' is no module of this model"):

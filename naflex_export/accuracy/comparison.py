@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from naflex_export.errors import RequestError
 from naflex_export.models.adapter import ModelAdapter
 from naflex_export.models.copies import whole_copy
 from naflex_export.models.mixed_precision import cast_encoder, cast_model, keeping_softmax
+from naflex_export.models.quantized import quantize_eagerly, quantized_layers
 from naflex_export.models.rounding import refuse_rounded
 from naflex_export.precision import ALL_LOW, Precision
 from naflex_export.serving.input_formats import InputFormat
@@ -39,6 +41,8 @@ class Comparison:
         input_format: how the candidate takes a batch; the reference takes its own, padded.
         reference: the eager model, in float32 and eval mode on a CPU.
         baseline: the same in the candidate's precision; none in float32.
+        contents: [n, D] patches of photos, which stand in for the noise of generated batches where layers are
+            quantized: their scales are of photos, and noise exceeds them.
         calls: of the candidate, so far.
     """
 
@@ -51,6 +55,7 @@ class Comparison:
         packed: bool = False,
     ) -> None:
         self.candidate, self.outputs, self.calls = candidate, outputs, 0
+        self.contents: Tensor | None = None
         self.precision, self.limits = precision, LIMITS[precision.limits]
         self.reference = float32_reference(reference)
         self.input_format: InputFormat = PACKED if packed else self.reference.input_format
@@ -59,8 +64,18 @@ class Comparison:
         self._baseline, self._kept = None, ALL_LOW
         if precision.is_low:
             self.baseline = self.reference.of(whole_copy(self.reference.model))
+            layers = quantized_layers(self.baseline, precision)
+            quantize_eagerly(self.baseline, layers, precision.quantized)  # ahead of casts, which would round twice
             self._kept = cast_model(self.baseline, precision)
             self._baseline = cast_encoder(self.baseline.encoder(outputs), precision)
+
+    def filled(self, batch: Batch) -> Batch:
+        """Return a generated batch as it is judged: where layers are quantized, with patches of photos."""
+        if self.contents is None or not self.precision.quantized:
+            return batch
+        images, tokens = batch.patch_valid.shape
+        numbers = (torch.arange(tokens) + 7 * torch.arange(images).unsqueeze(1)) % len(self.contents)
+        return replace(batch, patches=self.contents[numbers].where(batch.patch_valid.unsqueeze(-1), 0))
 
     def reference_of(self, batch: Batch) -> Outputs:
         """Return the reference's outputs, by name."""
@@ -151,7 +166,8 @@ class Comparison:
     ) -> tuple[Measures, Measures | None, Limits]:
         """Return how far what was given for an output is from what is wanted, how far the baseline is, and the limits.
 
-        Logits that nearly tie may swap. In float32 there is no `floor`, and no measures of it.
+        Logits that nearly tie may swap. In float32 there is no `floor`, and no measures of it. Where layers are
+        quantized the limits do not give way to it: eager, quantized as simply, may be as useless.
 
         Args:
             batch: what both were run on.
@@ -162,7 +178,7 @@ class Comparison:
         """
         logits, valid = output == "features" and self.reference.num_classes > 1, self.valid_in(batch, wanted)
         baseline = None if floor is None else measure(floor, wanted, valid, self.limits.tie if logits else None)
-        limits = self.limits.widened_by(baseline, BASELINE_FACTOR)
+        limits = self.limits if self.precision.quantized else self.limits.widened_by(baseline, BASELINE_FACTOR)
         return measure(given, wanted, valid, limits.tie if logits else None), baseline, limits
 
     def valid_in(self, batch: Batch, output: Tensor) -> Tensor | None:

@@ -12,17 +12,19 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from naflex_export.accuracy.cases import EFFORTS, CaseSelection, cases_of, generated_batch
 from naflex_export.accuracy.comparison import Candidate, Comparison
 from naflex_export.accuracy.invariances import check_invariances
 from naflex_export.accuracy.locate import first_deviation
-from naflex_export.accuracy.photos import Photos, photo_batches, photos_for
-from naflex_export.accuracy.results import ArtifactSummary, GateReport, merged, selections_by_size
+from naflex_export.accuracy.neighbours import FEWEST, LEAST_RECALL, MOST, neighbours_of
+from naflex_export.accuracy.photos import Photos, every_other, photo_batches, photos_for
+from naflex_export.accuracy.results import ArtifactSummary, GateReport, Neighbours, merged, selections_by_size
 from naflex_export.accuracy.survey import survey
 from naflex_export.accuracy.tally import Tally
 from naflex_export.batch import Batch
@@ -88,6 +90,7 @@ def gate(
     buckets: Sequence[Bucket | int] | Bucket | None = None,
     dtype: str | None = None,
     keep_float32: str | Sequence[str] = (),
+    keep_unquantized: str | Sequence[str] = (),
     outputs: Sequence[str] | None = None,
     seed: int = 0,
     effort: str = "standard",
@@ -107,6 +110,7 @@ def gate(
         buckets: what the candidate serves; a Runner's manifest says so itself, and so for the next two.
         dtype: of the candidate; it chooses the limits.
         keep_float32: what of the candidate computes in float32 all the same, as for `export`; so does the baseline.
+        keep_unquantized: modules of a candidate in "int8" or "fp8" whose layers are not quantized, as for `export`.
         outputs: names of its outputs, in order; by default the features, or the tokens of a model that pools nothing.
         seed: of the generated batches.
         effort: "quick", "standard" or "thorough": how many cases; docs/gate.md says which.
@@ -127,7 +131,7 @@ def gate(
     refuse_not_plain(reference)
     selection = CaseSelection(seed, effort, tuple(cases))
     photos = photos_for(adapter_of(reference).why_no_photos, None if images is None else Path(images))
-    asked = None if dtype is None else Precision.of(dtype, keep_float32)
+    asked = None if dtype is None else Precision.of(dtype, keep_float32, keep_unquantized)
 
     def settings_of(runner: Runner, part: CaseSelection) -> GateSettings:
         """Return what the runner's manifest says, but for what the caller says."""
@@ -195,12 +199,14 @@ def judge(candidate: Candidate, reference: nn.Module, photos: Photos, settings: 
     check_only(cases.only, settings.buckets, photos)
     adapter = adapter_of(reference, settings.patch_size).prepared_by(settings.preprocessing)
     comparison = Comparison(candidate, adapter, settings.outputs, settings.precision, settings.packed)
+    if comparison.precision.quantized and photos.images:
+        comparison.contents = _patches_of(photos, adapter, settings.buckets[-1])
     tally = Tally(comparison)
     planned = sum(len(cases_of(bucket, cases, len(photos.images))) for bucket in settings.buckets)
     made = ((one, batch) for one in settings.buckets for batch in batches(comparison.reference, one, photos, cases))
     for count, (bucket, batch) in enumerate(made, 1):
         settings.announce(f"case {count} of {planned}: {batch.name}")
-        tally.add(bucket, batch)
+        tally.add(bucket, batch if batch.name.startswith("photos-") else comparison.filled(batch))
     invariances = []
     if "features" in settings.outputs and not tally.problems and not cases.only:
         width, floor = comparison.reference.token_width, tally.limits.relative_l2
@@ -208,11 +214,13 @@ def judge(candidate: Candidate, reference: nn.Module, photos: Photos, settings: 
             settings.announce(f"invariances in {bucket}")
             run = comparison.unchecked("features")
             invariances += check_invariances(run, bucket, width, floor, cases.seed, packed=settings.packed)
-    found = replace(tally.report(), invariances=tuple(invariances))
+    neighbours = _neighbours(comparison, photos, settings) if not tally.problems else None
+    found = replace(tally.report(), invariances=tuple(invariances), neighbours=neighbours)
     surveyed = survey(tally, settings.buckets, cases, found.passed)
     report = replace(
         tally.report(),
         invariances=tuple(invariances),
+        neighbours=neighbours,
         survey=surveyed,
         seed=cases.seed,
         effort=cases.effort,
@@ -230,9 +238,34 @@ def judge(candidate: Candidate, reference: nn.Module, photos: Photos, settings: 
     def case_of(name: str) -> tuple[Bucket, Batch]:
         only = replace(cases, only=(name,))
         found = ((bucket, batches(comparison.reference, bucket, photos, only)) for bucket in settings.buckets)
-        return next((bucket, batch) for bucket, made in found for batch in made)
+        bucket, batch = next((bucket, batch) for bucket, made in found for batch in made)
+        return bucket, batch if name.startswith("photos-") else comparison.filled(batch)
 
     return replace(report, location=first_deviation(comparison, report, case_of))
+
+
+def _patches_of(photos: Photos, adapter: ModelAdapter, bucket: Bucket) -> Tensor:
+    """Return [n, D] patches of the first photos."""
+    first = next(photo_batches(photos, adapter.transform(bucket.tokens), bucket))
+    return first.patches[first.patch_valid]
+
+
+def _neighbours(comparison: Comparison, photos: Photos, settings: GateSettings) -> Neighbours | None:
+    """Return how many neighbours an index finds among photos that nothing was calibrated on; only where it was."""
+    held_out = every_other(photos, 1)
+    is_asked = comparison.precision.quantized and "features" in settings.outputs and not settings.cases.only
+    if not is_asked or len(held_out.images) < FEWEST:
+        return None
+    settings.announce(f"neighbours among {min(len(held_out.images), MOST)} photos")
+    bucket = settings.buckets[-1]
+    made = photo_batches(held_out, comparison.reference.transform(bucket.tokens), bucket)
+    return neighbours_of(
+        islice(made, max(1, MOST // bucket.batch[1])),
+        lambda batch: comparison.reference_of(batch)["features"],
+        lambda batch: comparison.candidate_of(batch)["features"],
+        lambda batch: comparison.baseline_of(batch)["features"],
+        LEAST_RECALL[comparison.precision.quantized],
+    )
 
 
 def batches(adapter: ModelAdapter, bucket: Bucket, photos: Photos, cases: CaseSelection) -> Iterator[Batch]:

@@ -16,10 +16,13 @@ from torch import Tensor, nn
 
 from naflex_export.accuracy.advice import advice_on, advice_without, output_tap
 from naflex_export.accuracy.comparison import Comparison, Outputs
+from naflex_export.accuracy.layers_to_keep import layers_to_keep
 from naflex_export.accuracy.results import BASELINE_FACTOR, CaseResult, GateReport, Location, Tap
 from naflex_export.batch import Batch, picked
 from naflex_export.graph.intermediates import CanBeTapped, Once, Shapes, Tapped, listening, tap_names
 from naflex_export.grid import Bucket
+from naflex_export.models.mixed_precision import blocks_of
+from naflex_export.models.quantized import quantized_layers
 from naflex_export.serving.runner import Runner
 from naflex_export.targets import target_named
 
@@ -130,6 +133,8 @@ def _located(comparison: Comparison, report: GateReport, batch: Batch) -> Locati
     if not taps:
         return replace(location, unavailable="no module of the candidate has the shape of the reference's")
     located, precision = replace(location, taps=tuple(taps), instead=found.instead), comparison.precision
+    if precision.quantized and not report.passed:
+        return replace(located, advice=_advice_on_layers(comparison, batch))
     if located.first is not None:
         return replace(located, advice=advice_on(located.first, precision.dtype, precision.keep_float32))
     if report.passed:
@@ -141,6 +146,19 @@ def _located(comparison: Comparison, report: GateReport, batch: Batch) -> Locati
     )
     advice = advice_without(precision.dtype, overflows, *breaks, kept=precision.keep_float32)
     return replace(located, advice=advice)
+
+
+def _advice_on_layers(comparison: Comparison, batch: Batch) -> str:
+    """Return which quantized layers to keep, with the option of `naflex-export` that does it."""
+    precision = comparison.precision
+    more = layers_to_keep(comparison, batch)
+    if len(more) == len(quantized_layers(comparison.reference, precision)) or set(more) == set(
+        blocks_of(comparison.reference)
+    ):
+        return f"no layer is right enough in {precision.quantized}: export in float16"
+    names = [*precision.keep_unquantized, *more]
+    outermost = [name for name in names if not any(name.startswith(f"{other}.") for other in names)]
+    return f"keep what loses most out of {precision.quantized} (--keep-unquantized {','.join(outermost)})"
 
 
 def _shapes(comparison: Comparison, batch: Batch, reference: _Reference) -> dict[str, torch.Size]:
@@ -219,6 +237,8 @@ def _floor(comparison: Comparison, reference: _Reference, name: str, baseline: f
         return FLOAT32_FLOOR
     if not math.isfinite(baseline):  # eager overflows there: no yardstick, and just what is looked for
         return comparison.limits.relative_l2
+    if comparison.precision.dtype == "float32":  # but for quantized layers
+        return max(BASELINE_FACTOR * baseline, FLOAT32_FLOOR)
     one_rounding = float(torch.finfo(comparison.precision.torch_dtype).eps) / 2  # which eager may be spared
     allowed = BASELINE_FACTOR * baseline * _chance(reference.values[name], reference.valid[name])
     return max(allowed, one_rounding)

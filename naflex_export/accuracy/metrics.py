@@ -123,6 +123,9 @@ LIMITS: dict[str, Limits] = {
     "float16": Limits.of(max_share=2e-2, relative_l2=1e-2, agreement=0.96),
     # Three times the 1e-2 that eager bfloat16 itself measures.
     "bfloat16": Limits.of(max_share=5e-2, relative_l2=3e-2, agreement=0.85),
+    # Of 8 bits in the linear layers of blocks; docs/precision.md has what was measured, and recall has a limit too.
+    "int8": Limits(max_share=0.3, relative_l2=0.1, agreement=0.85, worst_cosine=0.98),
+    "fp8": Limits(max_share=0.3, relative_l2=0.1, agreement=0.85, worst_cosine=0.98),
 }
 
 

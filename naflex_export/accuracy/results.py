@@ -71,6 +71,39 @@ class BaselineResult:
 
 
 @dataclass(frozen=True)
+class Neighbours:
+    """How many of the nearest neighbours of photos an index of the candidate's features finds.
+
+    Attributes:
+        photos: that were searched among.
+        count: neighbours of each.
+        recall: share of them that the candidate has too, by cosine.
+        baseline: the same of eager in the candidate's precision.
+        limit: the least share that passes.
+    """
+
+    photos: int
+    count: int
+    recall: float
+    baseline: float
+    limit: float
+
+    @property
+    def failure(self) -> str:
+        """Return what is wrong, empty where nothing is."""
+        if self.recall >= self.limit:
+            return ""
+        return f"{self.line}: expected {self.limit:.0%} or more"
+
+    @property
+    def line(self) -> str:
+        """Return what was found, in one line."""
+        return (
+            f"recall of the {self.count} nearest of {self.photos} photos {self.recall:.1%}, eager's {self.baseline:.1%}"
+        )
+
+
+@dataclass(frozen=True)
 class Distribution:
     """How large the errors of single values are, for one output over all cases.
 
@@ -275,7 +308,7 @@ class GateReport:
     """What the gate found.
 
     Attributes:
-        dtype: of the candidate; it chose the limits.
+        dtype: of the candidate, or what its layers are quantized to; it chose the limits.
         limits: the worst measures that pass.
         results: one for each output of each batch.
         problems: what is wrong beyond the measures, such as a reference that proves nothing; each begins with the name
@@ -302,6 +335,9 @@ class GateReport:
             stored in it, or the weights were rounded to it.
         keep_float32: what of the candidate computes in float32 all the same, and so of the baseline.
         search: how that was found, where a search was asked for.
+        keep_unquantized: of a candidate with quantized layers, the modules whose layers are not.
+        neighbours: whether an index still finds a photo's neighbours; None where nothing is quantized, or there are too
+            few photos.
         folder: of the artifact, for a command that judges it again: "ARTIFACT" where it is not known, empty where the
             artifact was rejected and is not kept.
     """
@@ -327,6 +363,8 @@ class GateReport:
     reference_precision: str = "float32"
     keep_float32: tuple[str, ...] = ()
     search: PrecisionSearch | None = None
+    keep_unquantized: tuple[str, ...] = ()
+    neighbours: Neighbours | None = None
     folder: str = "ARTIFACT"
     survey: Survey | None = field(default=None, compare=False)
 
@@ -369,6 +407,7 @@ class GateReport:
         lines += self.problems
         lines += [f"{r.case} [{r.output}]: {', '.join(r.exceeded)}" for r in self.results if r.exceeded]
         lines += [f"all cases [{r.output}]: {r.failure}" for r in self.baselines if r.failure]
+        lines += [f"neighbours: {self.neighbours.failure}"] if self.neighbours and self.neighbours.failure else []
         lines += [f"invariance: {r.failure}" for r in self.invariances if r.failure]
         behaviours = self.survey.behaviours if self.survey else ()
         lines += [f"behaviour: {found.failure}" for found in behaviours if found.failure]
@@ -410,6 +449,7 @@ def merged(reports: Mapping[int, GateReport]) -> GateReport:
         results=tuple(replace(result, case=prefix + result.case) for prefix, result in results),
         problems=tuple(problems),
         location=_first_location(reports),
+        neighbours=_worst_neighbours([report.neighbours for report in reports.values()]),
         only=tuple(f"patch{size}/{name}" for size, report in reports.items() for name in report.only),
         invariances=tuple(
             replace(found, name=f"patch{size}/{found.name}")
@@ -428,6 +468,10 @@ def merged(reports: Mapping[int, GateReport]) -> GateReport:
         ),
         survey=_merged_surveys({size: report.survey for size, report in reports.items() if report.survey}),
     )
+
+
+def _worst_neighbours(found: Iterable[Neighbours | None]) -> Neighbours | None:
+    return min(filter(None, found), key=lambda one: one.recall, default=None)
 
 
 def _merged_surveys(surveys: Mapping[int, Survey]) -> Survey | None:

@@ -56,7 +56,8 @@ def survey(tally: Tally, buckets: Sequence[Bucket], cases: CaseSelection, passed
     surveyor = _Surveyor(tally)
     for bucket in buckets:
         for name in survey_names(bucket, cases):
-            surveyor.compare(bucket, generated_batch(name, bucket, tally.comparison.reference.token_width))
+            generated = generated_batch(name, bucket, tally.comparison.reference.token_width)
+            surveyor.compare(bucket, tally.comparison.filled(generated))
     surveyor.behave(buckets[-1], cases.seed)
     return Survey(
         batches=surveyor.batches,

@@ -23,7 +23,7 @@ class Tally:
     """Compares reference and candidate batch by batch, and adds up what is wanted over all of them.
 
     Attributes:
-        dtype: of the candidate, in words.
+        dtype: of the candidate, or what its layers are quantized to, in words.
         limits: the worst measures that pass.
         comparison: what is compared.
         problems: what could not be compared, a line each.
@@ -31,7 +31,7 @@ class Tally:
     """
 
     def __init__(self, comparison: Comparison) -> None:
-        self.dtype, self.limits, self.comparison = comparison.precision.dtype, comparison.limits, comparison
+        self.dtype, self.limits, self.comparison = comparison.precision.name, comparison.limits, comparison
         self.problems: list[str] = []
         self.first: tuple[Batch, Outputs] | None = None
         self._dtypes: dict[str, str] = {}
@@ -109,12 +109,12 @@ class Tally:
             self.problems.append(f"{batch.name}: the candidate raised {type(error).__name__}: {error}")
             return None
         self.first = self.first or (batch, given)
-        asked = self.comparison.precision.torch_dtype
+        asked, expected = self.comparison.precision.torch_dtype, self.comparison.precision.dtype
         for name in self.comparison.outputs:
             if name in given and given[name].dtype != asked:
                 said = str(given[name].dtype).removeprefix("torch.")
                 self._dtypes.setdefault(
-                    name, f"{batch.name} [{name}]: the candidate's dtype is {said}, expected {self.dtype}"
+                    name, f"{batch.name} [{name}]: the candidate's dtype is {said}, expected {expected}"
                 )
         return given
 
@@ -123,6 +123,7 @@ class Tally:
         return GateReport(
             dtype=self.dtype,
             keep_float32=self.comparison.precision.keep_float32,
+            keep_unquantized=self.comparison.precision.keep_unquantized,
             limits=self.limits,
             results=tuple(self._results),
             problems=(*self.problems, *self._dtypes.values()),

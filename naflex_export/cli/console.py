@@ -49,7 +49,8 @@ def print_report(report: GateReport) -> None:
 
     out.print(table(report, out.width))
     beside = [invariance_line(report), survey_line(report), f"effort: {effort_line(report)}"]
-    for line in filter(None, [*baseline_lines(report), *beside]):
+    searched = report.neighbours.line if report.neighbours else ""
+    for line in filter(None, [*baseline_lines(report), searched, *beside]):
         out.print(escape(line), highlight=False, soft_wrap=True)
     if report.search is not None:
         _print_search(report.search)

@@ -32,7 +32,8 @@ def plan_lines(exporters: list[Exporter]) -> Iterator[str]:
     for exporter in exporters:
         request = exporter.request
         low = exporter.precision.is_low
-        size = sum(_bytes(adapter, 2 if low else 4) for adapter in adapters)
+        width = 1 if exporter.precision.quantized else 2 if low else 4
+        size = sum(_bytes(adapter, width) for adapter in adapters)
         judged = exporter.target.cannot_run(exporter.precision)
         yield f"{request.target} in {exporter.precision}: about {size / 2**20:.0f} MiB, to {request.out}"
         yield f"  judged: {f'what stands in for it ({judged})' if judged else 'the artifact itself'}"

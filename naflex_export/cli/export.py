@@ -32,7 +32,7 @@ from naflex_export.grid import MATRICES, Bucket, check_buckets, parse_patch_size
 from naflex_export.models import DEFAULT_MODEL, TRANSFORMERS_PREFIX
 from naflex_export.models.model_names import understood
 from naflex_export.models.timm_names import timm_names
-from naflex_export.precision import DTYPES, Precision, dtype_named
+from naflex_export.precision import DTYPES, QUANTIZED, Precision, dtype_named
 from naflex_export.targets import NAMES, target_named, target_word
 from naflex_export.version import __version__
 
@@ -77,8 +77,9 @@ def _list_models(ctx: click.Context, param: click.Parameter, pattern: str | None
     "dtypes",
     default="float32",
     show_default=True,
-    type=Word(DTYPES, dtype_named),
-    help="Of weights, and of floating inputs and outputs. Several targets and dtypes make an artifact for each pair.",
+    type=Word((*DTYPES, *QUANTIZED), dtype_named),
+    help="Of weights, and of floating inputs and outputs; int8 and fp8 quantize layers, calibrated on the photos of "
+    "--images. Several targets and dtypes make an artifact for each pair.",
 )
 @click.option(
     "--keep-float32",
@@ -86,6 +87,12 @@ def _list_models(ctx: click.Context, param: click.Parameter, pattern: str | None
     metavar="NAME,...",
     help="What computes in float32 all the same, beside --dtype float16 or bfloat16: residual, norm, softmax, pooling, "
     "embedding, or modules by name, such as blocks.7.attn. auto searches for the cheapest that passes.",
+)
+@click.option(
+    "--keep-unquantized",
+    default="",
+    metavar="NAME,...",
+    help="Modules whose layers are not quantized, beside --dtype int8 or fp8, such as blocks.7.mlp.fc2.",
 )
 @click.option(
     "--matrices",
@@ -190,6 +197,7 @@ def export_command(
     model_args: tuple[str, ...],
     dtypes: str,
     keep_float32: str,
+    keep_unquantized: str,
     matrices: str | None,
     buckets: tuple[str, ...],
     patch_sizes: str | None,
@@ -221,7 +229,8 @@ def export_command(
     """
     meant = understood(model)
     model = meant.name
-    asked_for = [(one, Precision.of(dtype, keep_float32)) for dtype in dtypes.split(",") for one in targets.split(",")]
+    precisions = [Precision.of(dtype, keep_float32, keep_unquantized) for dtype in dtypes.split(",")]
+    asked_for = [(one, precision.for_target(one)) for precision in precisions for one in targets.split(",")]
     sizes = None if patch_sizes is None else parse_patch_sizes(patch_sizes)
     asked_buckets = check_buckets([Bucket.parse(text) for text in buckets] or [Bucket()])
     asked_outputs = _outputs(outputs, with_tokens)
@@ -367,8 +376,8 @@ def _folders(given: Path | None, model: str, asked_for: list[tuple[str, Precisio
     """Return the folder of each artifact: of one its own, of several one in the folder given for each."""
     if given is not None and len(asked_for) == 1:
         return [given]
-    several_dtypes = len({precision.dtype for _, precision in asked_for}) > 1
-    names = [f"{target}-{precision.dtype}" if several_dtypes else target for target, precision in asked_for]
+    several_dtypes = len({precision.name for _, precision in asked_for}) > 1
+    names = [f"{target}-{precision.name}" if several_dtypes else target for target, precision in asked_for]
     if given is not None:
         return [given / name for name in names]
     return [Path("artifacts") / f"{_file_name(model)}-{name}" for name in names]

@@ -50,7 +50,7 @@ class Outcome:
         manifest = artifact.manifest
         return cls(
             manifest.target,
-            manifest.dtype,
+            manifest.precision.name,
             str(artifact.path),
             True,
             artifact.report.judged,
@@ -71,7 +71,7 @@ class Outcome:
         """
         judged = ("", None) if report is None else (report.judged, report.worst["relative_l2"])
         return cls(
-            request.target, request.precision.dtype, str(request.out), False, *judged, 0, round(seconds, 1), error
+            request.target, request.precision.name, str(request.out), False, *judged, 0, round(seconds, 1), error
         )
 
 

@@ -17,7 +17,9 @@ from naflex_export.errors import BuildError
 from naflex_export.graph import checks as graph_checks
 from naflex_export.graph import onnx_passes as passes
 from naflex_export.graph.build_settings import BuildSettings
+from naflex_export.graph.calibration import largest_inputs
 from naflex_export.graph.onnx_attention import read_heads_in_rows
+from naflex_export.graph.onnx_quantization import quantize_layers
 from naflex_export.graph.program import Program
 from naflex_export.serving.onnx_runner import FILE
 
@@ -44,13 +46,27 @@ def write_onnx(
         BuildError: the exporter refused, or the graph fails a check.
     """
     model = translate(program, settings, opset, refusals)
+    said = _quantize(model, program, settings)
     weights = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
     external = weights > settings.external_data_bytes
     settings.announce("writing the weights" + (" to a file of their own" if external else ""))
     nodes = model.graph.num_nodes()
     passes.drop_value_info(model)
     ir.save(model, folder / FILE, external_data=WEIGHTS if external else None)
-    return {"opset": opset, "nodes": nodes, "external_data": external}
+    return {"opset": opset, "nodes": nodes, "external_data": external, **said}
+
+
+def _quantize(model: ir.Model, program: Program, settings: BuildSettings) -> dict[str, Any]:
+    """Quantize the layers of a graph that a program says, in place, and return what the manifest says of that."""
+    if not program.quantized:
+        return {}
+    assert settings.calibration is not None  # an exporter has made it, from photos
+    count, photos = len(program.quantized), settings.calibration.photos
+    settings.announce(f"calibrating {count} layers on {photos} photos")
+    passes.drop_value_info(model)  # ModelOpt takes it for true after changes of its own
+    largest = largest_inputs(model, program.quantized, settings.calibration)
+    quantize_layers(model, program.quantized, largest, program.precision.quantized)
+    return {"calibration": settings.calibration.describe()}
 
 
 def translate(

@@ -31,6 +31,7 @@ class Program:
         dim_names: what the graph's own symbols stand for, such as {"s36": "batch"}.
         ignored: inputs that the model itself makes no use of.
         kept: what of the model is in float32 all the same.
+        quantized: names of the layers whose products a graph has in 8 bits; the traced one has none of them yet.
         stores_matrices: whether it holds resampling matrices; else it computes their weights, where it has any.
     """
 
@@ -43,6 +44,7 @@ class Program:
     ignored: tuple[str, ...] = ()
     kept: Kept = ALL_LOW
     stores_matrices: bool = False
+    quantized: tuple[str, ...] = ()
 
 
 def name_dims(text: str, names: Mapping[str, str]) -> str:

@@ -148,7 +148,7 @@ def capture(
             exported = export_for_all_sizes(encoder, tuple(example.values()), dynamic_shapes)
     except Exception as error:  # whatever torch.export raises, it is about this model's graph
         raise BuildError(f"torch.export refused the model: {error}") from error
-    if precision.is_low:
+    if precision.dtype != "float32":
         leave_room_for_scores(exported, precision.torch_dtype)
     dim_names = _dim_names(exported, open_dims)
     inputs, results = _values(exported)

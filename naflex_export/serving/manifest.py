@@ -86,7 +86,9 @@ class Manifest:
     @property
     def precision(self) -> Precision:
         """What the artifact computes in."""
-        return Precision(self.dtype, tuple(self.build.get("keep_float32", ())))
+        quantized = self.build.get("quantized", {})
+        kept = tuple(self.build.get("keep_float32", ()))
+        return Precision(self.dtype, kept, quantized.get("to", ""), tuple(quantized.get("keep_unquantized", ())))
 
     @property
     def packed(self) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 
 from naflex_export.errors import ArtifactError, RequestError
 from naflex_export.grid import Bucket, check_buckets
-from naflex_export.precision import AUTO, DTYPES, Precision
+from naflex_export.precision import AUTO, DTYPES, QUANTIZED, Precision
 from naflex_export.serving.known_formats import input_format_of
 
 ENCODER = "encoder"
@@ -186,13 +186,7 @@ def _check_build(build: Mapping[str, Any], fields: Mapping[str, Any]) -> None:
     _require(
         fields["target"] != "aot" or fields["kind"] != ENCODER or "device" in build, "build", dict(build), "a device"
     )
-    if "keep_float32" in build:
-        names = [_text("build.keep_float32", name) for name in _list("build.keep_float32", build["keep_float32"])]
-        try:
-            Precision(fields["dtype"], tuple(names))
-        except RequestError as error:
-            raise ValueError(str(error)) from error
-        _require(AUTO not in names, "build.keep_float32", names, "the names that were found")
+    _check_precision(build, fields["dtype"])
     if fields["target"] == "trt" and fields["kind"] == ENCODER:
         for name in ("library", "library_version"):
             if name in build:
@@ -207,6 +201,27 @@ def _check_build(build: Mapping[str, Any], fields: Mapping[str, Any]) -> None:
         _require(bool(_FOLDER.fullmatch(_text(name, folder))), name, folder, "the name of a folder inside")
         _require(f"{folder}/manifest.json" in fields["files"], name, folder, "a folder whose manifest is among `files`")
     _require(len(set(points.values())) == len(points), "build.entry_points", dict(points), "a folder for each size")
+
+
+def _check_precision(build: Mapping[str, Any], dtype: str) -> None:
+    """Check what a build says of parts that compute in other dtypes than the rest."""
+    kept = _names_in("build.keep_float32", build["keep_float32"]) if "keep_float32" in build else ()
+    _require(AUTO not in kept, "build.keep_float32", list(kept), "the names that were found")
+    quantized = _mapping("build.quantized", build["quantized"]) if "quantized" in build else {}
+    unquantized: tuple[str, ...] = ()
+    if quantized:
+        _require(quantized.get("to") in QUANTIZED, "build.quantized.to", quantized.get("to"), " or ".join(QUANTIZED))
+        _names_in("build.quantized.layers", quantized.get("layers"))
+        if "keep_unquantized" in quantized:
+            unquantized = _names_in("build.quantized.keep_unquantized", quantized["keep_unquantized"])
+    try:
+        Precision(dtype, kept, quantized.get("to", ""), unquantized)
+    except RequestError as error:
+        raise ValueError(str(error)) from error
+
+
+def _names_in(name: str, value: object) -> tuple[str, ...]:
+    return tuple(_text(name, one) for one in _list(name, value))
 
 
 def _check_files(files: Mapping[str, Any]) -> None:

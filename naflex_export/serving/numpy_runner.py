@@ -75,6 +75,8 @@ def load_numpy(
             raise RequestError(f"{str(folder.shown)!r} holds several patch sizes: load one of {names}")
         if manifest.dtype == "bfloat16":
             raise BackendError("the artifact is in bfloat16, which numpy has not: take nx.load, or another dtype")
+        if manifest.precision.quantized == "fp8" and place.type == "cpu":
+            raise BackendError("the artifact is in FP8, which ONNX Runtime's CPU provider does not multiply: take int8")
         require_onnxruntime()
         if FILE not in manifest.files:
             raise ArtifactError(f"the artifact lists no {FILE}, which target 'onnx' runs: export again")

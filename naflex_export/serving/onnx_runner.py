@@ -32,6 +32,10 @@ def open(folder: Path, manifest: Manifest, device: torch.device | None) -> Runne
         raise BackendError(
             "ONNX Runtime's CPU provider has no bfloat16: run this artifact on a GPU, or export in another dtype"
         )
+    if manifest.precision.quantized == "fp8" and device.type == "cpu":
+        raise BackendError(
+            "ONNX Runtime's CPU provider multiplies no FP8: run this artifact on a GPU, or export with --dtype int8"
+        )
     return OnnxRunner(folder / FILE, manifest, device)
 
 
@@ -114,11 +118,16 @@ _ELEMENTS: dict[torch.dtype, Any] = {
 }
 
 
-def open_session(path: Path, device: torch.device) -> Any:
+def open_session(path: Path, device: torch.device, as_written: bool = False) -> Any:
     """Return a session on one provider, with as many threads as torch has in this process.
+
+    Args:
+        path: of the graph.
+        device: where it is to run.
+        as_written: as for `new_session`.
 
     Raises:
         ArtifactError: the file is no graph, or a wrong one.
         BackendError: ONNX Runtime cannot run it here.
     """
-    return new_session(path, device, torch.get_num_threads())
+    return new_session(path, device, torch.get_num_threads(), as_written)

@@ -57,7 +57,7 @@ _OF_SHAPES = {
 """Operators that compute sizes from sizes, which ONNX Runtime does on the CPU for the GPU's sake."""
 
 
-def new_session(path: Path, device: Device, threads: int) -> Any:
+def new_session(path: Path, device: Device, threads: int, as_written: bool = False) -> Any:
     """Return a session on one provider: ONNX Runtime itself falls back to the CPU unasked.
 
     On a GPU it still computes the sizes of tensors on the CPU, and refuses every graph of open sizes where that is
@@ -69,6 +69,8 @@ def new_session(path: Path, device: Device, threads: int) -> Any:
         path: of the graph.
         device: where it is to run.
         threads: that one call may take.
+        as_written: keep pairs of QuantizeLinear and DequantizeLinear where the graph has them, and fuse nothing with
+            them: ONNX Runtime also does so with FP8, which it then finds no kernel for.
 
     Raises:
         ArtifactError: the file is no graph, or a wrong one.
@@ -78,6 +80,8 @@ def new_session(path: Path, device: Device, threads: int) -> Any:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
+    if as_written:
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     verbose = logging.getLogger("naflex_export").isEnabledFor(logging.DEBUG)
     options.log_severity_level = 1 if verbose else 3  # 1 is informational, 3 errors
     wanted = "CPUExecutionProvider"

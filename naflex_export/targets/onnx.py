@@ -46,14 +46,18 @@ def build(program: Program, folder: Path, settings: BuildSettings) -> dict[str, 
 
 
 def cannot_run(precision: Precision) -> str:
-    is_missing = precision.dtype == "bfloat16" and default_device().type == "cpu"
-    return "ONNX Runtime's CPU provider has no bfloat16" if is_missing else ""
+    if default_device().type != "cpu":
+        return ""
+    if precision.quantized == "fp8":
+        return "ONNX Runtime's CPU provider multiplies no FP8"
+    return "ONNX Runtime's CPU provider has no bfloat16" if precision.dtype == "bfloat16" else ""
 
 
 def stand_in(folder: Path, manifest: Manifest) -> StandIn | None:
-    """Return the bfloat16 graph in float32, each result rounded, which a CPU can run."""
+    """Return a graph in bfloat16, or with layers in FP8, in float32, each result rounded, which a CPU can run."""
     reason = cannot_run(manifest.precision)
-    return rounded(folder, manifest, f"{FILE} in {manifest.dtype} was built and not run: {reason}") if reason else None
+    name = manifest.precision.name
+    return rounded(folder, manifest, f"{FILE} in {name} was built and not run: {reason}") if reason else None
 
 
 def rounded(folder: Path, manifest: Manifest, not_run: str) -> StandIn:
@@ -64,7 +68,8 @@ def rounded(folder: Path, manifest: Manifest, not_run: str) -> StandIn:
         manifest: its own.
         not_run: why the artifact itself is not run.
     """
-    judged = f"{FILE}, each result rounded to {manifest.dtype}, on ONNX Runtime's CPU provider"
+    also = f" and the inputs of layers to {manifest.precision.quantized}" if manifest.precision.quantized else ""
+    judged = f"{FILE}, each result rounded to {manifest.dtype}{also}, on ONNX Runtime's CPU provider"
     return StandIn(RoundedRunner(folder / FILE, manifest), judged, not_run)
 
 
@@ -151,4 +156,4 @@ def _session_of(model: ir.Model, device: torch.device) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / FILE
         ir.save(model, path, external_data=WEIGHTS)
-        return open_session(path, device)
+        return open_session(path, device, as_written=True)

@@ -90,7 +90,7 @@ def onnx_on_cpu(folder: Path, manifest: Manifest, not_run: str) -> StandIn:
         manifest: its own.
         not_run: why the engine itself is not run.
     """
-    if manifest.precision.is_low:
+    if manifest.dtype != "float32":
         return onnx.rounded(folder, manifest, not_run)
     runner = onnx_runner.open(folder, manifest, torch.device("cpu"))
     return StandIn(runner, f"{onnx_runner.FILE} on ONNX Runtime's CPU provider", not_run)

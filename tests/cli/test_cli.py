@@ -149,7 +149,7 @@ def test_an_artifact_from_python_needs_its_reference_named(tmp_path: Path) -> No
         (["tiny:siglip", "--target", "onnx", "--images", "nowhere"], "image folder 'nowhere' cannot be read"),
         (["tiny:siglip", "--target", "tpu"], "'tpu' is not one of"),
         (["tiny:siglip"], "Missing option '--target'"),
-        (["tiny:siglip", "--target", "onnx", "--dtype", "int8"], "'int8' is not one of"),
+        (["tiny:siglip", "--target", "onnx", "--dtype", "int4"], "'int4' is not one of"),
     ],
 )
 def test_a_wrong_request_is_exit_code_2_with_a_message(

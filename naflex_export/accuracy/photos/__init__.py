@@ -6,8 +6,8 @@ import errno
 import itertools
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 
@@ -112,6 +112,34 @@ class DecodedOnce(Mapping[str, Image.Image]):
 
     def __len__(self) -> int:
         return len(self._paths)
+
+
+class _Some(Mapping[str, Image.Image]):
+    """Some of other photos, by name, each looked up there."""
+
+    def __init__(self, images: Mapping[str, Image.Image], names: Sequence[str]) -> None:
+        self._images, self._names = images, dict.fromkeys(names)
+
+    def __getitem__(self, name: str) -> Image.Image:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._images[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def every_other(photos: Photos, first: int) -> Photos:
+    """Return every other photo: from 0 on those that layers are calibrated on, from 1 on those that are held out.
+
+    Args:
+        photos: of a folder.
+        first: 0 or 1, the place of the first.
+    """
+    return replace(photos, images=_Some(photos.images, list(photos.images)[first::2]))
 
 
 def _decoded(path: Path) -> Image.Image:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from naflex_export.accuracy.cases import difference_from_standard
 from naflex_export.accuracy.results import BASELINE_FACTOR, GOLDEN, CaseResult, GateReport, Tap
 from naflex_export.grid import Bucket
+from naflex_export.precision import QUANTIZED
 
 MOST_LINES = 12
 """Failures and cases to show before the rest are folded."""
@@ -46,6 +47,8 @@ def verdict_line(report: GateReport) -> str:
     if report.baselines:
         held = sum(not found.failure for found in report.baselines)
         said.append(f"{held} of {len(report.baselines)} outputs within {BASELINE_FACTOR:g} times eager's own error")
+    if report.neighbours:
+        said.append(report.neighbours.line)
     if report.invariances:
         held = sum(not found.failure for found in report.invariances)
         said.append(f"{held} of {len(report.invariances)} invariances hold")
@@ -64,6 +67,8 @@ def warnings(report: GateReport) -> list[str]:
         found.append(f"Not run: {report.not_run}. Judged instead: {report.judged}.")
     if report.artifact is not None and report.artifact.weights == "random":
         found.append("Random weights: a dry run. The artifact computes nothing of use.")
+    if report.dtype in QUANTIZED and report.neighbours is None and not report.only:
+        found.append("Neighbours were not searched for: that takes 16 photos or more, by --images, and features.")
     if report.no_photos:
         found.append(f"Judged on no photo, on generated batches alone: {report.no_photos}.")
     return found
@@ -85,6 +90,7 @@ def facts(report: GateReport) -> list[tuple[str, str]]:
     floor = "" if report.dtype == "float32" else f"; noise floor: eager in {report.dtype}"
     outputs = dict.fromkeys(result.output for result in report.results)
     kept = f", but for {', '.join(report.keep_float32)} in float32" if report.keep_float32 else ""
+    kept += f", without {', '.join(report.keep_unquantized)}" if report.keep_unquantized else ""
     found += [("Dtype", f"{report.dtype}{kept}"), *([("Outputs", ", ".join(outputs))] if outputs else [])]
     found += [("Against", f"untouched eager in float32{floor}")]
     buckets = dict.fromkeys(result.bucket for result in report.results)
@@ -193,8 +199,12 @@ def tap_line(tap: Tap, dtype: str) -> str:
     """Return how far a module's values are off, and how large they are beside what the dtype holds."""
     return (
         f"relative L2 error {number(tap.relative_l2)}, floor {number(tap.floor)}; largest value {number(tap.max_abs)}, "
-        f"the reference's {number(tap.reference_max_abs)}; {dtype} holds up to {number(tap.dtype_max)}"
+        f"the reference's {number(tap.reference_max_abs)}; {_held_in(dtype)} holds up to {number(tap.dtype_max)}"
     )
+
+
+def _held_in(dtype: str) -> str:
+    return "what is not quantized" if dtype in QUANTIZED else dtype
 
 
 def rerun_command(report: GateReport, most: int = 3) -> str:
