@@ -75,7 +75,7 @@ def main(arguments: list[str] | None = None) -> None:
     common = {**about(options.device, PACKAGES), "model": options.model, "dtype": options.dtype}
     common["matrix_tflops"] = text(rate, 3, 1e-12)
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(model, dtype, options.device)
+        bench = Bench(model, Precision(options.dtype), options.device)
         ready, missing = techniques(options, model, bench, Path(folder))
         for tokens in options.tokens:
             for images in options.batches:

@@ -15,6 +15,7 @@ from naflex_export.bench.techniques import COLUMNS, WARMUP, Bench, Figures
 from naflex_export.bench.timing import device_name
 from naflex_export.errors import BackendError, RequestError
 from naflex_export.grid import Bucket
+from naflex_export.precision import Precision
 from naflex_export.serving.load import open_verified
 from naflex_export.serving.manifest import Manifest
 from naflex_export.serving.opened import VerifiedFolder, opened
@@ -127,6 +128,13 @@ def _check(buckets: Sequence[Bucket], manifest: Manifest, problem: str) -> None:
         raise RequestError(f"{problem}: expected one of {served}, as tokens:min,opt,max")
 
 
+def eager_name(precision: Precision) -> str:
+    """Return what eager is called beside an artifact: what it computes in, where its dtype does not say all of that."""
+    if precision.quantized:
+        return f"eager, {precision.dtype} and not quantized"
+    return f"eager, {','.join(precision.keep_float32)} in float32" if precision.keep_float32 else "eager"
+
+
 class ArtifactBench:
     """An artifact beside eager, and beside eager under `torch.compile` if asked for; compiled once for all sizes.
 
@@ -139,10 +147,10 @@ class ArtifactBench:
     def __init__(self, timed: TimedArtifact, model: nn.Module, settings: BenchSettings) -> None:
         manifest = timed.runner.manifest
         self._timed, self._settings = timed, settings
-        self._bench = Bench(
-            model, manifest.precision.torch_dtype, timed.runner.device, manifest.model.get("patch_size")
-        )
-        self._techniques = [self._bench.eager(), *([self._bench.eager_compiled()] if settings.compiled else [])]
+        self._bench = Bench(model, manifest.precision, timed.runner.device, manifest.model.get("patch_size"))
+        said = eager_name(manifest.precision)
+        compiled = [self._bench.eager_compiled(f"{said}, torch.compile")] if settings.compiled else []
+        self._techniques = [self._bench.eager(said), *compiled]
         self._techniques.append(self._bench.runner(timed.runner, timed.label))
 
     def measure(self, size: tuple[int, int], announce: Callable[[str], None] = lambda step: None) -> list[Figures]:
@@ -181,7 +189,7 @@ def about(artifact: Path, manifest: Manifest, timed: TimedArtifact, settings: Be
         "naflex_export": __version__,
         "artifact": artifact.resolve().name,
         "target": manifest.target,
-        "dtype": manifest.dtype,
+        "dtype": str(manifest.precision),
         "ran": timed.name,
         "grids": settings.rule,
         "seed": settings.seed,

@@ -26,6 +26,8 @@ from naflex_export.compiled import compile as compile_ours
 from naflex_export.errors import NaflexExportError
 from naflex_export.models import adapter_of
 from naflex_export.models.adapter import ModelAdapter
+from naflex_export.models.mixed_precision import cast_model, keeping_softmax
+from naflex_export.precision import Kept, Precision
 from naflex_export.serving.packing import pack
 from naflex_export.serving.runner import Runner
 
@@ -123,27 +125,34 @@ class Figures:
 
 
 class Bench:
-    """One model, in one dtype on one device, and what it is measured on.
+    """One model, in one precision on one device, and what it is measured on.
+
+    Args:
+        model: the untouched eager model.
+        precision: what everything runs in; of layers that are quantized, eager has none.
+        device: where everything runs.
+        patch_size: of the patches, where it is not the model's own.
 
     Attributes:
-        model: the untouched eager model, a copy in the dtype and on the device.
+        model: the untouched eager model, a copy in the precision and on the device.
         adapter: that model's.
         device, dtype: where and in what everything runs.
     """
 
     def __init__(
-        self, model: nn.Module, dtype: torch.dtype, device: torch.device, patch_size: int | None = None
+        self, model: nn.Module, precision: Precision, device: torch.device, patch_size: int | None = None
     ) -> None:
         adapter: ModelAdapter = adapter_of(model, patch_size)
-        self.device, self.dtype = device, dtype
+        self.device, self.dtype = device, precision.torch_dtype
         self._reference = adapter.of(copy.deepcopy(model).to(device, torch.float32).eval())
         self.model = self._reference.model
-        if dtype != torch.float32:
-            self.model = copy.deepcopy(self.model).to(dtype)
+        if precision.dtype != "float32":
+            self.model = copy.deepcopy(self.model)
         self.adapter = adapter.of(self.model)
+        self._kept = cast_model(self.adapter, precision)
 
     def eager(self, name: str = "eager") -> Technique:
-        """Return the untouched model, as it is."""
+        """Return the untouched model, in the precision: what is kept in float32 is so here too."""
         return Technique(name, *self._parts(self.adapter, lambda module: module))
 
     def eager_compiled(self, name: str = "eager, torch.compile") -> Technique:
@@ -266,7 +275,7 @@ class Bench:
 
     def _parts(self, adapter: ModelAdapter, wrap: Callable[[nn.Module], Module]) -> tuple[Module, Module, Module]:
         """Return the encoder, the embedding and the embedding without positions, each wrapped."""
-        encoder = wrap(adapter.encoder(("features",)))
+        encoder = keeping(self._kept, wrap(adapter.encoder(("features",))))
         embedding = wrap(adapter.embedding())
         bare = wrap(adapter.without_position().embedding())
         return lambda *inputs: _features(encoder(*inputs)), embedding, bare
@@ -276,6 +285,23 @@ class Bench:
             tensor.to(self.device, dtype if tensor.is_floating_point() else tensor.dtype)
             for tensor in self.adapter.input_format.arrange(batch)
         )
+
+
+def keeping(kept: Kept, module: Module) -> Module:
+    """Return a module of a cast model that computes its scores in float32 at each call, if they are kept there.
+
+    Args:
+        kept: of the model.
+        module: or a function that calls it.
+    """
+    if not kept.softmax:
+        return module
+
+    def run(*inputs: Tensor) -> Any:
+        with keeping_softmax(kept):
+            return module(*inputs)
+
+    return run
 
 
 def count_flops(model: nn.Module, images: int, tokens: int) -> int:

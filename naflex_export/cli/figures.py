@@ -28,7 +28,9 @@ def print_timed(timed: TimedArtifact, manifest: Manifest) -> None:
     used = f", {threads} thread{'s' if threads > 1 else ''}" if timed.runner.device.type == "cpu" else ""
     if timed.not_run:
         out.print(f"[bold yellow]not run:[/] {escape(timed.not_run)}; timed instead: {timed.name}", soft_wrap=True)
-    out.print(f"[bold]{escape(timed.name)}[/], {manifest.dtype}, on {escape(where)}{used}", soft_wrap=True)
+    out.print(
+        f"[bold]{escape(timed.name)}[/], {escape(str(manifest.precision))}, on {escape(where)}{used}", soft_wrap=True
+    )
 
 
 def print_figures(found: list[Figures], size: tuple[int, int]) -> None:

@@ -19,7 +19,7 @@ from torch import nn
 
 import naflex_export as nx
 from naflex_export.batch import noise_batch
-from naflex_export.bench.artifact import FIELDS
+from naflex_export.bench.artifact import FIELDS, eager_name
 from naflex_export.bench.techniques import COLUMNS, Bench, Figures, Technique, count_flops, matrix_rate
 from naflex_export.bench.timing import Timing
 from naflex_export.bench.workloads import drawn_grids, workload
@@ -28,6 +28,7 @@ from naflex_export.errors import RequestError
 from naflex_export.grid import Grid
 from naflex_export.models import adapter_of
 from naflex_export.models.model_sources import ModelSource
+from naflex_export.precision import Precision
 from naflex_export.serving.manifest import Manifest
 
 CPU = torch.device("cpu")
@@ -131,7 +132,7 @@ def test_a_matrix_rate_is_work_over_time() -> None:
 
 
 def test_techniques_beside_each_other(siglip: nn.Module) -> None:
-    bench = Bench(siglip, torch.float32, CPU)
+    bench = Bench(siglip, Precision("float32"), CPU)
     seen: list[Grid] = []
 
     def wrong(patches: torch.Tensor, coord: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
@@ -159,10 +160,25 @@ def test_techniques_beside_each_other(siglip: nn.Module) -> None:
 
 
 def test_low_precision_is_measured_against_float32(siglip: nn.Module) -> None:
-    bench = Bench(siglip, torch.bfloat16, CPU)
+    bench = Bench(siglip, Precision("bfloat16"), CPU)
     (found,) = bench.measure([bench.eager()], bench.batches("naflex", 2, 16, 0, 1), 1)
     assert found.error is not None and 1e-4 < found.error < 0.1
     assert next(siglip.parameters()).dtype == torch.float32
+
+
+def test_a_mixed_artifact_is_timed_beside_eager_in_the_same_mixture() -> None:
+    """In plain float16 this model overflows: it would be another model that is timed."""
+    model, kept = tiny.with_large_residual(), ("residual", "norm", "softmax")
+    errors = []
+    for names in ((), kept):
+        bench = Bench(model, Precision("float16", names), CPU)
+        (found,) = bench.measure([bench.eager()], bench.batches("naflex", 2, 16, 0, 1), 1)
+        errors.append(found.error)
+    plain, mixed = errors
+    assert plain is not None and mixed is not None and not plain < 1 and mixed < 0.01
+    assert eager_name(Precision("float16")) == eager_name(Precision("float32")) == "eager"
+    assert eager_name(Precision("float16", kept)) == "eager, residual,norm,softmax in float32"
+    assert eager_name(Precision.of("int8")) == "eager, float16 and not quantized"
 
 
 def test_figures_as_a_row() -> None:
