@@ -33,7 +33,7 @@ SYSTEMS = {
 """Systems as people call them, and as uv does."""
 
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
-EXTRAS = ("", "rtx", "hf", "embed", "ray", "serve", "bench")
+EXTRAS = ("", "rtx", "hf", "embed", "ray", "serve", "quant", "bench")
 """Each alone beside the core. `trt` is not among them: its package is not on PyPI."""
 
 RUNTIME = "runtime"
