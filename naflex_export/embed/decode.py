@@ -76,6 +76,16 @@ def opened(photo: Photo, policy: Policy) -> Image.Image:
         image = _open(Path(photo), repr(os.fspath(photo)))
     else:
         raise PhotoError(f"a {type(photo).__name__} is no photo: expected a path, bytes, a PIL image or a numpy array")
+    try:
+        _check_size(image, policy)
+    except PhotoError:
+        if image is not photo:
+            image.close()  # its file would stay open for as long as somebody holds the error
+        raise
+    return image
+
+
+def _check_size(image: Image.Image, policy: Policy) -> None:
     width, height = image.size
     if width * height > policy.most_pixels:
         raise PhotoError(
@@ -84,7 +94,6 @@ def opened(photo: Photo, policy: Policy) -> Image.Image:
         )
     if width < 1 or height < 1:
         raise PhotoError(f"the photo has {width}x{height} pixels: expected at least one each way")
-    return image
 
 
 def _open(source: Path | io.BytesIO, shown: str) -> Image.Image:

@@ -6,6 +6,7 @@ import io
 import struct
 import zlib
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -284,3 +285,14 @@ def test_low_precision_is_rounded_as_torch_rounds() -> None:
     half = Preprocessor(SAID, shared.TIMM_INPUTS, "float16", shared.TOKENS)(photos)
     expected = shared.of_timm(photos)["patches"].to(torch.float16)
     assert torch.equal(torch.from_numpy(half["patches"]), expected)
+
+
+def test_a_photo_that_is_refused_does_not_stay_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even while somebody holds the error, as an embedder of many does."""
+    shared.drawn(10, 10).save(tmp_path / "large.png")
+    images, own = [], Image.open
+    monkeypatch.setattr(Image, "open", lambda source: images.append(own(source)) or images[-1])
+    with pytest.raises(nx.PhotoError, match="expected at most 99"):
+        opened(tmp_path / "large.png", Policy(most_pixels=99))
+    (image,) = images
+    assert image.fp is None
