@@ -111,6 +111,7 @@ class CompiledModel(nn.Module):
         if torch.compiler.is_compiling():  # part of a larger graph, whose settings are not ours
             return self._tower(*inputs, **named)
         self._adapter.original.warn_of_changes()
+        inputs, named = self._adapter.input_format.completed(inputs, named)
         given = {name: _plain(value) for name, value in self._arguments(inputs, named).items()}
         patches = next(iter(given.values()), None)
         self._check(given)

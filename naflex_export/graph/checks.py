@@ -175,7 +175,8 @@ def check_open(program: Program, open_dims: Sequence[dict[int, str]]) -> list[st
                 problems.append(_fixed("input", spec, axis, name))
     expected = PACKED_OUTPUT_DIMS if any("images" in dims.values() for dims in open_dims) else OUTPUT_DIMS
     for spec in program.outputs:
-        for axis, name in enumerate(expected.get(spec.name, expected["features"])):
+        default = expected["features" if expected is OUTPUT_DIMS else "tokens"]
+        for axis, name in enumerate(expected.get(spec.name, default)):
             if name not in re.findall(r"\w+", str(spec.shape[axis])):
                 problems.append(_fixed("output", spec, axis, name))
     return problems

@@ -16,7 +16,10 @@ OUTPUT_DIMS = {"features": ("batch",), "tokens": ("batch", "tokens")}
 """The open dimensions of each output for padded inputs, by its name; further ones are the model's."""
 
 PACKED_OUTPUT_DIMS = {"features": ("images",), "tokens": ("tokens",)}
-"""The same for packed inputs; `tokens` are the prefix tokens of all images, and then all patch tokens."""
+"""The same for packed inputs; `tokens` are the prefix tokens of all images, and then all patch tokens.
+
+All other outputs of packed inputs have a row for each token, too.
+"""
 
 
 @dataclass(frozen=True)

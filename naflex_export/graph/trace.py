@@ -20,7 +20,7 @@ from naflex_export.models.adapter import ModelAdapter
 from naflex_export.models.mixed_precision import cast_encoder, cast_model, keeping_softmax
 from naflex_export.precision import ALL_LOW, FLOAT32, Kept, Precision
 from naflex_export.resample.stored import StoredMatrices, are_stored, reading
-from naflex_export.serving.signature import TensorSpec
+from naflex_export.serving.signature import OpenSize, TensorSpec
 
 EXAMPLE = (Grid(2, 5), Grid(4, 2), Grid(1, 11))
 """Grids of the batch a model is traced with. No judged case has its shape, 3 images of 11 tokens."""
@@ -92,7 +92,7 @@ def stores_matrices(
     """
     if adapter.input_format.is_packed:
         if matrices == MATRICES[0]:
-            raise RequestError("matrices='stored' and packed=True were both given: packed graphs compute them")
+            raise RequestError("matrices='stored' was given, and inputs are packed: packed graphs compute them")
         return False
     weights = sum(parameter.numel() for parameter in adapter.model.parameters()) * precision.torch_dtype.itemsize
     return are_stored(matrices, adapter.position_axes, _longest(buckets), weights)
@@ -142,6 +142,9 @@ def capture(
     }
     if "images + 1" in names:  # a dimension of its own, which no graph ties to the other
         dims["images + 1"] = Dim("ends", min=2, max=1 + max(bucket.batch[2] for bucket in (*ordered, _LEAST)))
+    for name in names - set(dims):
+        opened = OpenSize.of(name)
+        dims[name] = opened.factor * dims[opened.name]
     dynamic_shapes = tuple({axis: dims[name] for axis, name in axes.items()} for axes in open_dims)
     try:
         with torch.no_grad(), keeping_softmax(kept), reading(stored):
@@ -187,12 +190,14 @@ def _values(exported: ExportedProgram) -> tuple[list[Tensor], list[Tensor]]:
 
 def _dim_names(exported: ExportedProgram, open_dims: Sequence[dict[int, str]]) -> dict[str, str]:
     inputs, _ = _values(exported)
-    return {
-        str(value.shape[axis]): name
-        for value, axes in zip(inputs, open_dims, strict=True)
-        for axis, name in axes.items()
-        if not isinstance(value.shape[axis], int)  # one that torch fixed, which `check_open` reports
-    }
+    names: dict[str, str] = {}
+    for value, axes in zip(inputs, open_dims, strict=True):
+        for axis, name in axes.items():
+            size: Any = value.shape[axis]
+            if not isinstance(size, int):  # one that torch fixed, which `check_open` reports
+                is_multiple = OpenSize.of(name).factor > 1
+                names[str(size).rpartition("*")[2]] = OpenSize.of(name).name if is_multiple else name
+    return names
 
 
 def _spec(name: str, value: Tensor, dim_names: dict[str, str]) -> TensorSpec:

@@ -34,7 +34,7 @@ class ModelAdapter(ABC):
 
     name: ClassVar[str]
     package: ClassVar[str]
-    input_format: ClassVar[InputFormat]
+    input_format: InputFormat
     options: ClassVar[frozenset[str] | None] = None
 
     def __init__(self, model: nn.Module, patch_size: int | None = None, given: Mapping[str, Any] | None = None) -> None:

@@ -66,11 +66,41 @@ class Packing:
             positions_N: `positions`.
             num_prefix_tokens: that the model puts ahead of each image.
         """
-        device, prefix = coord_T2.device, num_prefix_tokens
-        tokens, images, longest = coord_T2.shape[0], grid_B2.shape[0], positions_N.shape[0]
         # not by a slice: its size, one less than that of offsets, would have to be 2 or more in torch's graphs
+        image_B = torch.arange(grid_B2.shape[0], device=coord_T2.device)
+        ends = offsets.index_select(0, image_B), offsets.index_select(0, image_B + 1)
+        return cls._placed(coord_T2, grid_B2, ends, positions_N, num_prefix_tokens)
+
+    @classmethod
+    def of_grids(cls, grid_B2: Tensor, tokens: int, positions_N: Tensor, merge: int = 1) -> Packing:
+        """Return the packing of images whose patches fill their grids: no look at any value, no loop.
+
+        Args:
+            grid_B2: height and width of each image.
+            tokens: T.
+            positions_N: 0, 1, 2 and so on, as many as the longest image has patches.
+            merge: patches go through one square of so many a side after the other; 1 for row by row.
+        """
+        image_B, area_B = torch.arange(grid_B2.shape[0], device=grid_B2.device), grid_B2[:, 0] * grid_B2[:, 1]
+        end_B = torch.where(image_B <= image_B.unsqueeze(1), area_B, 0).sum(dim=1)
+        token_T = torch.arange(tokens, device=grid_B2.device)
+        image_T = (token_T.unsqueeze(1) >= end_B).sum(dim=1)
+        width_T = grid_B2[:, 1].clamp(min=1).index_select(0, image_T)  # a width of zero would end some backends
+        place_T = token_T - (end_B - area_B).index_select(0, image_T)
+        square_T, columns_T = place_T // (merge * merge), width_T // merge
+        within_T, down_T = place_T - square_T * (merge * merge), square_T // columns_T.clamp(min=1)
+        row_T = down_T * merge + within_T // merge
+        column_T = (square_T - down_T * columns_T) * merge + within_T - within_T // merge * merge
+        return cls._placed(torch.stack([row_T, column_T], dim=1), grid_B2, (end_B - area_B, end_B), positions_N, 0)
+
+    @classmethod
+    def _placed(
+        cls, coord_T2: Tensor, grid_B2: Tensor, ends_B: tuple[Tensor, Tensor], positions_N: Tensor, prefix: int
+    ) -> Packing:
+        """Return the packing of tokens whose images start and end at these places."""
+        device, (start_B, end_B) = coord_T2.device, ends_B
+        tokens, images, longest = coord_T2.shape[0], grid_B2.shape[0], positions_N.shape[0]
         image_B = torch.arange(images, device=device)
-        start_B, end_B = offsets.index_select(0, image_B), offsets.index_select(0, image_B + 1)
         token_T = torch.arange(tokens, device=device)
         image_T = (token_T.unsqueeze(1) >= end_B).sum(dim=1)
         image_R, place_R = image_T, token_T - start_B.index_select(0, image_T) + prefix

@@ -11,7 +11,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self, cast
+from typing import Any, Self, cast
 
 import numpy as np
 import PIL.Image
@@ -161,7 +161,7 @@ class Siglip2(ModelAdapter):
 
     name = "transformers Siglip2"
     package = "transformers"
-    input_format: ClassVar[InputFormat] = TRANSFORMERS
+    input_format: InputFormat = TRANSFORMERS
     options = frozenset({"output_attentions", "output_hidden_states", "return_dict"})
     model: Any
 

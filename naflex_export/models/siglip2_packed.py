@@ -8,7 +8,7 @@ Shape legend: as in `packing.py`; there are no prefix tokens.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Self, cast
+from typing import Any, Self, cast
 
 from torch import Tensor, nn
 from transformers import Siglip2VisionModel
@@ -117,7 +117,7 @@ class PackedSiglip2Encoder(nn.Module):
 class PackedSiglip2(Siglip2):
     """Of transformers' SigLIP 2 vision tower, for packed inputs."""
 
-    input_format: ClassVar[InputFormat] = PACKED
+    input_format: InputFormat = PACKED
 
     def packed(self) -> PackedSiglip2:
         return self

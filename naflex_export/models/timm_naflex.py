@@ -10,7 +10,7 @@ import contextlib
 import functools
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar, Self, cast
+from typing import Any, Self, cast
 
 import torch
 from PIL.Image import Image
@@ -274,7 +274,7 @@ class TimmNaFlex(ModelAdapter):
 
     name = "timm NaFlexVit"
     package = "timm"
-    input_format: ClassVar[InputFormat] = TIMM
+    input_format: InputFormat = TIMM
     model: Any
 
     @classmethod

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, Self, cast
+from typing import Any, Self, cast
 
 import torch
 from timm.layers.attention import Attention
@@ -223,7 +223,7 @@ class PackedTimmEncoder(TimmEncoder):
 class PackedTimm(TimmNaFlex):
     """Of timm's `NaFlexVit`, for packed inputs."""
 
-    input_format: ClassVar[InputFormat] = PACKED
+    input_format: InputFormat = PACKED
 
     def packed(self) -> PackedTimm:
         return self

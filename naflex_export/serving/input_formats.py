@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,17 +42,23 @@ class InputFormat(ABC):
         dims: the names of each tensor's dimensions; the open ones may have any size, the others are the model's.
         opened: the names of the dimensions that a graph leaves open.
         is_packed: whether images follow each other with no padding between them.
+        masks: whether a single token of an image can be left out of a call.
     """
 
-    names: ClassVar[tuple[str, ...]]
-    valid: ClassVar[str]
-    dims: ClassVar[tuple[tuple[str, ...], ...]]
-    opened: ClassVar[tuple[str, ...]] = ("batch", "tokens")
-    is_packed: ClassVar[bool] = False
+    names: tuple[str, ...]
+    valid: str
+    dims: tuple[tuple[str, ...], ...]
+    opened: tuple[str, ...] = ("batch", "tokens")
+    is_packed: bool = False
+    masks: bool = True
 
     @abstractmethod
     def arrange(self, batch: Batch) -> Inputs:
         """Return the batch as the tensors."""
+
+    def token_width(self, shape: Sequence[int | str]) -> int:
+        """Return how many values a token of a batch has whose patches have this shape."""
+        return int(shape[-1])
 
     @abstractmethod
     def check(self, inputs: Sequence[Any], most: int) -> None:

@@ -7,12 +7,17 @@ from collections.abc import Sequence
 from naflex_export.errors import ArtifactError
 from naflex_export.serving.input_formats import TIMM, TRANSFORMERS, InputFormat
 from naflex_export.serving.packed_format import PACKED
+from naflex_export.serving.tower_format import TowerFormat
 
 INPUT_FORMATS: tuple[InputFormat, ...] = (TIMM, TRANSFORMERS, PACKED)
 
 
-def input_format_of(names: Sequence[str]) -> InputFormat:
+def input_format_of(names: Sequence[str], patches: Sequence[int | str]) -> InputFormat:
     """Return the format whose inputs have these names.
+
+    Args:
+        names: of the inputs.
+        patches: the shape of the first, which says how many patches of a vision tower become one token.
 
     Raises:
         ArtifactError: none has.
@@ -20,5 +25,7 @@ def input_format_of(names: Sequence[str]) -> InputFormat:
     for known in INPUT_FORMATS:
         if known.names == tuple(names):
             return known
-    all_names = "; ".join(", ".join(known.names) for known in INPUT_FORMATS)
+    if tower := TowerFormat.of_inputs(names, patches):
+        return tower
+    all_names = "; ".join(", ".join(known.names) for known in (*INPUT_FORMATS, TowerFormat("hidden_states", (1,))))
     raise ArtifactError(f"inputs {', '.join(names)} are of no format this release knows ({all_names}): export again")

@@ -46,11 +46,12 @@ _DTYPE_OF = {
     "grids": "int64",
     "offsets": "int64",
     "positions": "int64",
+    "grid_thw": "int64",
 }
 """Of inputs whose dtype is not the artifact's: native code would read past them in another."""
 
 _NAME = re.compile(r"[A-Za-z_][\w.]{0,99}", re.ASCII)
-_OPEN = re.compile(r"[A-Za-z_][\w.]{0,99}( \+ 1)?", re.ASCII)
+_OPEN = re.compile(r"([1-9]\d{0,3}\*)?[A-Za-z_][\w.]{0,99}( \+ 1)?", re.ASCII)
 _EXPRESSION = re.compile(r"[\w+*/(), -]{1,200}", re.ASCII)
 _FOLDER = re.compile(r"[A-Za-z0-9][\w-]{0,63}", re.ASCII)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -104,7 +105,7 @@ def _check_format(fields: Mapping[str, Any]) -> None:
     """Check that inputs have the dimensions of their format: what is open there is open here, and only that."""
     specs = fields["inputs"]
     try:
-        known = input_format_of([spec["name"] for spec in specs])
+        known = input_format_of([spec["name"] for spec in specs], specs[0]["shape"])
     except ArtifactError as error:
         raise ValueError(str(error)) from error
     for spec, dims in zip(specs, known.dims, strict=True):

@@ -113,7 +113,8 @@ class NumpyRunner:
 
     def __init__(self, folder: VerifiedFolder, device: Place, threads: int, check_inputs: bool = True) -> None:
         self.manifest: Manifest = folder.manifest
-        self.input_format = input_format_of([spec.name for spec in self.manifest.inputs])
+        inputs = self.manifest.inputs
+        self.input_format = input_format_of([spec.name for spec in inputs], inputs[0].shape)
         self.check_inputs = check_inputs
         self._session = new_session(folder.path / FILE, device, threads)
         check_graph(self.manifest, specs_of(self._session.get_inputs()), specs_of(self._session.get_outputs()))

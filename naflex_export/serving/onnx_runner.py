@@ -65,7 +65,7 @@ class OnnxRunner(Runner):
         options.add_run_config_entry("memory.enable_memory_arena_shrinkage", place)
         patches = self.manifest.inputs[0]
         smallest = min(bucket.batch[0] for bucket in self.manifest.buckets)
-        batch = noise_batch("trim", [Grid(1, 1)] * smallest, 1, int(patches.shape[-1]))
+        batch = noise_batch("trim", [Grid(1, 1)] * smallest, 1, self.input_format.token_width(patches.shape))
         first, *rest = self.input_format.arrange(batch)
         inputs = (first.to(getattr(torch, patches.dtype)), *rest)
         self.run(self._session, self.output_names, tuple(tensor.to(self.device) for tensor in inputs), options)

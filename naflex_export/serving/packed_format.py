@@ -84,19 +84,7 @@ class PackedFormat(InputFormat):
         return inputs, {**named, "positions": positions_of(given["offsets"])}
 
     def check_sizes(self, sizes: Mapping[str, int], buckets: Sequence[Bucket]) -> None:
-        served = ", ".join(map(str, buckets))
-        images, tokens, longest = sizes["images"], sizes["tokens"], sizes["longest"]
-        if not any(longest <= bucket.packed_dims["longest"].largest for bucket in buckets):
-            raise InputError(
-                f"an image of {longest} tokens is more than any bucket takes ({served}): export again with a larger "
-                "--bucket, or resize the image to fewer patches"
-            )
-        if not any(bucket.takes(sizes) for bucket in buckets):
-            most = ", ".join(f"{b.packed_dims['tokens'].largest} tokens of {b.batch[2]} images" for b in buckets)
-            raise InputError(
-                f"a pack of {images} images with {tokens} tokens, the longest {longest}, fits no bucket ({served}, as "
-                f"tokens:min,opt,max; at most {most}): pack fewer images, or export again with another --bucket"
-            )
+        check_packed_sizes(sizes, buckets)
 
     def check(self, inputs: Sequence[Any], most: int) -> None:
         self.check_tokens(inputs)
@@ -143,6 +131,31 @@ class PackedFormat(InputFormat):
 
 
 PACKED = PackedFormat()
+
+
+def check_packed_sizes(sizes: Mapping[str, int], buckets: Sequence[Bucket]) -> None:
+    """Check that a bucket takes a pack of these sizes, by the names of their dimensions.
+
+    Args:
+        sizes: of the inputs.
+        buckets: of the artifact.
+
+    Raises:
+        InputError: none does.
+    """
+    served = ", ".join(map(str, buckets))
+    images, tokens, longest = sizes["images"], sizes["tokens"], sizes["longest"]
+    if not any(longest <= bucket.packed_dims["longest"].largest for bucket in buckets):
+        raise InputError(
+            f"an image of {longest} tokens is more than any bucket takes ({served}): export again with a larger "
+            "--bucket, or resize the image to fewer patches"
+        )
+    if not any(bucket.takes(sizes) for bucket in buckets):
+        most = ", ".join(f"{b.packed_dims['tokens'].largest} tokens of {b.batch[2]} images" for b in buckets)
+        raise InputError(
+            f"a pack of {images} images with {tokens} tokens, the longest {longest}, fits no bucket ({served}, as "
+            f"tokens:min,opt,max; at most {most}): pack fewer images, or export again with another --bucket"
+        )
 
 
 def positions_of(offsets: Any) -> Any:

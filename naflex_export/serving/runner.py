@@ -36,7 +36,7 @@ class Runner(ABC):
 
     def __init__(self, manifest: Manifest, device: torch.device) -> None:
         self.manifest = manifest
-        self.input_format = input_format_of([spec.name for spec in manifest.inputs])
+        self.input_format = input_format_of([spec.name for spec in manifest.inputs], manifest.inputs[0].shape)
         self.device = device
         self.check_inputs = True
         self.cast = self.split = False
@@ -89,7 +89,8 @@ class Runner(ABC):
         for bucket in self.manifest.buckets:
             for images in dict.fromkeys(bucket.batch):
                 grids = [Grid(1, bucket.tokens)] * images
-                batch = noise_batch("warmup", grids, bucket.tokens, int(self.manifest.inputs[0].shape[-1]))
+                width = self.input_format.token_width(self.manifest.inputs[0].shape)
+                batch = noise_batch("warmup", grids, bucket.tokens, width)
                 self(*cast(self.input_format.arrange(batch), self.manifest))
         return self
 

@@ -1,7 +1,7 @@
 """What a graph or an artifact takes and gives: named tensors with named dimensions.
 
 A dimension is a number, or the name of a size that is open, such as `batch` and `tokens`, or one more than it, as in
-`images + 1`; of an output it may be any expression of names, such as `4 + tokens`.
+`images + 1`, or a multiple of it, as in `4*tokens`; of an output it may be any expression of names, as `4 + tokens`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from naflex_export.errors import InputError
 from naflex_export.grid import Bucket
@@ -25,7 +25,7 @@ class TensorSpec:
 
     def at(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """Return an input's shape with numbers in place of the names of its dimensions."""
-        return tuple(_size_of(dim, sizes) if isinstance(dim, str) else dim for dim in self.shape)
+        return tuple(OpenSize.of(dim).at(sizes) if isinstance(dim, str) else dim for dim in self.shape)
 
     def axis_of(self, name: str) -> int | None:
         """Return the axis whose size is the named one, or computed from it; None where there is none."""
@@ -46,17 +46,34 @@ def sizes_of(specs: Specs, tensors: Sequence[Any]) -> dict[str, int]:
     sizes: dict[str, int] = {}
     for spec, tensor in zip(specs, tensors, strict=True):
         named = zip(spec.shape, tensor.shape, strict=True)
-        sizes |= {dim: size for dim, size in named if isinstance(dim, str) and not dim.endswith(_ONE_MORE)}
+        opened = ((OpenSize.of(dim), size) for dim, size in named if isinstance(dim, str))
+        sizes |= {found.name: (size - found.more) // found.factor for found, size in opened}
     return sizes
 
 
+class OpenSize(NamedTuple):
+    """An open dimension of an input: a named size, times a factor, and perhaps one more.
+
+    Offsets have an end more than there are images; a token of some models is merged of four patches.
+    """
+
+    name: str
+    factor: int = 1
+    more: int = 0
+
+    @classmethod
+    def of(cls, dim: str) -> OpenSize:
+        """Return the dimension as it is written, such as `tokens`, `4*tokens` or `images + 1`."""
+        name, more = dim.removesuffix(_ONE_MORE), dim.endswith(_ONE_MORE)
+        factor, times, rest = name.partition("*")
+        return cls(rest, int(factor), int(more)) if times else cls(name, 1, int(more))
+
+    def at(self, sizes: Mapping[str, int]) -> int:
+        """Return the dimension where the sizes of all names are known."""
+        return self.factor * sizes[self.name] + self.more
+
+
 _ONE_MORE = " + 1"
-"""What follows the name of a size in a dimension that is one larger: offsets have an end more than there are images."""
-
-
-def _size_of(dim: str, sizes: Mapping[str, int]) -> int:
-    """Return the size of an input's dimension, where those of all names are known."""
-    return sizes[dim.removesuffix(_ONE_MORE)] + dim.endswith(_ONE_MORE)
 
 
 def in_order(specs: Specs, inputs: Sequence[object], named: Mapping[str, object]) -> tuple[object, ...]:
@@ -142,8 +159,13 @@ def _check_one(spec: TensorSpec, tensor: Any, kind: Kind, sizes: dict[str, int])
         raise InputError(f"{spec.name} has shape {list(tensor.shape)}: expected {len(spec.shape)} axes, {spec}")
     for size, expected in zip(tensor.shape, spec.shape, strict=True):
         if isinstance(expected, str):
-            known = _size_of(expected, {expected.removesuffix(_ONE_MORE): size - expected.endswith(_ONE_MORE), **sizes})
-            sizes.setdefault(expected.removesuffix(_ONE_MORE), known - expected.endswith(_ONE_MORE))
+            opened = OpenSize.of(expected)
+            if (size - opened.more) % opened.factor:
+                raise InputError(
+                    f"{spec.name} has shape {list(tensor.shape)}: expected a multiple of {opened.factor}, {spec}"
+                )
+            sizes.setdefault(opened.name, (size - opened.more) // opened.factor)
+            known = opened.at(sizes)
         else:
             known = expected
         if size != known or size == 0:

@@ -1,0 +1,196 @@
+"""Inputs of a multimodal model's vision tower: patches of all images, one image after the other, and their grids.
+
+A tower merges a square of patches to one token, and its sides are multiples of that square's. A batch of such a tower
+holds tokens, the squares, in the place of patches: a `Grid` counts tokens, and a token's values are those of all its
+patches. `positions`, 0, 1, 2 and so on, are as many as the image of most tokens has, as in a pack.
+
+Shape legend: B images, N tokens of the longest or that a batch is padded to, U tokens of all images, M patches of a
+token, T = M * U patches, D values of a patch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from naflex_export.errors import InputError
+from naflex_export.grid import Bucket
+from naflex_export.serving.input_formats import InputFormat, Values, values_of
+from naflex_export.serving.packed_format import check_packed_sizes
+from naflex_export.serving.signature import OpenSize
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from naflex_export.batch import Batch
+    from naflex_export.serving.input_formats import Inputs
+
+PATCHES = ("hidden_states", "pixel_values")
+"""What towers call their patches."""
+
+MOST_MERGED = 16
+"""Patches along a side of a token: none has more than a few."""
+
+
+class TowerFormat(InputFormat):
+    """A tower's own: patches [T, ...], `grid_thw` [B, 3] int64 (frames, height, width in patches), `positions` [N].
+
+    Args:
+        patches: the name of the patches.
+        patch_shape: of a patch, such as (D,) or (channels, height, width).
+        merge: patches along a side of a token.
+        by_rows: patches go row by row through an image; without, through one token after the other.
+        in_batch: the patches are [1, T, ...].
+    """
+
+    valid = ""
+    is_packed = True
+    masks = False
+
+    def __init__(
+        self,
+        patches: str,
+        patch_shape: tuple[int, ...],
+        merge: int = 1,
+        *,
+        by_rows: bool = False,
+        in_batch: bool = False,
+    ) -> None:
+        self.names = (patches, "grid_thw", "positions")
+        self.merge, self.by_rows, self.in_batch, self.patch_shape = merge, by_rows, in_batch, patch_shape
+        count = f"{merge * merge}*tokens" if merge > 1 else "tokens"
+        values = ("values",) if len(patch_shape) == 1 else ("channels", "height", "width")
+        self.dims = ((*(("one",) if in_batch else ()), count, *values), ("images", "frames and sides"), ("longest",))
+        self.opened = (count, "images", "longest")
+
+    @classmethod
+    def of_inputs(cls, names: Sequence[str], shape: Sequence[int | str]) -> TowerFormat | None:
+        """Return the format of inputs of these names, from the shape of the patches; None where it is no tower's.
+
+        Args:
+            names: of the inputs.
+            shape: of the first of them.
+        """
+        if len(names) != 3 or names[0] not in PATCHES or tuple(names[1:]) != ("grid_thw", "positions"):
+            return None
+        axis = next((axis for axis, dim in enumerate(shape) if isinstance(dim, str)), 0)
+        factor = OpenSize.of(str(shape[axis])).factor if shape else 1
+        merge = min(math.isqrt(factor), MOST_MERGED)
+        sides = tuple(size for size in shape[axis + 1 :] if isinstance(size, int))
+        return cls(names[0], sides or (1,), merge, in_batch=axis == 1)
+
+    def token_width(self, shape: Sequence[int | str]) -> int:
+        return self.merge**2 * math.prod(self.patch_shape)
+
+    def arrange(self, batch: Batch) -> Inputs:
+        import torch
+
+        device, side = batch.patches.device, self.merge
+        parts = []
+        for values, valid, (height, width) in zip(batch.patches, batch.patch_valid, batch.grids, strict=True):
+            token_U = values[valid]
+            if self.by_rows:
+                blocks = token_U.reshape(height, width, side, side, -1).transpose(1, 2)
+                token_U = blocks.reshape(height * width, -1)
+            parts.append(token_U.reshape(-1, *self.patch_shape))
+        patches = torch.cat(parts)
+        grids = [[1, height * side, width * side] for height, width in batch.grids]
+        longest = max(grid.tokens for grid in batch.grids)
+        return (
+            patches.unsqueeze(0) if self.in_batch else patches,
+            torch.tensor(grids, dtype=torch.int64, device=device),
+            torch.arange(longest, device=device),
+        )
+
+    def completed(self, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return what was given, with the `positions` that follow from the grids; this waits for them on a GPU."""
+        mapping = inputs[0] if len(inputs) == 1 and isinstance(inputs[0], Mapping) else None
+        given = dict(mapping or zip(self.names, inputs, strict=False)) | dict(named)
+        grids: Any = given.get("grid_thw")
+        if len(inputs) > 2 or "positions" in given or not hasattr(grids, "shape") or grids.ndim != 2:
+            return inputs, dict(named)
+        positions = self.positions_of(grids)
+        if mapping is not None:
+            return ({**mapping, "positions": positions},), dict(named)
+        return inputs, {**named, "positions": positions}
+
+    def positions_of(self, grids: Any) -> Any:
+        """Return 0, 1, 2 and so on, as many as the largest image has tokens, of the kind that the grids are.
+
+        Args:
+            grids: `grid_thw`, a tensor or an array.
+        """
+        values = values_of(grids)
+        sides = np.clip(values[:, 1:], 1, 2**15) if values.size else np.ones((1, 2), np.int64)
+        longest = max(1, int(sides.prod(axis=1).max()) // self.merge**2)
+        positions = np.arange(longest, dtype=np.int64)
+        if isinstance(grids, np.ndarray):
+            return positions
+        import torch
+
+        return torch.from_numpy(positions).to(grids.device)
+
+    def check_sizes(self, sizes: Mapping[str, int], buckets: Sequence[Bucket]) -> None:
+        check_packed_sizes(sizes, buckets)
+
+    def check(self, inputs: Sequence[Any], most: int) -> None:
+        self.check_tokens(inputs)
+
+    def check_tokens(self, inputs: Sequence[Any]) -> None:
+        grid_B3, positions_N = map(values_of, inputs[1:])
+        patches = inputs[0].shape[1] if self.in_batch else inputs[0].shape[0]
+        self.check_grids(grid_B3, patches)
+        longest = int(grid_B3.prod(axis=1).max()) // self.merge**2
+        if len(positions_N) < longest or (positions_N != np.arange(len(positions_N))).any():
+            raise InputError(
+                f"positions are {len(positions_N)} values, {positions_N.tolist()[:4]} and so on: expected 0, 1, 2 and "
+                f"so on, {longest} of them for the largest image; they may be left out"
+            )
+
+    def check_grids(self, grid_B3: Values, patches: int) -> None:
+        """Check that grids are those of so many patches.
+
+        Args:
+            grid_B3: `grid_thw`.
+            patches: of all images together.
+
+        Raises:
+            InputError: they are not; the message says which grid, and why.
+        """
+        wrong_B = grid_B3[:, 0] != 1
+        if wrong_B.any():
+            image = int(wrong_B.argmax())
+            raise InputError(
+                f"grid_thw of image {image} is {grid_B3[image].tolist()}, of {int(grid_B3[image, 0])} frames: expected "
+                "1; of a video, no tower is exported"
+            )
+        wrong_B = (grid_B3[:, 1:] < 1).any(axis=1)
+        if wrong_B.any():
+            image = int(wrong_B.argmax())
+            raise InputError(
+                f"grid_thw of image {image} is {grid_B3[image].tolist()}, which is empty: expected a height and a "
+                "width of at least 1, in patches, or a call without that image"
+            )
+        wrong_B = (grid_B3[:, 1:] % self.merge).any(axis=1)
+        if wrong_B.any():
+            image = int(wrong_B.argmax())
+            height, width = grid_B3[image, 1:].tolist()
+            raise InputError(
+                f"grid_thw of image {image} is {height}x{width} patches, and the model merges {self.merge}x{self.merge}"
+                f" of them to a token: expected multiples of {self.merge}"
+            )
+        # sides are looked at too: the product of two enormous ones wraps around to anything
+        wrong_B = (grid_B3[:, 1:] > patches).any(axis=1)
+        total = 0 if wrong_B.any() else int(grid_B3.prod(axis=1).sum())
+        if total != patches:
+            sides = ", ".join(f"{height}x{width}" for _, height, width in grid_B3[:8].tolist())
+            raise InputError(
+                f"grid_thw has images of {sides}{' and so on' if len(grid_B3) > 8 else ''}, {total or 'far more'} "
+                f"patches together, and {self.names[0]} has {patches}: expected the same number"
+            )
+
+    def without_padding(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return inputs
