@@ -271,9 +271,8 @@ class Exporter:
         if request.precision.quantized:
             check_photos(request.precision, request.images, self.photos)
             require_modelopt()
-        if request.packed:
+        if self.laid_out(adapter_of(model)).input_format.is_packed:
             refuse_keeping(request.precision)
-            adapter_of(model).packed()
         self.outputs = request.outputs or adapter_of(model).default_outputs
         if request.matrices is not None:
             for adapter in self.adapters.values():
@@ -403,7 +402,7 @@ class Exporter:
             build: what the target has to say of the build.
         """
         own_size = {} if adapter.patch_size is None else {"patch_size": adapter.patch_size}
-        layout = {"inputs": "packed"} if self.request.packed else {}
+        layout = {"inputs": "packed"} if self.laid_out(adapter).input_format.is_packed else {}
         return Manifest(
             target=self.request.target,
             dtype=program.precision.dtype,
@@ -516,8 +515,8 @@ def refuse_keeping(precision: Precision) -> None:
         )
     if precision.keep_float32:
         raise RequestError(
-            f"keep_float32={','.join(precision.keep_float32)} and packed=True were both given: parts of a model are "
-            "kept in float32 in padded exports alone; leave one of the two out"
+            f"keep_float32={','.join(precision.keep_float32)} and packed inputs were both asked for: parts of a model "
+            "are kept in float32 in padded exports alone; leave one of the two out"
         )
 
 

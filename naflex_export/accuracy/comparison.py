@@ -38,7 +38,7 @@ class Comparison:
         outputs: names of the outputs, in order.
         precision: the candidate's.
         limits: the worst measures that pass in it, but where eager itself is near to them.
-        input_format: how the candidate takes a batch; the reference takes its own, padded.
+        input_format: how the candidate takes a batch; the reference takes its own, which is padded but for towers.
         reference: the eager model, in float32 and eval mode on a CPU.
         baseline: the same in the candidate's precision; none in float32.
         contents: [n, D] patches of photos, which stand in for the noise of generated batches where layers are
@@ -58,7 +58,8 @@ class Comparison:
         self.contents: Tensor | None = None
         self.precision, self.limits = precision, LIMITS[precision.limits]
         self.reference = float32_reference(reference)
-        self.input_format: InputFormat = PACKED if packed else self.reference.input_format
+        own = self.reference.input_format
+        self.input_format: InputFormat = PACKED if packed and not own.is_packed else own
         self._reference = self.reference.encoder(outputs)
         self.baseline: ModelAdapter | None = None
         self._baseline, self._kept = None, ALL_LOW
@@ -80,14 +81,20 @@ class Comparison:
     def reference_of(self, batch: Batch) -> Outputs:
         """Return the reference's outputs, by name."""
         with torch.no_grad(), SoundInterpolate():
-            return dict(zip(self.outputs, self._reference(*self._eager_inputs(batch, torch.float32)), strict=True))
+            given = self._reference(*self._eager_inputs(batch, torch.float32))
+        return self._own(batch, dict(zip(self.outputs, given, strict=True)))
 
     def baseline_of(self, batch: Batch) -> Outputs:
         """Return the outputs of eager in `precision`, by name; nothing in float32, whose floor the limits know."""
         if self._baseline is None:
             return {}
         with torch.no_grad(), SoundInterpolate(), keeping_softmax(self._kept):
-            return dict(zip(self.outputs, self._baseline(*self._eager_inputs(batch)), strict=True))
+            given = self._baseline(*self._eager_inputs(batch))
+        return self._own(batch, dict(zip(self.outputs, given, strict=True)))
+
+    def _own(self, batch: Batch, outputs: Outputs) -> Outputs:
+        """Return what eager gave, with padding between the images where it takes packs only."""
+        return self.padded(batch, outputs) if self.reference.input_format.is_packed else outputs
 
     def candidate_of(self, batch: Batch, checked: bool = True) -> Outputs:
         """Return the candidate's outputs, by name; whatever names it gives. Rows of a pack get padding.
@@ -132,7 +139,7 @@ class Comparison:
         return _cast(self.reference.input_format.arrange(batch), dtype or self.precision.torch_dtype)
 
     def padded(self, batch: Batch, outputs: Outputs) -> Outputs:
-        """Return what the candidate gave on a batch as the reference gives it: a pack's rows with padding between them.
+        """Return what was given for a batch with padding between a pack's rows, as padded models give it.
 
         A tensor of any other shape than a pack's is left as it is, for the comparison to say so.
 

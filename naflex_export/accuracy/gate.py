@@ -52,7 +52,7 @@ class GateSettings:
         outputs: names of its outputs, in order.
         cases: which batches to judge on.
         patch_size: the reference resamples its patch projection to this size by itself; None for patches of its own.
-        packed: the candidate takes packed inputs, and the reference the same images padded.
+        packed: the candidate takes packed inputs, and the reference the same images, padded unless it takes packs only.
         locate: compare modules even if everything passes; after a failure that is done anyway.
         preprocessing: how photos are prepared, in place of what the reference says; None for that.
         announce: called with what is being judged, such as "case 4 of 9: mixed-256-seed0".
@@ -208,12 +208,16 @@ def judge(candidate: Candidate, reference: nn.Module, photos: Photos, settings: 
         settings.announce(f"case {count} of {planned}: {batch.name}")
         tally.add(bucket, batch if batch.name.startswith("photos-") else comparison.filled(batch))
     invariances = []
-    if "features" in settings.outputs and not tally.problems and not cases.only:
+    form = comparison.input_format
+    output = "features" if form.masks else settings.outputs[0]  # of a tower every output is of tokens
+    if output in settings.outputs and not tally.problems and not cases.only:
         width, floor = comparison.reference.token_width, tally.limits.relative_l2
         for bucket in settings.buckets if EFFORTS[cases.effort].every_bucket else settings.buckets[-1:]:
             settings.announce(f"invariances in {bucket}")
-            run = comparison.unchecked("features")
-            invariances += check_invariances(run, bucket, width, floor, cases.seed, packed=settings.packed)
+            run = comparison.unchecked(output)
+            invariances += check_invariances(
+                run, bucket, width, floor, cases.seed, output=output, packed=form.is_packed, masks=form.masks
+            )
     neighbours = _neighbours(comparison, photos, settings) if not tally.problems else None
     found = replace(tally.report(), invariances=tuple(invariances), neighbours=neighbours)
     surveyed = survey(tally, settings.buckets, cases, found.passed)

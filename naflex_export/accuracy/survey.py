@@ -55,7 +55,8 @@ def survey(tally: Tally, buckets: Sequence[Bucket], cases: CaseSelection, passed
         return Survey(fresh_seed=cases.fresh_seed, not_done="the candidate failed before all sizes were looked at")
     surveyor = _Surveyor(tally)
     for bucket in buckets:
-        for name in survey_names(bucket, cases):
+        names = survey_names(bucket, cases)
+        for name in names if tally.comparison.input_format.masks else [one for one in names if not is_of_holes(one)]:
             generated = generated_batch(name, bucket, tally.comparison.reference.token_width)
             surveyor.compare(bucket, tally.comparison.filled(generated))
     surveyor.behave(buckets[-1], cases.seed)
@@ -83,7 +84,7 @@ class _Surveyor:
         """Compare a batch with the reference, and a cheap one with what the candidate says of it a second time."""
         self.batches += 1
         self.sizes.setdefault(bucket, []).append(Sizes(batch.grids, batch.patch_valid.shape[1]))
-        checked = not batch.name.startswith(HOLES)  # no loader makes such a mask, and a Runner refuses it
+        checked = not is_of_holes(batch.name)  # no loader makes such a mask, and a Runner refuses it
         given = self.tally.add_if_wrong(bucket, batch, checked=checked)
         if given is None or not checked or batch.patch_valid.numel() > REPEATED:
             return
@@ -97,7 +98,7 @@ class _Surveyor:
         self.behaviours += self._padding(bucket, seed)
         if bucket.batch[2] > 1:
             self.behaviours.append(self._leakage(bucket, seed))
-        if "tokens" in self.comparison.outputs:
+        if "tokens" in self.comparison.outputs and self.comparison.input_format.masks:
             run = self.comparison.unchecked("tokens")
             told = check_invariances(run, bucket, width, floor, seed, output="tokens")
             self.behaviours += [replace(found, name=f"{found.name} [tokens]") for found in told]
@@ -203,6 +204,11 @@ class _Surveyor:
                 return math.inf
             found += ((other - one).norm(dim=1) / one.norm(dim=1).clamp(min=1e-30)).tolist()
         return math.nan if any(map(math.isnan, found)) else max(found)
+
+
+def is_of_holes(name: str) -> bool:
+    """Whether a batch of this name has tokens masked amid its images."""
+    return name.startswith(HOLES)
 
 
 class _Worst:

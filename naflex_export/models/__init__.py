@@ -41,6 +41,7 @@ FAMILIES = (
         "transformers.models.siglip2.modeling_siglip2",
         "siglip2.Siglip2",
     ),
+    Entry("Qwen3VLVisionModel", "transformers.models.qwen3_vl.modeling_qwen3_vl", "qwen3_vl.Qwen3VL"),
 )
 
 

@@ -1,0 +1,128 @@
+"""Vision towers of multimodal models: their own outputs and gradients, and what is not known is refused."""
+
+from __future__ import annotations
+
+import random
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+pytest.importorskip("transformers")
+
+from tower_tiny import GRIDS, TOWERS, far, gradients, outputs_of, pack_for
+
+import naflex_export as nx
+from naflex_export.grid import Grid
+from naflex_export.models import adapter_of
+
+NO_PHOTOS = "ignore:the model is a vision tower, whose patches its own processor makes of photos"
+
+
+@pytest.fixture(params=TOWERS)
+def tower(request: pytest.FixtureRequest) -> nn.Module:
+    return TOWERS[request.param]()
+
+
+def largest_gradient(found: dict[str, Tensor | None]) -> float:
+    return max(float(gradient.abs().max()) for gradient in found.values() if gradient is not None)
+
+
+def test_outputs_and_gradients_are_the_towers_own(tower: nn.Module) -> None:
+    fast = nx.vectorize(tower)
+    assert fast.state_dict().keys() == tower.state_dict().keys() and isinstance(fast, type(tower))
+    for grids in (GRIDS, (Grid(1, 1),), (Grid(2, 3), Grid(2, 3))):
+        _, inputs = pack_for(tower, grids)
+        wanted, given = outputs_of(tower, inputs), outputs_of(fast, inputs)
+        assert given.keys() == wanted.keys()
+        assert max(far(given[name], wanted[name]) for name in wanted) < 1e-5
+        assert torch.equal(fast(*inputs)[0], fast(*inputs[:2])[0])  # positions say nothing that is not known
+    _, inputs = pack_for(tower)
+    theirs, ours = gradients(tower, inputs), gradients(fast, inputs)
+    scale = largest_gradient(theirs)
+    for name, wanted_gradient in theirs.items():
+        gradient = ours[name]
+        assert (gradient is None) == (wanted_gradient is None)
+        if gradient is not None and wanted_gradient is not None:
+            assert float((gradient - wanted_gradient).abs().max()) < 1e-5 * scale, name
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("images", [1, 2, 5, 16])
+def test_packs_of_many_images_with_sides_to_64(tower: nn.Module, images: int) -> None:
+    fast, merge = nx.vectorize(tower), adapter_of(tower).input_format.merge
+    draw = random.Random(images)
+    longest = 64 // merge
+    sides = [*(1, longest), *(draw.randint(1, longest) for _ in range(2 * images - 2))]
+    draw.shuffle(sides)
+    _, inputs = pack_for(tower, tuple(Grid(*sides[at : at + 2]) for at in range(0, 2 * images, 2)), f"many {images}")
+    wanted, given = outputs_of(tower, inputs), outputs_of(fast, inputs)
+    assert max(far(given[name], wanted[name]) for name in wanted) < 1e-5
+    theirs, ours = gradients(tower, inputs), gradients(fast, inputs)
+    scale = largest_gradient(theirs)
+    apart = [far_gradient(ours[name], theirs[name]) for name in theirs]
+    assert max(apart) < 1e-5 * scale
+
+
+def far_gradient(given: Tensor | None, wanted: Tensor | None) -> float:
+    assert (given is None) == (wanted is None)
+    return 0.0 if given is None or wanted is None else float((given - wanted).abs().max())
+
+
+@pytest.mark.full
+@pytest.mark.filterwarnings(NO_PHOTOS)
+@pytest.mark.parametrize("target", ["onnx", "aot", "compile"])
+def test_exports_serve_sizes_that_were_never_traced(tower: nn.Module, target: str, tmp_path: Path) -> None:
+    outputs = adapter_of(tower).default_outputs
+    artifact = nx.export(tower, target, tmp_path / "a", [nx.Bucket(40, (1, 3, 16))], outputs=outputs)
+    assert artifact.report.passed and artifact.manifest.packed
+    assert [spec.name for spec in artifact.manifest.outputs] == list(outputs)
+    run = nx.load(tmp_path / "a")
+    for grids in (GRIDS, (Grid(1, 1),), (Grid(5, 8),) * 2, tuple(Grid(1, side) for side in range(1, 17))):
+        _, inputs = pack_for(tower, grids)
+        given: Any = run(*inputs[:2])
+        given = given if isinstance(given, dict) else {outputs[0]: given}
+        wanted = outputs_of(tower, inputs)
+        assert max(far(given[name], wanted[name]) for name in outputs) < 1e-5
+
+
+def test_a_subclass_and_a_new_module_are_refused_by_name(tower: nn.Module) -> None:
+    kind = type(tower)
+    tower.add_module("gate_proj", nn.Linear(2, 2))
+    with pytest.raises(nx.UnsupportedModelError, match="has a module 'gate_proj'"):
+        nx.vectorize(tower)
+    del tower.gate_proj
+    tower.__class__ = type("Mine", (kind,), {})
+    with pytest.raises(nx.UnsupportedModelError, match=f"Mine is a subclass of {kind.__name__}"):
+        nx.vectorize(tower)
+
+
+@pytest.mark.filterwarnings(NO_PHOTOS)
+def test_what_cannot_be_asked_of_a_tower_is_refused(tower: nn.Module, tmp_path: Path) -> None:
+    known = re.escape(", ".join(map(repr, adapter_of(tower).default_outputs)))
+    with pytest.raises(nx.RequestError, match=f"outputs=.'features',.: expected some of {known}"):
+        adapter_of(tower).encoder(("features",))
+    with pytest.raises(nx.RequestError, match="keep_float32=norm and packed inputs were both asked for"):
+        nx.export(tower, "onnx", tmp_path / "a", dtype="float16", keep_float32="norm")
+    with pytest.raises(nx.RequestError, match="preprocessing was given, and the model is a vision tower"):
+        nx.export(tower, "onnx", tmp_path / "a", preprocessing={"mean": 1})
+
+
+def test_a_call_is_checked_on_a_cpu(tower: nn.Module) -> None:
+    fast: Any = nx.vectorize(tower)
+    _, (patches, grids, _) = pack_for(tower)
+    with pytest.raises(nx.InputError, match="patches together, and"):
+        fast(patches, grids[:-1])
+
+
+@pytest.mark.full
+def test_one_compiled_graph_serves_every_pack(tower: nn.Module) -> None:
+    fast = nx.compile(tower, backend="eager")
+    for grids in (GRIDS, GRIDS[2:], (Grid(2, 2), Grid(7, 3))):
+        _, inputs = pack_for(tower, grids)
+        wanted = outputs_of(tower, inputs)
+        given = adapter_of(tower).unpack(fast(*inputs[:2]))
+        assert max(far(given[name], wanted[name]) for name in wanted) < 1e-5

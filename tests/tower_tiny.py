@@ -1,0 +1,61 @@
+"""Tiny vision towers of transformers' multimodal models, one a family, and packs for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from naflex_export.batch import Batch, noise_batch
+from naflex_export.grid import Grid
+from naflex_export.models import adapter_of
+from naflex_export.models.model_sources import randomize
+
+GRIDS = (Grid(3, 5), Grid(1, 1), Grid(4, 2), Grid(1, 9), Grid(6, 6))
+"""In tokens: sides that no learned grid has, from a single token on."""
+
+
+def qwen3_vl(**options: Any) -> nn.Module:
+    from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLVisionConfig
+    from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
+
+    sizes = {"depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "out_hidden_size": 24}
+    patches = {"patch_size": 2, "num_position_embeddings": 25, "deepstack_visual_indexes": [0, 1]}
+    return seeded(Qwen3VLVisionModel(Qwen3VLVisionConfig(**{**sizes, **patches, **options})))
+
+
+TOWERS: dict[str, Callable[[], nn.Module]] = {"qwen3_vl": qwen3_vl}
+
+
+def seeded(model: nn.Module) -> nn.Module:
+    """Return a model with weights that all show in its outputs, in eval mode."""
+    randomize(model, seed=1)
+    return model.eval()
+
+
+def pack_for(model: nn.Module, grids: tuple[Grid, ...] = GRIDS, name: str = "towers") -> tuple[Batch, list[Tensor]]:
+    """Return a batch of noise for a tower, and what the tower takes of it."""
+    adapter = adapter_of(model)
+    batch = noise_batch(name, grids, max(grid.tokens for grid in grids), adapter.token_width)
+    return batch, list(adapter.input_format.arrange(batch))
+
+
+def outputs_of(model: Any, inputs: list[Tensor]) -> dict[str, Tensor]:
+    """Return the outputs of a tower by name, for patches and grids."""
+    given: dict[str, Tensor] = adapter_of(model).unpack(model(inputs[0], grid_thw=inputs[1]))
+    return given
+
+
+def far(given: Tensor, wanted: Tensor) -> float:
+    """Return the largest difference as a share of the largest value."""
+    return float((given - wanted).detach().abs().max() / wanted.detach().abs().max())
+
+
+def gradients(model: nn.Module, inputs: list[Tensor]) -> dict[str, Tensor | None]:
+    """Return the gradient of every parameter, by name, of the squares of all outputs."""
+    named = dict(model.named_parameters())
+    loss = torch.stack([output.square().sum() for output in outputs_of(model, inputs).values()]).sum()
+    found = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
+    return dict(zip(named, found, strict=True))
