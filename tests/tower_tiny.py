@@ -26,7 +26,55 @@ def qwen3_vl(**options: Any) -> nn.Module:
     return seeded(Qwen3VLVisionModel(Qwen3VLVisionConfig(**{**sizes, **patches, **options})))
 
 
-TOWERS: dict[str, Callable[[], nn.Module]] = {"qwen3_vl": qwen3_vl}
+def glm4v() -> nn.Module:
+    from transformers.models.glm4v.configuration_glm4v import Glm4vVisionConfig
+    from transformers.models.glm4v.modeling_glm4v import Glm4vVisionModel
+
+    sizes = {"depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "out_hidden_size": 24}
+    return seeded(Glm4vVisionModel(Glm4vVisionConfig(**sizes, patch_size=2, image_size=10)))
+
+
+def qwen2_5_vl() -> nn.Module:
+    from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
+    from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
+
+    sizes = {"depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "out_hidden_size": 24}
+    windows = {"patch_size": 2, "window_size": 8, "fullatt_block_indexes": [1]}
+    return seeded(Qwen2_5_VisionTransformerPretrainedModel(Qwen2_5_VLVisionConfig(**sizes, **windows)))
+
+
+def kimi_k25() -> nn.Module:
+    from transformers.models.kimi_k25.configuration_kimi_k25 import Kimi_K25VisionConfig
+    from transformers.models.kimi_k25.modeling_kimi_k25 import Kimi_K25VisionModel
+
+    sizes = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2}
+    return seeded(Kimi_K25VisionModel(Kimi_K25VisionConfig(**sizes, patch_size=2, pos_emb_height=5, pos_emb_width=5)))
+
+
+def paddleocr_vl() -> nn.Module:
+    from transformers.models.paddleocr_vl.configuration_paddleocr_vl import PaddleOCRVisionConfig
+    from transformers.models.paddleocr_vl.modeling_paddleocr_vl import PaddleOCRVisionModel
+
+    sizes = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2}
+    return seeded(PaddleOCRVisionModel(PaddleOCRVisionConfig(**sizes, patch_size=2, image_size=10)))
+
+
+def cosmos3_edge() -> nn.Module:
+    from transformers.models.cosmos3_edge.configuration_cosmos3_edge import Cosmos3EdgeVisionConfig
+    from transformers.models.cosmos3_edge.modeling_cosmos3_edge import Cosmos3EdgeVisionModel
+
+    sizes = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2}
+    return seeded(Cosmos3EdgeVisionModel(Cosmos3EdgeVisionConfig(**sizes, patch_size=2, num_patches=25)))
+
+
+TOWERS: dict[str, Callable[[], nn.Module]] = {
+    "qwen3_vl": qwen3_vl,
+    "glm4v": glm4v,
+    "qwen2_5_vl": qwen2_5_vl,
+    "kimi_k25": kimi_k25,
+    "paddleocr_vl": paddleocr_vl,
+    "cosmos3_edge": cosmos3_edge,
+}
 
 
 def seeded(model: nn.Module) -> nn.Module:

@@ -25,6 +25,7 @@ from naflex_export.serving.packed_format import PACKED
 from naflex_export.serving.packing import padded_rows
 from naflex_export.serving.runner import Runner
 from naflex_export.serving.tensors import plain
+from naflex_export.serving.tower_format import TowerFormat
 
 Candidate = Callable[..., Any]
 Outputs = dict[str, Tensor]
@@ -153,7 +154,7 @@ class Comparison:
         return {name: value if name in pooled else self.padded_value(batch, value) for name, value in outputs.items()}
 
     def padded_value(self, batch: Batch, value: Tensor) -> Tensor:
-        """Return a value that has a row for each token of a pack, [R, C] or [1, R, C], as the reference has it.
+        """Return a value that has a row for each token of a pack, [R, C] or [1, R, C], as a padded reference has it.
 
         A tensor of any other shape is returned as it is.
 
@@ -163,6 +164,8 @@ class Comparison:
         """
         prefix, tokens = self.reference.num_prefix_tokens, int(batch.patch_valid.sum())
         rows = value.squeeze(0) if value.ndim == 3 else value
+        if isinstance(self.input_format, TowerFormat) and len(rows) in (tokens, self.input_format.merge**2 * tokens):
+            rows = rows.reshape(tokens, -1)  # all patches of a token, where a tower leaves them apart
         for count in dict.fromkeys((prefix, 0)):
             if rows.ndim == 2 and len(rows) == count * len(batch.grids) + tokens:
                 return padded_rows(rows, batch.patch_valid, count)

@@ -201,5 +201,6 @@ def _dim_names(exported: ExportedProgram, open_dims: Sequence[dict[int, str]]) -
 
 
 def _spec(name: str, value: Tensor, dim_names: dict[str, str]) -> TensorSpec:
-    shape = tuple(size if isinstance(size, int) else name_dims(str(size), dim_names) for size in value.shape)
+    sizes = (str(size) for size in value.shape)  # torch has symbols that stand for one number, too
+    shape = tuple(int(size) if size.isdecimal() else name_dims(size, dim_names) for size in sizes)
     return TensorSpec(name, str(value.dtype).removeprefix("torch."), shape)

@@ -42,7 +42,24 @@ FAMILIES = (
         "siglip2.Siglip2",
     ),
     Entry("Qwen3VLVisionModel", "transformers.models.qwen3_vl.modeling_qwen3_vl", "qwen3_vl.Qwen3VL"),
+    Entry("Glm4vVisionModel", "transformers.models.glm4v.modeling_glm4v", "glm4v.Glm4v"),
+    Entry(
+        "Qwen2_5_VisionTransformerPretrainedModel",
+        "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl",
+        "qwen2_5_vl.Qwen25VL",
+    ),
+    Entry("Kimi_K25VisionModel", "transformers.models.kimi_k25.modeling_kimi_k25", "kimi_k25.Kimi"),
+    Entry("PaddleOCRVisionModel", "transformers.models.paddleocr_vl.modeling_paddleocr_vl", "paddleocr_vl.PaddleOCRVL"),
+    Entry(
+        "Cosmos3EdgeVisionModel", "transformers.models.cosmos3_edge.modeling_cosmos3_edge", "cosmos3_edge.Cosmos3Edge"
+    ),
 )
+
+
+NOT_SERVED = {
+    "HunYuanVLVisionTransformer": "it ends each row of tokens with one more, so that their number depends on the grids",
+}
+"""Vision towers of transformers that no family here serves, and why."""
 
 
 def family_of(model: nn.Module) -> type[ModelAdapter] | None:
@@ -84,6 +101,11 @@ def adapter_of(model: nn.Module, patch_size: int | None = None) -> ModelAdapter:
         assert family is not None  # towers_in has asked
         adapter = family(tower)
         return adapter if patch_size is None else adapter.at_patch_size(patch_size)
+    for path, module in model.named_modules():
+        if why := NOT_SERVED.get(type(module).__qualname__):
+            raise UnsupportedModelError(
+                f"{path or 'the model'} is a {type(module).__qualname__}, which this release does not serve: {why}"
+            )
     known = ", ".join(entry.models for entry in FAMILIES)
     raise UnsupportedModelError(
         f"{type(model).__module__}.{type(model).__qualname__} is no model this release knows, and holds none: "

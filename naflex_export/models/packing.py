@@ -40,6 +40,8 @@ class Packing:
         row_BL: the row at each place of the padded batch; where there is none, another image's or its own.
         valid_BN: which places of the padded batch hold a patch token.
         num_prefix_tokens: P.
+        window_T: the window of its image that each patch token is in, where attention is within windows and the tokens
+            of a window follow each other; None for the whole image. There are no prefix tokens then.
     """
 
     coord_T12: Tensor
@@ -52,6 +54,7 @@ class Packing:
     row_BL: Tensor
     valid_BN: Tensor
     num_prefix_tokens: int = 0
+    window_T: Tensor | None = None
 
     @classmethod
     def of(
@@ -85,13 +88,9 @@ class Packing:
         end_B = torch.where(image_B <= image_B.unsqueeze(1), area_B, 0).sum(dim=1)
         token_T = torch.arange(tokens, device=grid_B2.device)
         image_T = (token_T.unsqueeze(1) >= end_B).sum(dim=1)
-        width_T = grid_B2[:, 1].clamp(min=1).index_select(0, image_T)  # a width of zero would end some backends
         place_T = token_T - (end_B - area_B).index_select(0, image_T)
-        square_T, columns_T = place_T // (merge * merge), width_T // merge
-        within_T, down_T = place_T - square_T * (merge * merge), square_T // columns_T.clamp(min=1)
-        row_T = down_T * merge + within_T // merge
-        column_T = (square_T - down_T * columns_T) * merge + within_T - within_T // merge * merge
-        return cls._placed(torch.stack([row_T, column_T], dim=1), grid_B2, (end_B - area_B, end_B), positions_N, 0)
+        coord_T2 = _coordinates(place_T, grid_B2[:, 1].index_select(0, image_T), merge)
+        return cls._placed(coord_T2, grid_B2, (end_B - area_B, end_B), positions_N, 0)
 
     @classmethod
     def _placed(
@@ -144,6 +143,11 @@ class Packing:
         """Return the rows [R, C] of a padded batch."""
         return padded_BLC[self.image_R, self.place_R]
 
+    def coord_in_squares(self, merge: int) -> Tensor:
+        """Return the (y, x) [T, 2] that tokens would have if they went through squares of `merge` a side in turn."""
+        token_T = torch.arange(self.image_T.shape[0], device=self.image_T.device)
+        return _coordinates(token_T - self.start_B.index_select(0, self.image_T), self.grid_T2[:, 1], merge)
+
     def mask(self, dtype: torch.dtype) -> Tensor:
         """Return what is added to scores of a padded batch, [B, 1, L, L]: ONNX Runtime asks for a row a query."""
         images, length = self.row_BL.shape
@@ -151,7 +155,12 @@ class Packing:
         valid_BL = torch.arange(length, device=length_B.device) < length_B.unsqueeze(1)
         added_BL = torch.zeros(images, length, dtype=dtype, device=length_B.device)
         added_BL = added_BL.masked_fill(~valid_BL, torch.finfo(dtype).min)
-        return added_BL[:, None, None, :].expand(images, 1, length, length)
+        added_B1LL = added_BL[:, None, None, :].expand(images, 1, length, length)
+        if self.window_T is None:
+            return added_B1LL
+        window_BL = self.window_T.index_select(0, self.row_BL.flatten()).view(images, length)
+        differ_BLL = window_BL.unsqueeze(2) != window_BL.unsqueeze(1)
+        return added_B1LL.masked_fill(differ_BLL.unsqueeze(1), torch.finfo(dtype).min)
 
     @cached_property
     def spots(self) -> Tensor:
@@ -177,6 +186,16 @@ class Packing:
         return F.pad((self.length_B + self.num_prefix_tokens).cumsum(dim=0), (1, 0))
 
 
+def _coordinates(place_T: Tensor, width_T: Tensor, merge: int) -> Tensor:
+    """Return the (y, x) [T, 2] of places in images, which go through squares of `merge` a side, one after the other."""
+    square_T, columns_T = place_T // (merge * merge), width_T // merge
+    within_T = place_T - square_T * (merge * merge)
+    down_T = square_T // columns_T.clamp(min=1)  # a width of zero is wrong input, and would end some backends
+    row_T = down_T * merge + within_T // merge
+    column_T = (square_T - down_T * columns_T) * merge + within_T - within_T // merge * merge
+    return torch.stack([row_T, column_T], dim=1)
+
+
 Rows = tuple[Tensor, Tensor, Tensor]
 """Queries, keys and values [R, C], heads side by side."""
 
@@ -195,7 +214,8 @@ def attend(qkv: Rows, num_heads: int, packing: Packing, *, scale: float | None =
     if not torch.compiler.is_compiling() and not torch.compiler.is_exporting():
         if device == "cpu":
             return _by_image(qkv, num_heads, packing, scale, dropout)
-        if device == "cuda" and HAS_VARLEN and qkv[0].dtype in (torch.float16, torch.bfloat16) and not dropout:
+        is_served = qkv[0].dtype in (torch.float16, torch.bfloat16) and not dropout and packing.window_T is None
+        if device == "cuda" and HAS_VARLEN and is_served:
             return _by_varlen(qkv, num_heads, packing, scale)
     return _gathered(qkv, num_heads, packing, scale, dropout)
 
@@ -213,10 +233,14 @@ def _gathered(qkv: Rows, num_heads: int, packing: Packing, scale: float | None, 
 
 
 def _by_image(qkv: Rows, num_heads: int, packing: Packing, scale: float | None, dropout: float) -> Tensor:
-    """An image at a time, on a CPU."""
+    """An image at a time, or a window, on a CPU."""
     heads = [rows.transpose(0, 1).unsqueeze(0) for rows in _by_heads(qkv, num_heads, packing)]
-    given = []
-    for first, last in itertools.pairwise(packing.starts.tolist()):
+    given, starts = [], packing.starts.tolist()
+    if packing.window_T is not None:
+        windows = torch.stack([packing.image_T, packing.window_T], dim=1)
+        _, counts = torch.unique_consecutive(windows, dim=0, return_counts=True)
+        starts = [0, *itertools.accumulate(counts.tolist())]
+    for first, last in itertools.pairwise(starts):
         query, key, value = (part[:, :, first:last] for part in heads)
         given.append(F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, scale=scale))
     rows = torch.cat(given, dim=2).squeeze(0).transpose(0, 1).flatten(1)

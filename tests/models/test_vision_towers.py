@@ -126,3 +126,15 @@ def test_one_compiled_graph_serves_every_pack(tower: nn.Module) -> None:
         wanted = outputs_of(tower, inputs)
         given = adapter_of(tower).unpack(fast(*inputs[:2]))
         assert max(far(given[name], wanted[name]) for name in wanted) < 1e-5
+
+
+def test_a_tower_that_is_not_served_is_refused_by_name() -> None:
+    from transformers.models.hunyuan_vl.configuration_hunyuan_vl import HunYuanVLVisionConfig
+    from transformers.models.hunyuan_vl.modeling_hunyuan_vl import HunYuanVLVisionTransformer
+
+    sizes = {"num_hidden_layers": 1, "hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
+    tower = HunYuanVLVisionTransformer(HunYuanVLVisionConfig(**sizes, patch_size=4, max_image_size=16))
+    with pytest.raises(nx.UnsupportedModelError, match="the model is a HunYuanVLVisionTransformer, which this release"):
+        nx.vectorize(tower)
+    with pytest.raises(nx.UnsupportedModelError, match="it ends each row of tokens with one more"):
+        adapter_of(nn.ModuleDict({"visual": tower}))

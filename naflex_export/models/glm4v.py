@@ -1,0 +1,85 @@
+"""GLM-4V's vision tower, of 4.1V and 4.6V too: a learned grid sampled bicubically, patches merged by a convolution.
+
+`grid_sample` with a clamped border is a bicubic resize without antialias: both read the same four samples an axis.
+
+Shape legend: as in `tower.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.models.glm4v.modeling_glm4v import Glm4vVisionAttention, Glm4vVisionModel
+
+from naflex_export.errors import UnsupportedModelError
+from naflex_export.models.tower import JoinedQkvAttention, TowerAdapter, VectorizedTower, position_at
+from naflex_export.resample.weights import Resampling
+from naflex_export.serving.tower_format import TowerFormat
+
+BICUBIC = Resampling(mode="bicubic", antialias=False)
+
+
+class VectorizedGlm4vAttention(JoinedQkvAttention, Glm4vVisionAttention):
+    """`Glm4vVisionAttention` within each image of a pack."""
+
+
+class VectorizedGlm4vVisionModel(VectorizedTower, Glm4vVisionModel):
+    """`Glm4vVisionModel` without a look at its grids."""
+
+    def forward(
+        self, hidden_states: Tensor, grid_thw: Tensor, positions: Tensor | None = None, **kwargs: Any
+    ) -> BaseModelOutputWithPooling:
+        """Return the tower's outputs: tokens ahead of the merger and after it, both [U, E].
+
+        Args:
+            hidden_states: [T, D] patches, those of a token one after the other.
+            grid_thw: [B, 3].
+            positions: [N] as of `VectorizedTower.packing`.
+            kwargs: transformers' own; none changes what is computed.
+        """
+        packing = self.packing(hidden_states, grid_thw, positions)
+        x_TC = self.post_conv_layernorm(self.patch_embed(hidden_states))
+        rotary = self.rotary_pos_emb(x_TC, packing.coord_T12.squeeze(1))
+        table = self.embeddings.position_embedding.weight
+        x_TC = x_TC + position_at(table, packing, BICUBIC).to(table.dtype)
+        for block in self.blocks:
+            x_TC = block(x_TC, cu_seqlens=packing, position_embeddings=rotary)
+        side = self.spatial_merge_size
+        square_UCHW = self.post_layernorm(x_TC).view(-1, side, side, x_TC.shape[1]).permute(0, 3, 1, 2)
+        merged_UE = self.downsample(square_UCHW).view(-1, self.config.out_hidden_size)
+        return BaseModelOutputWithPooling(last_hidden_state=merged_UE, pooler_output=self.merger(merged_UE))
+
+
+class Glm4v(TowerAdapter):
+    """Of transformers' `Glm4vVisionModel`, alone or in a model of images and texts."""
+
+    name = "transformers GLM-4V"
+    tower_class = Glm4vVisionModel
+    twins: ClassVar = {
+        Glm4vVisionModel: VectorizedGlm4vVisionModel,
+        Glm4vVisionAttention: VectorizedGlm4vAttention,
+    }
+    children = frozenset(
+        {
+            *("embeddings", "patch_embed", "rotary_pos_emb", "blocks", "merger"),
+            *("post_conv_layernorm", "downsample", "post_layernorm"),
+        }
+    )
+
+    @classmethod
+    def format_of(cls, model: Any) -> TowerFormat:
+        config = model.config
+        values = config.in_channels * config.temporal_patch_size * config.patch_size**2
+        return TowerFormat("hidden_states", (values,), config.spatial_merge_size)
+
+    def named_outputs(self, given: Any) -> dict[str, Tensor]:
+        return {"tokens": given.pooler_output}
+
+    def check_options(self) -> None:
+        found = getattr(self.model.embeddings, "interpolated_method", None)
+        if found != "bicubic":
+            raise UnsupportedModelError(
+                f"the tower samples its positions by {found!r}: expected 'bicubic', as GLM-4V has it"
+            )
