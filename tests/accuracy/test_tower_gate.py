@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -11,9 +12,10 @@ from torch import Tensor, nn
 
 pytest.importorskip("transformers")
 
-from tower_tiny import qwen3_vl
+from tower_tiny import pack_for, qwen3_vl
 
 import naflex_export as nx
+from naflex_export.grid import Grid
 from naflex_export.models import packing, tower
 
 BUCKETS = [nx.Bucket(24, (1, 3, 4))]
@@ -50,6 +52,26 @@ def test_images_taken_for_equal_are_rejected(model: nn.Module) -> None:
 
     report = judged(model, candidate)
     assert not report.passed
+
+
+@pytest.mark.full
+def test_the_export_of_another_library_is_rejected_where_it_is_wrong(model: nn.Module) -> None:
+    """That of transformers takes the images of a pack for equal ones; docs/ragged.md has the figures."""
+    exporting = pytest.importorskip("transformers.exporters.exporter_onnx")
+    utils = pytest.importorskip("transformers.exporters.utils")
+    inputs = dict(zip(("hidden_states", "grid_thw"), pack_for(model, (Grid(3, 5), Grid(1, 1)))[1], strict=False))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        exported = exporting.OnnxExporter().export(model, inputs, config=exporting.OnnxConfig(dynamic=True))
+
+    def candidate(patches: Tensor, grids: Tensor, positions: Tensor) -> Any:
+        given = {"hidden_states": patches, "grid_thw": grids}
+        utils.precompute_export_inputs(model, given)
+        return exported(**{name: value for name, value in given.items() if value is not None})
+
+    report = judged(model, candidate)
+    assert not report.passed
+    assert any(invariance.failure.startswith("neighbours' content") for invariance in report.invariances)
 
 
 def test_attention_across_images_is_rejected(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
