@@ -54,19 +54,21 @@ case $? in
     *) echo "'$python' cannot import torch and this package: set PYTHON" >&2; exit 2 ;;
 esac
 
-names=(tests memory "embedding float32" "embedding bfloat16" encoder siglip2 "encoder artifacts")
+names=(tests memory "embedding float32" "embedding bfloat16" encoder siglip2 "encoder artifacts" towers)
 if [[ -n $smoke ]]; then
     out=${OUT:-$(mktemp -d)}
     model=tiny:siglip rounds=2 total=${TOTAL:-1800} workers=2
     embed_batches=(2) sources=(16) encoder_batches=(2) tokens=(16) encoder_dtype=float32
     siglip2='hidden_size=32, intermediate_size=64, num_attention_heads=2, num_hidden_layers=1'
-    limits=(900 120 120 120 600 300 600)
+    limits=(900 120 120 120 600 300 600 300)
+    towers=(--smoke --images 2 --tokens 16)
 else
     out=${OUT:-tools/results}
-    model=naflexvit_base_patch16_siglip rounds=5 total=${TOTAL:-420} workers=8
+    model=naflexvit_base_patch16_siglip rounds=5 total=${TOTAL:-480} workers=8
     embed_batches=(256 512) sources=(16 32 128) encoder_batches=(256) tokens=(256) encoder_dtype=bfloat16
     siglip2=''
-    limits=(180 30 90 60 150 60 150)
+    limits=(180 30 90 60 150 60 150 60)
+    towers=(--images 16)
 fi
 mkdir -p "$out"
 out=$(realpath "$out")
@@ -129,6 +131,7 @@ step "siglip2" env -C "$folder" "${encoder[@]}" --model "hf:$hf_model" --techniq
     "timm eager" "timm torch.compile" "ours torch.compile"
 step "encoder artifacts" "${encoder[@]}" --model "$model" --techniques \
     "timm eager" "ours AOTInductor" "ours ONNX Runtime" "ours TensorRT"
+step "towers" "$python" tools/bench_towers.py --device "$device" --rounds "$rounds" "${towers[@]}" --out "$out/bench_towers.csv"
 
 echo "rows are in $out; python tools/write_tables.py writes the tables from tools/results"
 exit "$failed"

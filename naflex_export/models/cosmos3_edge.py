@@ -16,7 +16,8 @@ from transformers.models.cosmos3_edge.modeling_cosmos3_edge import (
 
 from naflex_export.models.packing import Packing, attend
 from naflex_export.models.siglip2 import BILINEAR
-from naflex_export.models.tower import TowerAdapter, VectorizedTower, position_at
+from naflex_export.models.tower import TowerAdapter, VectorizedTower
+from naflex_export.models.tower_position import add_position
 from naflex_export.serving.tower_format import TowerFormat
 
 
@@ -48,8 +49,7 @@ class VectorizedCosmos3EdgeVisionModel(VectorizedTower, Cosmos3EdgeVisionModel):
         """
         packing = self.packing(pixel_values, grid_thw, positions)
         projection, table = self.embeddings.patch_embedding, self.embeddings.position_embedding.weight
-        x_TC = projection(pixel_values.to(projection.weight.dtype))
-        x_TC = x_TC + position_at(table, packing, BILINEAR).to(x_TC.dtype)
+        x_TC = add_position(projection(pixel_values.to(projection.weight.dtype)), table, packing, BILINEAR)
         for layer in self.encoder.layers:
             x_TC = layer(x_TC, cu_seqlens=packing)
         x_TC = self.post_layernorm(x_TC)

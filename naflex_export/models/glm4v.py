@@ -14,7 +14,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.glm4v.modeling_glm4v import Glm4vVisionAttention, Glm4vVisionModel
 
 from naflex_export.errors import UnsupportedModelError
-from naflex_export.models.tower import JoinedQkvAttention, TowerAdapter, VectorizedTower, position_at
+from naflex_export.models.tower import JoinedQkvAttention, TowerAdapter, VectorizedTower
+from naflex_export.models.tower_position import add_position
 from naflex_export.resample.weights import Resampling
 from naflex_export.serving.tower_format import TowerFormat
 
@@ -42,8 +43,7 @@ class VectorizedGlm4vVisionModel(VectorizedTower, Glm4vVisionModel):
         packing = self.packing(hidden_states, grid_thw, positions)
         x_TC = self.post_conv_layernorm(self.patch_embed(hidden_states))
         rotary = self.rotary_pos_emb(x_TC, packing.coord_T12.squeeze(1))
-        table = self.embeddings.position_embedding.weight
-        x_TC = x_TC + position_at(table, packing, BICUBIC).to(table.dtype)
+        x_TC = add_position(x_TC, self.embeddings.position_embedding.weight, packing, BICUBIC)
         for block in self.blocks:
             x_TC = block(x_TC, cu_seqlens=packing, position_embeddings=rotary)
         side = self.spatial_merge_size

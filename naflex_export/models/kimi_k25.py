@@ -14,7 +14,8 @@ from transformers.models.kimi_k25.modeling_kimi_k25 import Kimi_K25VisionAttenti
 
 from naflex_export.errors import UnsupportedModelError
 from naflex_export.models.packing import Packing
-from naflex_export.models.tower import TowerAdapter, VectorizedTower, position_at, rotary_attention
+from naflex_export.models.tower import TowerAdapter, VectorizedTower, rotary_attention
+from naflex_export.models.tower_position import add_position
 from naflex_export.resample.weights import Resampling
 from naflex_export.serving.tower_format import TowerFormat
 
@@ -49,7 +50,7 @@ class VectorizedKimiVisionModel(VectorizedTower, Kimi_K25VisionModel):
         packing = self.packing(pixel_values, grid_thw, positions)
         x_TC = self.patch_embed.proj(pixel_values).view(pixel_values.shape[0], -1)
         table = self.patch_embed.pos_emb.position_embeddings
-        x_TC = x_TC + position_at(table.flatten(0, 1), packing, BICUBIC).to(x_TC.dtype)
+        x_TC = add_position(x_TC, table.flatten(0, 1), packing, BICUBIC)
         rotary = self.rotary_emb(x_TC, packing.coord_T12.squeeze(1))
         for block in self.layers:
             x_TC = block(x_TC, cu_seqlens=packing, position_embeddings=rotary)

@@ -11,6 +11,7 @@ R = B * P + T rows: the prefix tokens of one image after the other, then all pat
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import itertools
 from dataclasses import dataclass
@@ -42,6 +43,7 @@ class Packing:
         num_prefix_tokens: P.
         window_T: the window of its image that each patch token is in, where attention is within windows and the tokens
             of a window follow each other; None for the whole image. There are no prefix tokens then.
+        merge: tokens go through one square of so many a side after the other; 1 for row by row.
     """
 
     coord_T12: Tensor
@@ -55,6 +57,7 @@ class Packing:
     valid_BN: Tensor
     num_prefix_tokens: int = 0
     window_T: Tensor | None = None
+    merge: int = 1
 
     @classmethod
     def of(
@@ -90,7 +93,8 @@ class Packing:
         image_T = (token_T.unsqueeze(1) >= end_B).sum(dim=1)
         place_T = token_T - (end_B - area_B).index_select(0, image_T)
         coord_T2 = _coordinates(place_T, grid_B2[:, 1].index_select(0, image_T), merge)
-        return cls._placed(coord_T2, grid_B2, (end_B - area_B, end_B), positions_N, 0)
+        packing = cls._placed(coord_T2, grid_B2, (end_B - area_B, end_B), positions_N, 0)
+        return dataclasses.replace(packing, merge=merge)
 
     @classmethod
     def _placed(

@@ -17,7 +17,8 @@ from transformers.models.paddleocr_vl.modeling_paddleocr_vl import (
 
 from naflex_export.errors import UnsupportedModelError
 from naflex_export.models.packing import Packing
-from naflex_export.models.tower import TowerAdapter, VectorizedTower, position_at, rotary_attention
+from naflex_export.models.tower import TowerAdapter, VectorizedTower, rotary_attention
+from naflex_export.models.tower_position import add_position
 from naflex_export.resample.weights import Resampling
 from naflex_export.serving.tower_format import TowerFormat
 
@@ -42,8 +43,7 @@ class VectorizedPaddleOCRVisionTransformer(PaddleOCRVisionTransformer):
         """Return the encoded patches [T, C]."""
         embeddings: Any = self.embeddings
         x_TC = embeddings.patch_embedding(pixel_values.flatten(0, 1).to(embeddings.patch_embedding.weight.dtype))
-        x_TC = x_TC.flatten(1)
-        x_TC = x_TC + position_at(embeddings.position_embedding.weight, packing, BILINEAR).to(x_TC.dtype)
+        x_TC = add_position(x_TC.flatten(1), embeddings.position_embedding.weight, packing, BILINEAR)
         rotary = self.encoder.rotary_pos_emb(x_TC, packing.coord_T12.squeeze(1))
         for layer in self.encoder.layers:
             x_TC = layer(x_TC, cu_seqlens=packing, position_embeddings=rotary)

@@ -15,7 +15,8 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import (
 )
 
 from naflex_export.errors import UnsupportedModelError
-from naflex_export.models.tower import JoinedQkvAttention, TowerAdapter, VectorizedTower, position_at
+from naflex_export.models.tower import JoinedQkvAttention, TowerAdapter, VectorizedTower
+from naflex_export.models.tower_position import add_position
 from naflex_export.resample.weights import Resampling
 from naflex_export.serving.tower_format import TowerFormat
 
@@ -41,8 +42,7 @@ class VectorizedQwen3VLVisionModel(VectorizedTower, Qwen3VLVisionModel):
             kwargs: transformers' own; none changes what is computed.
         """
         packing = self.packing(hidden_states, grid_thw, positions)
-        x_TC = self.patch_embed(hidden_states)
-        x_TC = x_TC + position_at(self.pos_embed.weight, packing, BILINEAR).to(x_TC.dtype)
+        x_TC = add_position(self.patch_embed(hidden_states), self.pos_embed.weight, packing, BILINEAR)
         rotary = self.rotary_pos_emb(x_TC, packing.coord_T12.squeeze(1))
         levels = []
         for number, block in enumerate(self.blocks):

@@ -10,7 +10,6 @@ Shape legend: as in `packing.py`; M patches of a token, U tokens of all images, 
 from __future__ import annotations
 
 import json
-import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
@@ -24,8 +23,6 @@ from naflex_export.models.copies import shared_copy
 from naflex_export.models.original import Original, is_watched
 from naflex_export.models.packing import Packing, attend
 from naflex_export.models.preprocessing import GIVEN
-from naflex_export.resample.graph_form import resample_at
-from naflex_export.resample.weights import Resampling
 from naflex_export.serving.input_formats import has_values, values_of
 from naflex_export.serving.tower_format import TowerFormat
 
@@ -77,19 +74,6 @@ class VectorizedTower(nn.Module):
             first_NM = (positions * per_token).unsqueeze(1).expand(positions.shape[0], per_token)
             positions = (first_NM + patch_M).flatten()
         return Packing.of_grids(grid_B3[:, 1:], count, positions, 1 if form.by_rows else form.merge)
-
-
-def position_at(table: Tensor, packing: Packing, resampling: Resampling) -> Tensor:
-    """Return a learned square grid [S * S, C], resized for each image and read at each of its patches, [T, C] float32.
-
-    Args:
-        table: the grid's cells, row by row.
-        packing: of the patches.
-        resampling: the resize to reproduce.
-    """
-    side = math.isqrt(len(table))
-    grid_HWC = table.view(side, side, -1)
-    return resample_at(grid_HWC, packing.coord_T12, resampling, packing.grid_T2, fill_padding=True).squeeze(1)
 
 
 def rotary_attention(attention: Any, qkv: tuple[Tensor, Tensor, Tensor], packing: Packing, rotary: Rotary) -> Tensor:
@@ -167,17 +151,20 @@ class PixelEncoder(TowerEncoder):
         return self.outputs_of(pixel_values, grid_thw, positions)
 
 
-class _Recorder(nn.Module):
-    """Stands in a tower for its blocks, and keeps what the first one is given."""
+class _Reached(Exception):
+    """What the first block of a tower is given."""
 
-    def __init__(self) -> None:
+    def __init__(self, seen: tuple[Tensor, ...]) -> None:
         super().__init__()
-        self.seen: tuple[Tensor, ...] = ()
+        self.seen = seen
+
+
+class _End(nn.Module):
+    """Stands in a tower for its blocks, and ends the call where the first of them begins."""
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Return what is given."""
-        self.seen = (hidden_states, *(kwargs.get("position_embeddings") or ()))
-        return hidden_states
+        """Raise what is given."""
+        raise _Reached((hidden_states, *(kwargs.get("position_embeddings") or ())))
 
 
 class TowerEmbedding(nn.Module):
@@ -185,13 +172,15 @@ class TowerEmbedding(nn.Module):
 
     def __init__(self, adapter: TowerAdapter) -> None:
         super().__init__()
-        self.recorder = _Recorder()
-        self.encoder = TowerEncoder(adapter.with_blocks(nn.ModuleList([self.recorder])), ())
+        self.encoder = TowerEncoder(adapter.with_blocks(nn.ModuleList([_End()])), ())
 
     def forward(self, patches: Tensor, grid_thw: Tensor, positions: Tensor) -> tuple[Tensor, ...]:
         """Return patches [T, C], and where there are any cosines and sines [T, width of a head]."""
-        self.encoder(patches, grid_thw, positions)
-        return self.recorder.seen
+        try:
+            self.encoder(patches, grid_thw, positions)
+        except _Reached as reached:
+            return reached.seen
+        raise AssertionError("the tower has no blocks, and one was put there")
 
 
 class TowerAdapter(ModelAdapter):
