@@ -23,7 +23,7 @@ from naflex_export.bench.results_csv import mib, text
 from naflex_export.bench.timing import Timing, interleave, peak_memory
 from naflex_export.bench.workloads import workload
 from naflex_export.compiled import compile as compile_ours
-from naflex_export.errors import NaflexExportError
+from naflex_export.errors import NaflexExportError, RequestError
 from naflex_export.models import adapter_of
 from naflex_export.models.adapter import ModelAdapter
 from naflex_export.models.mixed_precision import cast_model, keeping_softmax
@@ -143,6 +143,11 @@ class Bench:
         self, model: nn.Module, precision: Precision, device: torch.device, patch_size: int | None = None
     ) -> None:
         adapter: ModelAdapter = adapter_of(model, patch_size)
+        if not adapter.input_format.masks:
+            raise RequestError(
+                f"the model is a vision tower ({adapter.name}), which takes packs only, and what is timed here are "
+                "padded batches: call the artifact's Runner on packs of your own, and time that"
+            )
         self.device, self.dtype = device, precision.torch_dtype
         self._reference = adapter.of(copy.deepcopy(model).to(device, torch.float32).eval())
         self.model = self._reference.model

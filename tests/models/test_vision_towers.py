@@ -16,8 +16,10 @@ pytest.importorskip("transformers")
 from tower_tiny import GRIDS, TOWERS, far, gradients, outputs_of, pack_for
 
 import naflex_export as nx
+from naflex_export.bench.techniques import Bench
 from naflex_export.grid import Grid
 from naflex_export.models import adapter_of
+from naflex_export.precision import FLOAT32
 
 NO_PHOTOS = "ignore:the model is a vision tower, whose patches its own processor makes of photos"
 
@@ -109,6 +111,8 @@ def test_what_cannot_be_asked_of_a_tower_is_refused(tower: nn.Module, tmp_path: 
         nx.export(tower, "onnx", tmp_path / "a", dtype="float16", keep_float32="norm")
     with pytest.raises(nx.RequestError, match="preprocessing was given, and the model is a vision tower"):
         nx.export(tower, "onnx", tmp_path / "a", preprocessing={"mean": 1})
+    with pytest.raises(nx.RequestError, match="takes packs only, and what is timed here are padded batches"):
+        Bench(tower, FLOAT32, torch.device("cpu"))
 
 
 def test_a_call_is_checked_on_a_cpu(tower: nn.Module) -> None:
