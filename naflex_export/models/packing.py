@@ -74,8 +74,8 @@ class Packing:
         """
         # not by a slice: its size, one less than that of offsets, would have to be 2 or more in torch's graphs
         image_B = torch.arange(grid_B2.shape[0], device=coord_T2.device)
-        ends = offsets.index_select(0, image_B), offsets.index_select(0, image_B + 1)
-        return cls._placed(coord_T2, grid_B2, ends, positions_N, num_prefix_tokens)
+        images = image_B, offsets.index_select(0, image_B), offsets.index_select(0, image_B + 1)
+        return cls._placed(coord_T2, grid_B2, images, positions_N, num_prefix_tokens)
 
     @classmethod
     def of_grids(cls, grid_B2: Tensor, tokens: int, positions_N: Tensor, merge: int = 1) -> Packing:
@@ -93,17 +93,21 @@ class Packing:
         image_T = (token_T.unsqueeze(1) >= end_B).sum(dim=1)
         place_T = token_T - (end_B - area_B).index_select(0, image_T)
         coord_T2 = _coordinates(place_T, grid_B2[:, 1].index_select(0, image_T), merge)
-        packing = cls._placed(coord_T2, grid_B2, (end_B - area_B, end_B), positions_N, 0)
+        packing = cls._placed(coord_T2, grid_B2, (image_B, end_B - area_B, end_B), positions_N, 0)
         return dataclasses.replace(packing, merge=merge)
 
     @classmethod
     def _placed(
-        cls, coord_T2: Tensor, grid_B2: Tensor, ends_B: tuple[Tensor, Tensor], positions_N: Tensor, prefix: int
+        cls,
+        coord_T2: Tensor,
+        grid_B2: Tensor,
+        of_images: tuple[Tensor, Tensor, Tensor],
+        positions_N: Tensor,
+        prefix: int,
     ) -> Packing:
-        """Return the packing of tokens whose images start and end at these places."""
-        device, (start_B, end_B) = coord_T2.device, ends_B
+        """Return the packing of the tokens of images, of which the numbers, starts and ends are given."""
+        device, (image_B, start_B, end_B) = coord_T2.device, of_images
         tokens, images, longest = coord_T2.shape[0], grid_B2.shape[0], positions_N.shape[0]
-        image_B = torch.arange(images, device=device)
         token_T = torch.arange(tokens, device=device)
         image_T = (token_T.unsqueeze(1) >= end_B).sum(dim=1)
         image_R, place_R = image_T, token_T - start_B.index_select(0, image_T) + prefix
