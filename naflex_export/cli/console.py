@@ -112,12 +112,22 @@ def print_artifact(artifact: Artifact, stages: Stages) -> None:
     out.print(f"  {total / 2**20:.1f} MiB in all, with {artifact.path / REPORT}", soft_wrap=True, highlight=False)
     times = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in stages.seconds.items())
     out.print(f"  {times}", highlight=False, soft_wrap=True)
-    folder = shlex.quote(str(artifact.path))
-    out.print(f"next: naflex-bench {folder}", markup=False, highlight=False, soft_wrap=True)
-    out.print(f"      naflex-gate {folder} --report gate.html", markup=False, highlight=False, soft_wrap=True)
-    out.print(
-        f"      python: run = naflex_export.load({str(artifact.path)!r})", markup=False, highlight=False, soft_wrap=True
-    )
+    for number, line in enumerate(_next(artifact)):
+        out.print(f"{'      ' if number else 'next: '}{line}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _next(artifact: Artifact) -> list[str]:
+    """Return what to do with an artifact; the bench takes padded batches, which a vision tower does not."""
+    from naflex_export.serving.known_formats import input_format_of
+
+    folder, inputs = shlex.quote(str(artifact.path)), artifact.manifest.inputs
+    has_masks = input_format_of([spec.name for spec in inputs], inputs[0].shape).masks
+    lines = [f"naflex-bench {folder}"] if has_masks else []
+    return [
+        *lines,
+        f"naflex-gate {folder} --report gate.html",
+        f"python: run = naflex_export.load({str(artifact.path)!r})",
+    ]
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import Tensor, nn
 
 pytest.importorskip("transformers")
@@ -17,6 +18,7 @@ from tower_tiny import GRIDS, TOWERS, far, gradients, outputs_of, pack_for
 
 import naflex_export as nx
 from naflex_export.bench.techniques import Bench
+from naflex_export.cli.export import export_command
 from naflex_export.grid import Grid
 from naflex_export.models import adapter_of
 from naflex_export.precision import FLOAT32
@@ -142,3 +144,21 @@ def test_a_tower_that_is_not_served_is_refused_by_name() -> None:
         nx.vectorize(tower)
     with pytest.raises(nx.UnsupportedModelError, match="it ends each row of tokens with one more"):
         adapter_of(nn.ModuleDict({"visual": tower}))
+
+
+@pytest.mark.full
+@pytest.mark.filterwarnings(NO_PHOTOS)
+def test_the_command_line_takes_the_tower_of_a_whole_model(tmp_path: Path) -> None:
+    from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLConfig
+
+    text = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text |= {"num_key_value_heads": 2, "head_dim": 12, "vocab_size": 50, "pad_token_id": 0}
+    config = Qwen3VLConfig(vision_config=TOWERS["qwen3_vl"]().config.to_dict(), text_config=text)
+    config.architectures = ["Qwen3VLForConditionalGeneration"]
+    config.save_pretrained(tmp_path / "model")
+    arguments = [f"hf:{tmp_path / 'model'}", "--weights", "random", "--target", "onnx", "--quick"]
+    done = CliRunner().invoke(export_command, [*arguments, "--bucket", "36:1,2,4", "--out", str(tmp_path / "a")])
+    assert done.exit_code == 0, done.output
+    outputs = [spec.name for spec in nx.load(tmp_path / "a").manifest.outputs]
+    assert outputs == ["tokens", "deepstack_0", "deepstack_1"]
+    assert "next: naflex-gate" in done.stdout and "naflex-bench" not in done.stdout
