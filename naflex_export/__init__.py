@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from naflex_export.grid import Bucket, Grid
     from naflex_export.models.vectorize import vectorize
     from naflex_export.packing_collator import PackingCollator
+    from naflex_export.reindex.compare import compare
+    from naflex_export.reindex.compare_report import CompareReport
     from naflex_export.serving.engine_settings import EngineSettings
     from naflex_export.serving.load import load
     from naflex_export.serving.numpy_runner import NumpyRunner, load_numpy
@@ -48,6 +50,7 @@ _MODULES = {
     "Batcher": "embed.batcher",
     "Bucket": "grid",
     "BuildError": "errors",
+    "CompareReport": "reindex.compare_report",
     "CompiledModel": "compiled",
     "Embedder": "embed.embedder",
     "EngineSettings": "serving.engine_settings",
@@ -64,6 +67,7 @@ _MODULES = {
     "RequestError": "errors",
     "Runner": "serving.runner",
     "UnsupportedModelError": "errors",
+    "compare": "reindex.compare",
     "compile": "compiled",
     "export": "exporter",
     "gate": "accuracy.gate",
@@ -83,6 +87,7 @@ __all__ = [
     "Batcher",
     "Bucket",
     "BuildError",
+    "CompareReport",
     "CompiledModel",
     "Embedder",
     "EngineSettings",
@@ -99,6 +104,7 @@ __all__ = [
     "RequestError",
     "Runner",
     "UnsupportedModelError",
+    "compare",
     "compile",
     "export",
     "gate",

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from naflex_export.cli.compare import compare_command
 from naflex_export.cli.options import (
     ArgumentsCommand,
     begin,
@@ -27,7 +28,7 @@ from naflex_export.version import __version__
 
 
 class GateCommand(ArgumentsCommand):
-    """Judges an artifact, or does what its first word says: `naflex-gate pack MODEL`, `naflex-gate judge PACK`.
+    """Judges an artifact, or does what its first word says: `naflex-gate pack`, `judge` or `compare`.
 
     A folder by such a name is judged as `./pack`.
     """
@@ -50,7 +51,7 @@ class GateCommand(ArgumentsCommand):
             formatter.write_dl([(f"{name} ...", found.get_short_help_str()) for name, found in COMMANDS.items()])
 
 
-COMMANDS: dict[str, click.Command] = {"pack": pack_command, "judge": judge_command}
+COMMANDS: dict[str, click.Command] = {"pack": pack_command, "judge": judge_command, "compare": compare_command}
 
 
 @click.command(cls=GateCommand, context_settings={"help_option_names": ["-h", "--help"]})

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from naflex_export.embed.decode import Policy, decoded, opened
 from naflex_export.embed.parquet import require_pyarrow
 from naflex_export.embed.shards import Run, shard_paths
 from naflex_export.embed.sources import Source
+from naflex_export.embed.thumbnail import thumbnail
 from naflex_export.errors import PhotoError, RequestError
 
 ROWS, NEIGHBOURS = 12, 6
 
 MOST_COMPARED = 20_000
 """Photos among which neighbours are looked for, evenly spread: enough to look at, and little memory."""
-
-THUMBNAIL = 160
-"""The longest side, in pixels."""
 
 _STYLE = """
 body { font: 14px/1.4 system-ui, sans-serif; margin: 2rem; background: #fff; color: #222; }
@@ -110,14 +104,10 @@ def _figure(source: Source, place: int, likeness: float) -> str:
     caption = html.escape(name.rsplit("/", 1)[-1]) + ("" if np.isinf(likeness) else f"<br>{likeness:.3f}")
     try:
         (photo,) = source.read(place, place + 1)
-        image = decoded(opened(photo, Policy(fast_jpeg=True)), Policy(fast_jpeg=True), (THUMBNAIL, THUMBNAIL))
-        image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.BILINEAR)
-        stream = io.BytesIO()
-        image.save(stream, "JPEG", quality=80)
+        picture = thumbnail(photo)
     except PhotoError as error:
         return f"<figure>{html.escape(str(error))}<figcaption>{caption}</figcaption></figure>"
-    data = base64.b64encode(stream.getvalue()).decode()
     return (
-        f'<figure title="{html.escape(name)}"><img src="data:image/jpeg;base64,{data}" alt="{html.escape(name)}">'
+        f'<figure title="{html.escape(name)}"><img src="{picture}" alt="{html.escape(name)}">'
         f"<figcaption>{caption}</figcaption></figure>"
     )

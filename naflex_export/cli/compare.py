@@ -1,0 +1,74 @@
+"""`naflex-gate compare`: parsing and printing only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from naflex_export.cli.options import exit_codes, quiet_libraries, verbose_option
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("old", type=click.Path(path_type=Path))
+@click.argument("new", type=click.Path(path_type=Path))
+@click.option(
+    "--photos",
+    multiple=True,
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Yours: a folder, a .txt list, a .tar or a .parquet file, as for naflex-embed; may be repeated.",
+)
+@click.option("--k", default=10, show_default=True, type=click.IntRange(1), help="How many nearest photos count.")
+@click.option(
+    "--min-recall", default=0.95, show_default=True, type=float, help="The mean recall@k that passes, up to 1."
+)
+@click.option("--tokens", type=click.IntRange(1), help="The most patches of a photo.  [default: each largest bucket's]")
+@click.option("--device", help="Where to run, such as cpu or cuda:0.  [default: as nx.load]")
+@click.option("--untrusted", is_flag=True, help="Refuse an artifact that holds code: compile, aot and trt ones.")
+@click.option(
+    "--report",
+    "reports",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Write the report here: .html (a page with photos), .json, .md or .xml (JUnit). May be repeated.",
+)
+@verbose_option
+@exit_codes
+def compare_command(
+    old: Path,
+    new: Path,
+    photos: tuple[Path, ...],
+    k: int,
+    min_recall: float,
+    tokens: int | None,
+    device: str | None,
+    untrusted: bool,
+    reports: tuple[Path, ...],
+    verbose: bool,
+) -> None:
+    """Say whether an index built with artifact OLD may be searched with NEW.
+
+    Exit codes: 0 it may, 1 it must be built anew, 2 the request was wrong, 3 a backend or device is missing.
+    """
+    from naflex_export.cli.console import err, out, print_written
+    from naflex_export.progress import Stages
+    from naflex_export.reindex.compare import CompareRequest, compare_artifacts
+    from naflex_export.reindex.report_formats import check_report, lines, write
+    from naflex_export.serving.publish import check_outside_artifacts
+
+    quiet_libraries(verbose)
+    for path in reports:
+        check_report(path)
+        check_outside_artifacts(path)
+    stages = Stages(err)
+    with stages.stage("compare"):
+        request = CompareRequest(k, min_recall, tokens, device, not untrusted, stages.announce)
+        found = compare_artifacts(old, new, photos, request)
+    for line in lines(found):
+        out.print(line, highlight=False, markup=False, soft_wrap=True)
+    for path in reports:
+        write(found, path)
+        print_written(path)
+    found.raise_for_failure()
+    out.print("[bold green]passed[/]: the index may be kept")
