@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 import naflex_export as nx
-from naflex_export.accuracy import cases
+from naflex_export.accuracy import cases, gate
+from naflex_export.accuracy.diagnosis import Diagnosis
 from naflex_export.batch import Batch, noise_batch
 from naflex_export.graph.build_settings import BuildSettings
 from naflex_export.graph.onnx_translate import translate
@@ -31,18 +32,20 @@ MIXED = (Grid(3, 7), Grid(1, 24), Grid(24, 1), Grid(4, 4), Grid(1, 1), Grid(5, 4
 torch.set_num_threads(1)  # one test process for each core
 
 
-EFFORTS = dict(cases.EFFORTS)
+EFFORTS, FAULT_OF = dict(cases.EFFORTS), gate.fault_of
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _cases_alone() -> Iterator[None]:
     """Let the gate judge on its cases, without the survey of all sizes: a hundred calls, and hundreds of gates.
 
-    What is about the survey asks for it with the fixture `survey`.
+    Nor does it look for the fault of what failed. What is about either asks for it with the fixture `survey` or
+    `diagnosed`.
     """
     with pytest.MonkeyPatch.context() as patch:
         for name, effort in EFFORTS.items():
             patch.setitem(cases.EFFORTS, name, replace(effort, sampled=()))
+        patch.setattr(gate, "fault_of", lambda *given: Diagnosis())
         yield
 
 
@@ -51,6 +54,12 @@ def survey(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the gate survey all sizes, as it does outside of these tests."""
     for name, effort in EFFORTS.items():
         monkeypatch.setitem(cases.EFFORTS, name, effort)
+
+
+@pytest.fixture
+def diagnosed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the gate look for the typical fault of what failed, as it does outside of these tests."""
+    monkeypatch.setattr(gate, "fault_of", FAULT_OF)
 
 
 @pytest.fixture(autouse=True)

@@ -18,6 +18,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from naflex_export.accuracy.candidate_fault import fault_of
 from naflex_export.accuracy.cases import EFFORTS, CaseSelection, cases_of, generated_batch
 from naflex_export.accuracy.comparison import Candidate, Comparison
 from naflex_export.accuracy.invariances import check_invariances
@@ -245,7 +246,12 @@ def judge(candidate: Candidate, reference: nn.Module, photos: Photos, settings: 
         bucket, batch = next((bucket, batch) for bucket, made in found for batch in made)
         return bucket, batch if name.startswith("photos-") else comparison.filled(batch)
 
-    return replace(report, location=first_deviation(comparison, report, case_of))
+    report = replace(report, location=first_deviation(comparison, report, case_of))
+    if report.passed:
+        return report
+    settings.announce("looking for the fault that it is")
+    found_fault = fault_of(comparison, report, case_of)
+    return replace(report, fault=found_fault.fault, diagnosis=found_fault.line)
 
 
 def _patches_of(photos: Photos, adapter: ModelAdapter, bucket: Bucket) -> Tensor:

@@ -52,11 +52,11 @@ def first_deviation(
         report: what came of it.
         case_of: returns the bucket and batch of a case by its name.
     """
-    worst = _worst(report)
+    worst = worst_result(report)
     if worst is None:
         return Location("", unavailable="no case could be compared")
     bucket, batch = case_of(worst.case)
-    part = _worst_images(worst, batch, max(FEW_IMAGES, bucket.batch[0]))
+    part = worst_images(worst, batch, max(FEW_IMAGES, bucket.batch[0]))
     try:
         is_small = batch.patch_valid.numel() <= MOST_TOKENS
         if worst.exceeded and is_small and not _breaks(comparison, part, comparison.candidate_of(part, checked=False)):
@@ -66,7 +66,7 @@ def first_deviation(
         return Location(worst.case, unavailable=f"looking for it raised {type(error).__name__}: {error}")
 
 
-def _worst(report: GateReport) -> CaseResult | None:
+def worst_result(report: GateReport) -> CaseResult | None:
     """Return the result that failed by most; the first where none failed by its measures."""
     failed = [result for result in report.results if result.exceeded]
     if failed:
@@ -87,8 +87,14 @@ def _ordered(error: float) -> float:
     return math.inf if math.isnan(error) else error
 
 
-def _worst_images(result: CaseResult, batch: Batch, count: int) -> Batch:
-    """Return the batch with its worst images only, in their order."""
+def worst_images(result: CaseResult, batch: Batch, count: int) -> Batch:
+    """Return the batch with its worst images only, in their order.
+
+    Args:
+        result: what came of the batch.
+        batch: that it is of.
+        count: how many images are kept.
+    """
     errors = [_ordered(image.relative_l2) for image in result.per_image]
     worst = sorted(range(len(errors)), key=lambda image: -errors[image])[:count]
     return picked(batch, sorted(worst))

@@ -325,6 +325,8 @@ class GateReport:
         not_run: what was built and could not be run here; empty where the artifact itself was judged.
         skipped_photos: why each file among the photos was left out.
         no_photos: why no photo was judged on, of a model that takes images of other channels; empty where some were.
+        fault: name of the typical fault that the candidate has; empty where it passed, or has none of them.
+        diagnosis: that in words, with what to do; empty where it passed, or its features are not what failed.
         survey: what was looked at beside the cases; None in an effort without a survey. Part of it is drawn anew in
             each run, so two reports are equal whatever theirs say.
         reference_sha256: of the reference's weights, as manifests have it. A vectorized copy that is rounded rounds the
@@ -366,6 +368,8 @@ class GateReport:
     keep_unquantized: tuple[str, ...] = ()
     neighbours: Neighbours | None = None
     folder: str = "ARTIFACT"
+    fault: str = ""
+    diagnosis: str = ""
     survey: Survey | None = field(default=None, compare=False)
 
     @property
@@ -421,6 +425,7 @@ class GateReport:
             if len(found) > MOST_FAILURES:
                 lines.append(f"and {len(found) - MOST_FAILURES} more, which the report lists")
             lines += [] if self.location is None else [self.location.line]
+            lines += [self.diagnosis] if self.diagnosis else []
             raise GateFailure("the gate failed (docs/errors.md#the-gate-failed):\n  " + "\n  ".join(lines))
 
     def to_json(self) -> dict[str, Any]:
@@ -442,6 +447,7 @@ class GateReport:
 def merged(reports: Mapping[int, GateReport]) -> GateReport:
     """Return the reports of several patch sizes as one, its cases named after their sizes; passed if all have."""
     first = next(iter(reports.values()))
+    diagnosed = next((report for report in reports.values() if report.diagnosis), first)
     results = [(f"patch{size}/", result) for size, report in reports.items() for result in report.results]
     problems = [f"patch{size}/{problem}" for size, report in reports.items() for problem in report.problems]
     return replace(
@@ -450,6 +456,8 @@ def merged(reports: Mapping[int, GateReport]) -> GateReport:
         problems=tuple(problems),
         location=_first_location(reports),
         neighbours=_worst_neighbours([report.neighbours for report in reports.values()]),
+        fault=diagnosed.fault,
+        diagnosis=diagnosed.diagnosis,
         only=tuple(f"patch{size}/{name}" for size, report in reports.items() for name in report.only),
         invariances=tuple(
             replace(found, name=f"patch{size}/{found.name}")

@@ -56,6 +56,9 @@ def print_report(report: GateReport) -> None:
         _print_search(report.search)
     if report.location is not None:
         _print_location(report.location)
+    if report.diagnosis:
+        title, found = report.diagnosis.split(":", 1)
+        out.print(f"[bold red]{title}:[/]{escape(found)}", highlight=False, soft_wrap=True)
     if report.reference_precision != FLOAT32.dtype:
         said = (
             f"all weights of the reference are numbers of {report.reference_precision}: their checkpoint's, or rounded"

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from naflex_export.accuracy.diagnosis import Diagnosis, KnownFault, diagnose
 from naflex_export.accuracy.metrics import LIMITS, Measures, measure
 from naflex_export.errors import GateFailure, RequestError
 from naflex_export.packs.answers import Answers
-from naflex_export.packs.faults import ROUNDING
 from naflex_export.packs.opened import Array, Pack
-
-MATCHES = 0.2
-"""How near to a fingerprint answers must be, as a share of how far they are from what is right, to have that fault."""
 
 FLOOR_FACTOR = 2.0
 """How many times eager's own error in a low precision a port's may be, over all cases."""
@@ -94,54 +92,36 @@ def judge_answers(pack: Pack, answers: Answers, dtype: str = "float32") -> Verdi
         comparable[case] = given.astype(np.float64)
         found = measure(torch.from_numpy(comparable[case]), torch.from_numpy(wanted))
         judged.append(Judged(case, found, tuple(LIMITS[dtype].exceeded_by(found))))
-    if dtype in ROUNDING and judged:
+    if dtype != "float32" and judged:
         floors = pack.manifest["noise_floors"][dtype]
         own = math.sqrt(sum(one.measures.relative_l2**2 for one in judged) / len(judged))
         eager = math.sqrt(sum(floors[one.case] ** 2 for one in judged) / len(judged))
         if not own <= FLOOR_FACTOR * eager:
             problems.append(f"all cases: error {own:.2g} is more than {FLOOR_FACTOR:g} times eager's own {eager:.2g}")
     failed = bool(problems) or any(one.exceeded for one in judged)
-    fault, diagnosis = _diagnosis(pack, comparable, dtype) if failed and comparable else ("", "")
+    diagnosis = _diagnosis(pack, comparable, dtype != "float32") if failed and comparable else Diagnosis()
     return Verdict(
         cases=tuple(judged),
         problems=tuple(problems),
         unanswered=tuple(case for case in pack.cases if case not in answers.features),
         stage=_first_stage(pack, answers) if answers.stages else "",
-        fault=fault,
-        diagnosis=diagnosis,
+        fault=diagnosis.fault,
+        diagnosis=diagnosis.line,
         origin=answers.origin,
         dtype=dtype,
     )
 
 
-def _diagnosis(pack: Pack, answers: dict[str, Array], dtype: str) -> tuple[str, str]:
-    """Return the typical fault that the answers have, by its name and in words."""
+def _diagnosis(pack: Pack, answers: dict[str, Array], is_low: bool) -> Diagnosis:
+    """Return the typical fault that the answers have."""
+
+    def fingerprint(name: str) -> Callable[[], dict[str, Array]]:
+        return lambda: {case: pack.fingerprint(name, case).astype(np.float64) for case in answers}
+
     right = {case: pack.expected(case).astype(np.float64) for case in answers}
-    if not all(np.isfinite(given).all() for given in answers.values()):
-        return (
-            "",
-            "diagnosis: the answers hold values that are not finite: look for an overflow, or for a row of padding",
-        )
-    apart = _distance(answers, right)
-    if not apart:
-        return "", ""
-    known = pack.manifest["fingerprints"]
-    near = {
-        name: _distance(answers, {case: pack.fingerprint(name, case).astype(np.float64) for case in answers}) / apart
-        for name in known
-        if name not in ROUNDING
-    }
-    best = min(near, key=lambda name: near[name], default="")
-    if best and near[best] < MATCHES:
-        return best, f"diagnosis: {best}: {known[best]['says']}; {known[best]['remedy']}"
-    share = apart / _norm(right)
-    for name in ROUNDING if dtype == "float32" else ():
-        floors = pack.manifest["noise_floors"][name]
-        eager = math.sqrt(sum(floors[case] ** 2 for case in answers) / len(answers))
-        if name in known and eager / 2 < share < 2 * eager:
-            return name, f"diagnosis: {name}: {known[name]['says']}, by the size of its error; {known[name]['remedy']}"
-    closest = f"; the nearest, {best}, explains {1 - near[best]:.0%} of it" if best and near[best] < 0.8 else ""
-    return "", f"diagnosis: none of the {len(known)} typical faults gives these answers{closest}: look at the stages"
+    faults = pack.manifest["fingerprints"].items()
+    known = {name: KnownFault(said["says"], said["remedy"], fingerprint(name)) for name, said in faults}
+    return diagnose(answers, right, known, is_low)
 
 
 def _first_stage(pack: Pack, answers: Answers) -> str:
@@ -165,13 +145,3 @@ def _first_stage(pack: Pack, answers: Answers) -> str:
 def _valid(inputs: dict[str, Array]) -> Array:
     masks = [value for name, value in inputs.items() if name in ("patch_valid", "pixel_attention_mask")]
     return masks[0].astype(bool)
-
-
-def _distance(one: dict[str, Array], other: dict[str, Array]) -> float:
-    """Return how far answers are apart, over all cases; of each case as a share of its size, so that all count."""
-    parts = [float(np.square(one[case] - other[case]).sum() / np.square(one[case]).sum()) for case in one]
-    return math.sqrt(sum(parts) / len(parts))
-
-
-def _norm(values: dict[str, Array]) -> float:
-    return 1.0 if values else math.nan

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from naflex_export.packs.faults import patch_side, pixel_statistics
+from naflex_export.accuracy.faults import patch_side, pixel_statistics
 
 
 def readme_of(manifest: dict[str, Any]) -> str:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from naflex_export.accuracy.comparison import float32_reference
+from naflex_export.accuracy.faults import FAULTS, features_of
 from naflex_export.accuracy.metrics import LIMITS, measure
 from naflex_export.accuracy.photos import load_photos
 from naflex_export.batch import Batch, collate, noise_batch
@@ -26,7 +27,6 @@ from naflex_export.grid import Grid
 from naflex_export.models import adapter_of
 from naflex_export.models.adapter import ModelAdapter
 from naflex_export.models.model_sources import weights_sha256
-from naflex_export.packs.faults import FAULTS, features_of
 from naflex_export.packs.readme import readme_of
 
 SCHEMA = 1

@@ -60,6 +60,7 @@ def as_html(report: GateReport) -> str:
         *(tag("p", text, class_="warning") for text in warnings(report)),
         tag("dl", *(part for name, text in facts(report) for part in (tag("dt", name), tag("dd", text)))),
         *_failures(report),
+        *_diagnosis(report),
         *_first_deviation(report),
         *_search(report.search),
         *_limits(report),
@@ -106,6 +107,13 @@ def _failures(report: GateReport) -> list[Element]:
             tag("pre", command),
         ]
     return section
+
+
+def _diagnosis(report: GateReport) -> list[Element]:
+    """Return which typical fault the candidate has, if that was looked for."""
+    if not report.diagnosis:
+        return []
+    return [tag("h2", "Diagnosis"), tag("p", _sentence(report.diagnosis.removeprefix("diagnosis: ")))]
 
 
 def _first_deviation(report: GateReport) -> list[Element]:

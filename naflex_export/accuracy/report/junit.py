@@ -38,7 +38,9 @@ def as_junit(report: GateReport) -> str:
     suite.set("skipped", str(sum(test.find("skipped") is not None for test in tests)))
     suite.append(tag("properties", *(tag("property", name=name, value=value) for name, value in facts(report))))
     suite.extend(tests)
-    suite.append(tag("system-out", "\n".join(filter(None, [verdict_line(report), location_line(report)]))))
+    suite.append(
+        tag("system-out", "\n".join(filter(None, [verdict_line(report), location_line(report), report.diagnosis])))
+    )
     ElementTree.indent(suite)
     return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
 

@@ -61,6 +61,8 @@ def _failures(report: GateReport) -> list[str]:
     if lines[MOST_LINES:]:
         found += _folded(f"{len(lines) - MOST_LINES} more", lines[MOST_LINES:])
     located, command = location_line(report), rerun_command(report)
+    if report.diagnosis:
+        found += [f"**Diagnosis:** {_text(report.diagnosis.removeprefix('diagnosis: '))}", ""]
     if located:
         found += [f"**First deviation:** {_text(located.removeprefix('first deviation: '))}", ""]
     if command:

@@ -158,6 +158,37 @@ def _modules(change: Callable[[nn.Module], object]) -> Callable[[ModelAdapter, B
     return run
 
 
+def _padding_first(adapter: ModelAdapter, batch: Batch) -> Batch:
+    """Return the batch with each image's padding in front of its tokens, where its positions are then counted from."""
+    patches, coord, valid = batch.patches.clone(), batch.patch_coord.clone(), batch.patch_valid.clone()
+    for row, grid in enumerate(batch.grids):
+        for tensor in (patches, coord, valid):
+            tensor[row] = tensor[row].roll(-grid.tokens, dims=0)
+    return replace(batch, patches=patches, patch_coord=coord, patch_valid=valid)
+
+
+class _NarrowAttention(TorchFunctionMode):
+    """Lets attention alone compute in float16."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is not torch.nn.functional.scaled_dot_product_attention:
+            return func(*args, **kwargs)
+        dtype, lowest = args[0].dtype, torch.finfo(torch.float16).min
+
+        def narrow(value: Any) -> Any:
+            is_float = isinstance(value, Tensor) and value.is_floating_point()
+            return value.clamp(lowest, -lowest).half() if is_float else value
+
+        narrowed = {name: narrow(value) for name, value in kwargs.items()}
+        return func(*map(narrow, args), **narrowed).to(dtype)
+
+
+def _narrow_attention(adapter: ModelAdapter, batch: Batch) -> Tensor:
+    with _NarrowAttention():
+        return features_of(adapter, batch)
+
+
 def _other_eps(module: nn.Module) -> None:
     if isinstance(module, nn.LayerNorm):
         module.eps = 1e-5
@@ -270,10 +301,20 @@ FAULTS: dict[str, TypicalFault] = {
     "other-gelu": TypicalFault(
         "GELU is the other one of the exact and the one through tanh", _modules(_other_gelu), "take the model's own"
     ),
+    "padding-in-front": TypicalFault(
+        "padding stands in front of an image's tokens, and positions are counted from there",
+        _fed(_padding_first),
+        "put padding behind the tokens, or count positions from the first valid one",
+    ),
+    "float16-attention": TypicalFault(
+        "attention computes in float16, and all else in float32",
+        _narrow_attention,
+        "compute products of queries and keys, softmax and the sum of values in float32",
+    ),
     "float16": TypicalFault("it computes in float16", _narrow(torch.float16), "judge it with --dtype float16"),
     "bfloat16": TypicalFault("it computes in bfloat16", _narrow(torch.bfloat16), "judge it with --dtype bfloat16"),
 }
 """Each by its name in a pack. What a fault does not change of a model leaves no fingerprint."""
 
-ROUNDING = ("float16", "bfloat16")
+ROUNDING = ("float16", "bfloat16", "float16-attention")
 """Faults of which two implementations do not have the same fingerprint: sums are rounded in another order."""

@@ -1,0 +1,121 @@
+"""`diagnose`: which typical fault wrong answers have, by what a model with each of the faults answers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from naflex_export.accuracy.faults import ROUNDING
+
+Array = NDArray[Any]
+Features = Mapping[str, Array]
+"""[images, features] by case."""
+
+MATCHES = 0.2
+"""How near to a fingerprint answers must be, as a share of how far they are from what is right, to have that fault."""
+
+ALIKE = 0.6
+"""The least correlation of two errors that come from rounding the same values in other sums."""
+
+SOME = 0.8
+"""Below this share of what is wrong left over, the nearest fault that does not match is named as near."""
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Which typical fault wrong answers have.
+
+    Attributes:
+        fault: its name; empty where none matches.
+        line: that in words, with what to do; empty where there is nothing wrong to explain.
+    """
+
+    fault: str = ""
+    line: str = ""
+
+
+@dataclass(frozen=True)
+class KnownFault:
+    """A fault to look for: what is wrong, what to do, and what a model with it answers."""
+
+    says: str
+    remedy: str
+    answers: Callable[[], Features]
+
+
+def diagnose(given: Features, right: Features, known: Mapping[str, KnownFault], is_low: bool = False) -> Diagnosis:
+    """Return which fault wrong answers have.
+
+    Args:
+        given: the answers.
+        right: what they ought to be, of at least the same cases.
+        known: the faults to look for, by name.
+        is_low: the answers are meant to be of 16 bits, and rounding is no fault.
+    """
+    if not all(np.isfinite(answer).all() for answer in given.values()):
+        return Diagnosis(
+            "", "diagnosis: the answers hold values that are not finite: look for an overflow, or for a row of padding"
+        )
+    error = _errors(given, right)
+    size = _norm(error)
+    if not size:
+        return Diagnosis()
+    left, alike = dict[str, float](), dict[str, float]()
+    sizes = dict[str, float]()
+    for name, fault in known.items():
+        expected = _errors(fault.answers(), right, list(given))
+        if name in ROUNDING:
+            sizes[name] = _norm(expected)
+            alike[name] = float(error @ expected) / (size * sizes[name]) if sizes[name] else 0.0
+        else:
+            left[name] = _norm(error - expected) / size
+    best = min(left, key=lambda name: left[name], default="")
+    if best and left[best] < MATCHES:
+        return Diagnosis(best, _said(best, known))
+    if not is_low and (rounded := _rounding(size, sizes, alike)):
+        name, how = rounded
+        return Diagnosis(name, _said(name, known, how))
+    closest = f"; the nearest, {best}, explains {1 - left[best]:.0%} of it" if best and left[best] < SOME else ""
+    return Diagnosis("", f"diagnosis: none of the {len(known)} typical faults gives these answers{closest}")
+
+
+def _said(name: str, known: Mapping[str, KnownFault], how: str = "") -> str:
+    return f"diagnosis: {name}: {known[name].says}{how}; {known[name].remedy}"
+
+
+def _rounding(size: float, sizes: Mapping[str, float], alike: Mapping[str, float]) -> tuple[str, str] | None:
+    """Return which rounding explains an error, and by what it is told; None where none does.
+
+    Two implementations round the same values, but not all of them: their errors are alike and not the same. Where
+    none is alike, an error of the size that a whole model in 16 bits has is taken for that.
+    """
+    near = [name for name, expected in sizes.items() if expected / 2 < size < 2 * expected]
+    best = max(near, key=lambda name: alike[name], default="")
+    if best and alike[best] > ALIKE:
+        return best, ""
+    whole = [name for name in near if name in WHOLE]
+    if not whole:
+        return None
+    return min(whole, key=lambda name: abs(math.log(size / sizes[name]))), ", by the size of its error"
+
+
+WHOLE = ("float16", "bfloat16")
+"""Those of `ROUNDING` that are of all that a model computes."""
+
+
+def _errors(given: Features, right: Features, cases: Sequence[str] = ()) -> Array:
+    """Return how far answers are off, all in a row; of each case as a share of its size, so that all count alike."""
+    cases = cases or list(given)
+    parts = [
+        ((given[case] - right[case]) / (np.linalg.norm(right[case]) * math.sqrt(len(cases)))).ravel() for case in cases
+    ]
+    return np.concatenate(parts).astype(np.float64)
+
+
+def _norm(error: Array) -> float:
+    return float(np.linalg.norm(error))
