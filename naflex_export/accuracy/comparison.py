@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -26,6 +26,9 @@ from naflex_export.serving.packing import padded_rows
 from naflex_export.serving.runner import Runner
 from naflex_export.serving.tensors import plain
 from naflex_export.serving.tower_format import TowerFormat
+
+MOVED_BASELINES = 8
+"""How often eager is asked again, on moved inputs, on a case that narrowly fails."""
 
 Candidate = Callable[..., Any]
 Outputs = dict[str, Tensor]
@@ -96,6 +99,17 @@ class Comparison:
     def _own(self, batch: Batch, outputs: Outputs) -> Outputs:
         """Return what eager gave, with padding between the images where it takes packs only."""
         return self.padded(batch, outputs) if self.reference.input_format.is_packed else outputs
+
+    def moved_baselines_of(self, batch: Batch) -> Iterator[Outputs]:
+        """Yield what eager in `precision` says where each value of the patches is moved within a step of rounding.
+
+        So it shows how far off other roundings of the same numbers may come to be: on one image in thousands several
+        times as far as its own. In float32 there is none.
+        """
+        step = torch.finfo(self.precision.torch_dtype).eps
+        for seed in range(MOVED_BASELINES if self.precision.is_low else 0):
+            noise = torch.rand(batch.patches.shape, generator=torch.Generator().manual_seed(seed)) - 0.5
+            yield self.baseline_of(replace(batch, patches=batch.patches * (1 + step * noise)))
 
     def candidate_of(self, batch: Batch, checked: bool = True) -> Outputs:
         """Return the candidate's outputs, by name; whatever names it gives. Rows of a pack get padding.

@@ -100,6 +100,15 @@ class Limits:
             worst_cosine=min(self.worst_cosine, 1 - factor**2 * (1 - baseline.worst_cosine)),
         )
 
+    def times(self, factor: float) -> Limits:
+        """Return limits that let pass what is so many times as far off, and classes in any order."""
+        return Limits(
+            max_share=factor * self.max_share,
+            relative_l2=factor * self.relative_l2,
+            agreement=0.0,
+            worst_cosine=1 - factor**2 * (1 - self.worst_cosine),
+        )
+
     def exceeded_by(self, measures: Measures) -> list[str]:
         """Return what exceeds these limits, in words; a measure that is not a number exceeds any."""
         exceeded = []
