@@ -25,6 +25,8 @@ FAULTS = (
     "norm-eps",
     "first-block-missing",
     "last-token-dropped",
+    "padding-in-front",
+    "float16-attention",
 )
 PATCH, HEADS = 4, 2
 
@@ -85,6 +87,8 @@ class Port:
 
     def attend(self, q: Array, k: Array, v: Array, valid: Array) -> Array:
         q, k, v = (x.reshape(len(x), HEADS, -1).swapaxes(0, 1) for x in (q, k, v))
+        if self.fault == "float16-attention":
+            return narrow_attention(q, k, v, valid)
         scores = q @ k.swapaxes(1, 2) / np.sqrt(q.shape[-1])
         scores = np.where(valid, scores, -np.inf)
         scores = np.exp(scores - scores.max(-1, keepdims=True))
@@ -106,6 +110,12 @@ class Port:
             square = square * 0.5 + 0.5
         return square.reshape(patches.shape)
 
+    def with_padding_in_front(self, patches: Array, coord: Array, count: int) -> Array:
+        height, width = coord[:count].max(axis=0) + 1
+        x = self.linear(np.roll(patches, len(patches) - count, axis=0), "embeds.proj")
+        x[: height * width] += self.position(height, width).reshape(height * width, -1)
+        return x
+
     def image(self, patches: Array, coord: Array, valid: Array) -> Array:
         count, tokens = int(valid.sum()), len(patches)
         height, width = coord[:count].max(axis=0) + 1
@@ -122,6 +132,8 @@ class Port:
             valid = np.ones_like(valid)
         if self.fault == "last-token-dropped" and count > 1:
             valid = valid & (np.arange(tokens) < count - 1)
+        if self.fault == "padding-in-front":
+            x, valid = self.with_padding_in_front(patches, coord, count), np.roll(valid, tokens - count)
         self.stages["embeds"] = x
         for block in range(2):
             if block == 0 and self.fault == "first-block-missing":
@@ -145,6 +157,17 @@ class Port:
             features.append(self.image(*image))
             stages.append(dict(self.stages))
         return np.stack(features), {name: np.stack([one[name] for one in stages]) for name in stages[0]}
+
+
+def narrow_attention(q: Array, k: Array, v: Array, valid: NDArray[np.bool_]) -> Array:
+    """Return attention [N, C] whose every result is rounded to float16, as a kernel of that dtype does."""
+    q, k, v = (x.astype(np.float16).astype(np.float32) for x in (q, k, v))
+    scores = (q @ k.swapaxes(1, 2) / np.sqrt(q.shape[-1])).astype(np.float16)
+    scores = np.where(valid, scores.astype(np.float32), -np.inf)
+    scores = np.exp(scores - scores.max(-1, keepdims=True))
+    share = (scores / scores.sum(-1, keepdims=True)).astype(np.float16).astype(np.float32)
+    out = (share @ v).astype(np.float16).astype(np.float64)
+    return out.swapaxes(0, 1).reshape(out.shape[1], -1)
 
 
 def erf(x: Array) -> Array:

@@ -181,17 +181,20 @@ def vector_in(text: str) -> Array:
 
 
 def _of_photos(pack: Pack, ask: Callable[[Path], Array], origin: str) -> Answers:
-    """Return the answers to the pack's photos; one that fails leaves the case without an answer."""
-    vectors, problems = [], []
-    for photo in pack.photos():
-        try:
-            vectors.append(ask(photo))
-        except (ValueError, OSError, subprocess.SubprocessError, urllib.error.URLError) as error:
-            problems.append(f"photos: {photo.name}: no vector from {origin!r}: {error}")
-    if problems or len({len(vector) for vector in vectors}) != 1:
-        problems = problems or ["photos: vectors of several lengths"]
-        return Answers({}, origin, problems=tuple(problems))
-    return Answers({"photos": np.stack(vectors)}, origin)
+    """Return the answers to the pack's photos; one that fails leaves its case without an answer."""
+    features, problems = dict[str, Array](), list[str]()
+    for case in pack.photo_cases:
+        vectors = list[Array]()
+        for photo in pack.photos(case):
+            try:
+                vectors.append(ask(photo))
+            except (ValueError, OSError, subprocess.SubprocessError, urllib.error.URLError) as error:
+                problems.append(f"{case}: {photo.name}: no vector from {origin!r}: {error}")
+        if len({len(vector) for vector in vectors}) > 1:
+            problems.append(f"{case}: vectors of several lengths")
+        elif len(vectors) == len(pack.photos(case)):
+            features[case] = np.stack(vectors)
+    return Answers(features, origin, problems=tuple(problems))
 
 
 def _dtype(kind: str) -> Any:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -99,7 +99,9 @@ def judge_answers(pack: Pack, answers: Answers, dtype: str = "float32") -> Verdi
         if not own <= FLOOR_FACTOR * eager:
             problems.append(f"all cases: error {own:.2g} is more than {FLOOR_FACTOR:g} times eager's own {eager:.2g}")
     failed = bool(problems) or any(one.exceeded for one in judged)
-    diagnosis = _diagnosis(pack, comparable, dtype != "float32") if failed and comparable else Diagnosis()
+    wrong = [one.case for one in judged if one.exceeded]
+    is_low = dtype != "float32"
+    diagnosis = _diagnosis(pack, comparable, wrong, is_low) if failed and comparable else Diagnosis()
     return Verdict(
         cases=tuple(judged),
         problems=tuple(problems),
@@ -112,7 +114,7 @@ def judge_answers(pack: Pack, answers: Answers, dtype: str = "float32") -> Verdi
     )
 
 
-def _diagnosis(pack: Pack, answers: dict[str, Array], is_low: bool) -> Diagnosis:
+def _diagnosis(pack: Pack, answers: Mapping[str, Array], wrong: Sequence[str], is_low: bool) -> Diagnosis:
     """Return the typical fault that the answers have."""
 
     def fingerprint(name: str) -> Callable[[], dict[str, Array]]:
@@ -121,7 +123,19 @@ def _diagnosis(pack: Pack, answers: dict[str, Array], is_low: bool) -> Diagnosis
     right = {case: pack.expected(case).astype(np.float64) for case in answers}
     faults = pack.manifest["fingerprints"].items()
     known = {name: KnownFault(said["says"], said["remedy"], fingerprint(name)) for name, said in faults}
-    return diagnose(answers, right, known, is_low)
+    found = diagnose(answers, right, known, is_low)
+    return found if found.fault or not found.line else replace(found, line=f"{found.line}{_hint(pack, wrong, answers)}")
+
+
+def _hint(pack: Pack, wrong: Sequence[str], answers: Mapping[str, Array]) -> str:
+    """Return where to look where no typical fault matches."""
+    photos = set(pack.photo_cases)
+    if set(wrong) <= photos < set(answers):
+        return (
+            "; only photos are wrong, and what begins with patches is right: compare what you make of them with "
+            "cases/photos/inputs"
+        )
+    return "; look at the stages" if any(pack.manifest["cases"][case]["stages"] for case in answers) else ""
 
 
 def _first_stage(pack: Pack, answers: Answers) -> str:

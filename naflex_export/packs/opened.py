@@ -70,12 +70,18 @@ class Pack:
         return {name: self._load(f"cases/{case}/expected/stages/{name}.npy") for name in names}
 
     def fingerprint(self, fault: str, case: str) -> Array:
-        """Return the features that a typical fault gives for a case."""
-        return self._load(f"fingerprints/{fault}/{case}.npy")
+        """Return the features that a typical fault gives for a case; the right ones where it changes nothing."""
+        name = f"fingerprints/{fault}/{case}.npy"
+        return self._load(name) if name in self.manifest["files"] else self.expected(case)
 
-    def photos(self) -> list[Path]:
-        """Return the photos of the case `photos`, in order."""
-        return [self.path / name for name in self.manifest["cases"]["photos"]["photos"]]
+    @property
+    def photo_cases(self) -> list[str]:
+        """Names of the cases that are made of photos, in order."""
+        return [name for name, said in self.manifest["cases"].items() if "photos" in said]
+
+    def photos(self, case: str = "photos") -> list[Path]:
+        """Return the photos of a case that is made of them, in order."""
+        return [self.path / name for name in self.manifest["cases"][case]["photos"]]
 
     def _load(self, name: str) -> Array:
         return np.asarray(np.load(self.path / name, allow_pickle=False))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import platform
 import shutil
@@ -14,20 +15,30 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from naflex_export.accuracy.comparison import float32_reference
-from naflex_export.accuracy.faults import FAULTS, features_of
+from naflex_export.accuracy.faults import FAULTS, TypicalFault, features_of
 from naflex_export.accuracy.metrics import LIMITS, measure
 from naflex_export.accuracy.photos import load_photos
 from naflex_export.batch import Batch, collate, noise_batch
+from naflex_export.embed.preprocess import Array
+from naflex_export.embed.preprocessing import Preprocessing
 from naflex_export.errors import RequestError
 from naflex_export.graph.intermediates import Once, listening, tap_names
 from naflex_export.grid import Grid
 from naflex_export.models import adapter_of
 from naflex_export.models.adapter import ModelAdapter
 from naflex_export.models.model_sources import weights_sha256
+from naflex_export.packs.photo_faults import PHOTO_FAULTS, TOKENS, PhotoFault
 from naflex_export.packs.readme import readme_of
+
+TURNED = "chelsea.jpg"
+"""The photo that is laid on its side, too."""
+
+Photos = dict[str, dict[str, bytes]]
+"""The photos of each case of photos, by their names."""
 
 SCHEMA = 1
 SMALL, FULL = 10 * 2**20, 200 * 2**20
@@ -91,8 +102,9 @@ def _write(adapter: ModelAdapter, out: Path, small: bool, name: str) -> dict[str
     reference: dict[str, Tensor] = {}
     low = {dtype: adapter.of(_cast(adapter.model, dtype)) for dtype in (torch.float16, torch.bfloat16)}
     floors: dict[str, dict[str, float]] = {str(dtype).removeprefix("torch."): {} for dtype in low}
-    made = [batch for batch, _ in _batches(adapter, small)]
-    for batch, stages in _batches(adapter, small):
+    photos = _photos()
+    made = list(_batches(adapter, photos, small))
+    for batch, stages in made:
         case = out / "cases" / batch.name
         names = adapter.input_format.names
         for input_name, tensor in zip(names, adapter.input_format.arrange(batch), strict=True):
@@ -108,9 +120,13 @@ def _write(adapter: ModelAdapter, out: Path, small: bool, name: str) -> dict[str
             floors[str(dtype).removeprefix("torch.")][batch.name] = error
         grids = [list(grid) for grid in batch.grids]
         cases[batch.name] = {"grids": grids, "tokens": batch.patch_valid.shape[1], "stages": list(kept.values)}
-    photos = _photos(out)
-    cases["photos"]["photos"] = photos
-    known = _fingerprints(adapter, made, reference, out)
+    for name_of_case, found in photos.items():
+        cases[name_of_case]["photos"] = [f"photos/{file}" for file in found]
+        for file, content in found.items():
+            (out / "photos").mkdir(exist_ok=True)
+            (out / "photos" / file).write_bytes(content)
+    shutil.copyfile(_folder_of_photos() / "LICENSE", out / "photos" / "LICENSE")
+    known = _fingerprints(adapter, [batch for batch, _ in made], photos, reference, out)
     manifest: dict[str, Any] = {
         "schema": SCHEMA,
         "model": {**adapter.describe(), "name": name, "weights_sha256": weights_sha256(adapter.model)},
@@ -124,7 +140,7 @@ def _write(adapter: ModelAdapter, out: Path, small: bool, name: str) -> dict[str
             "bfloat16": "a cap; a right one is at most twice as far off as eager is, which noise_floors say",
         },
         "noise_floors": floors,
-        "fingerprints": {fault: {"says": FAULTS[fault].says, "remedy": FAULTS[fault].remedy} for fault in known},
+        "fingerprints": {fault: _told(fault) for fault in known},
         "versions": _versions(adapter.package),
     }
     (out / "README.md").write_text(readme_of(manifest), encoding="utf-8")
@@ -143,39 +159,86 @@ def _write(adapter: ModelAdapter, out: Path, small: bool, name: str) -> dict[str
     return manifest
 
 
-def _batches(adapter: ModelAdapter, small: bool) -> Iterator[tuple[Batch, bool]]:
+def _told(fault: str) -> dict[str, str]:
+    found = FAULTS.get(fault) or PHOTO_FAULTS[fault]
+    return {"says": found.says, "remedy": found.remedy}
+
+
+def _batches(adapter: ModelAdapter, photos: Photos, small: bool) -> Iterator[tuple[Batch, bool]]:
     """Yield each batch of a pack and whether its stages are kept."""
-    photos = load_photos()
-    images = [adapter.transform(256)(image) for image in photos.images.values()]
-    yield collate("photos", images, 256), False
-    for name, case in (SMALL_CASES if small else FULL_CASES).items():
-        yield noise_batch(name, case.grids, case.tokens, adapter.token_width), case.stages
+    transform = adapter.transform(TOKENS)
+    for case, files in photos.items():
+        upright = (ImageOps.exif_transpose(Image.open(io.BytesIO(content))) for content in files.values())
+        yield collate(case, [transform(image.convert("RGB")) for image in upright], TOKENS), False
+    for name, planned in (SMALL_CASES if small else FULL_CASES).items():
+        yield noise_batch(name, planned.grids, planned.tokens, adapter.token_width), planned.stages
 
 
-def _photos(out: Path) -> list[str]:
-    """Write the photos of the case `photos` as they are in the package, and return their paths, in order."""
+def _folder_of_photos() -> Path:
     from importlib import resources
 
-    folder = Path(str(resources.files("naflex_export.accuracy.photos")))
-    names = list(load_photos().images)
-    (out / "photos").mkdir()
-    for name in names:
-        (out / "photos" / name).write_bytes((folder / name).read_bytes())
-    shutil.copyfile(folder / "LICENSE", out / "photos" / "LICENSE")
-    return [f"photos/{name}" for name in names]
+    return Path(str(resources.files("naflex_export.accuracy.photos")))
 
 
-def _fingerprints(adapter: ModelAdapter, made: list[Batch], reference: dict[str, Tensor], out: Path) -> list[str]:
+def _photos() -> Photos:
+    """Return the photos of each case of photos: those of the package as they are, and one that lies on its side."""
+    images = load_photos().images
+    return {
+        "photos": {name: (_folder_of_photos() / name).read_bytes() for name in images},
+        "turned-photo": {"turned.jpg": _turned(images[TURNED])},
+    }
+
+
+def _turned(picture: Image.Image) -> bytes:
+    """Return a JPEG that lies on its side, as its EXIF data say."""
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise by a right angle
+    stream = io.BytesIO()
+    picture.transpose(Image.Transpose.ROTATE_90).save(stream, "JPEG", quality=95, subsampling=0, exif=exif)
+    return stream.getvalue()
+
+
+def _fingerprints(
+    adapter: ModelAdapter, made: list[Batch], photos: Photos, reference: dict[str, Tensor], out: Path
+) -> list[str]:
     """Write what each typical fault would have given, and return those that change anything."""
     known: dict[str, dict[str, Tensor]] = {}
-    for name, fault in FAULTS.items():
-        found = {batch.name: fault.run(adapter, batch) for batch in made}
-        if any(_are_near(found, other) for other in (reference, *known.values())):
+    answers = {name: _of_fault(adapter, fault, made) for name, fault in FAULTS.items()}
+    answers |= {name: _of_photo_fault(adapter, fault, photos) for name, fault in PHOTO_FAULTS.items()}
+    for name, found in answers.items():
+        whole = {**reference, **found}
+        if any(_are_near(whole, other) for other in (reference, *known.values())):
             continue  # the model has no such thing, or the fault is another one in this model
-        known[name] = found
+        known[name] = whole
         for case, features in found.items():
             _save(out / "fingerprints" / name / f"{case}.npy", features)
     return list(known)
+
+
+def _of_fault(adapter: ModelAdapter, fault: TypicalFault, made: list[Batch]) -> dict[str, Tensor]:
+    return {batch.name: fault.run(adapter, batch) for batch in made}
+
+
+def _of_photo_fault(adapter: ModelAdapter, fault: PhotoFault, photos: Photos) -> dict[str, Tensor]:
+    """Return what a fault gives for the cases of photos; nothing where it cannot be had for the model."""
+    said, found = Preprocessing.of(adapter.preprocessing()), dict[str, Tensor]()
+    for case, files in photos.items():
+        try:
+            images = [_image(*fault.prepare(said, content)) for content in files.values()]
+        except RequestError:  # such as an interpolation that the other resizer lacks
+            return {}
+        found[case] = features_of(adapter, collate(case, images, TOKENS))
+    return found
+
+
+def _image(patches: Array, grid: Grid) -> dict[str, Tensor]:
+    place = torch.arange(grid.tokens)
+    coord = torch.stack([place // grid.width, place % grid.width], dim=1)
+    return {
+        "patches": torch.from_numpy(patches),
+        "patch_coord": coord,
+        "patch_valid": torch.ones(grid.tokens, dtype=torch.bool),
+    }
 
 
 def _are_near(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:

@@ -19,9 +19,12 @@ import tiny
 import torch
 from click.testing import CliRunner
 from numpy_port import FAULTS, Port
+from photo_port import FAULTS as PHOTO_FAULTS
+from photo_port import patches_of
 
 import naflex_export as nx
 from naflex_export.cli.gate import gate_command
+from naflex_export.models.model_sources import randomize
 from naflex_export.packs.answers import Answers, from_files, vector_in
 from naflex_export.packs.judge import Verdict, judge_answers
 from naflex_export.packs.opened import Pack
@@ -66,6 +69,71 @@ def test_a_port_with_a_fault_is_rejected_and_the_fault_named(pack: Pack, weights
     assert verdict.stage or fault == "norm-eps"
     with pytest.raises(nx.GateFailure, match="the answers are wrong"):
         verdict.raise_for_failure()
+
+
+@pytest.mark.parametrize("seed", [2, 3])
+def test_right_ports_of_other_models_have_no_diagnosis(seed: int, tmp_path: Path) -> None:
+    model = tiny.siglip()
+    randomize(model, seed)
+    write_pack(model, tmp_path / "pack", small=True)
+    pack = Pack.open(tmp_path / "pack")
+    weights = {name: value.numpy() for name, value in model.state_dict().items()}
+    for answers in (ported(pack, weights), from_photos(pack, weights), answered(pack, nx.vectorize(model))):
+        verdict = judge_answers(pack, answers)
+        assert verdict.passed and not verdict.diagnosis and not verdict.fault and not verdict.stage
+    for dtype in ("float16", "bfloat16"):
+        low = answered(pack, nx.vectorize(model).to(getattr(torch, dtype)))
+        verdict = judge_answers(pack, low, dtype)
+        assert verdict.passed and not verdict.diagnosis
+        named = judge_answers(pack, low)
+        assert not named.passed and named.fault == dtype
+
+
+def answered(pack: Pack, model: Any) -> Answers:
+    """Return what a model of torch answers."""
+    dtype, features = next(model.parameters()).dtype, {}
+    for case in pack.cases:
+        given = [torch.from_numpy(array) for array in pack.inputs(case).values()]
+        with torch.no_grad():
+            found = model(given[0].to(dtype), *given[1:])
+        features[case] = getattr(found, "pooler_output", found).float().numpy()
+    return Answers(features, "torch")
+
+
+def from_photos(pack: Pack, weights: dict[str, Any], fault: str = "") -> Answers:
+    """Return what a port answers to a pack's photos, its own preprocessing done."""
+    said, features = pack.manifest["preprocessing"], {}
+    for case in pack.photo_cases:
+        made = [patches_of(photo, 4, said["mean"], said["std"], fault) for photo in pack.photos(case)]
+        vectors = []
+        for patches, (height, width) in made:
+            coord = np.stack(np.divmod(np.arange(height * width), width), axis=1)
+            vectors.append(Port(weights).image(patches, coord, np.ones(height * width, dtype=bool)))
+        features[case] = np.stack(vectors)
+    return Answers(features, "the port, from photos")
+
+
+def test_a_port_that_prepares_photos_right_passes(pack: Pack, weights: dict[str, Any]) -> None:
+    verdict = judge_answers(pack, from_photos(pack, weights))
+    assert (
+        verdict.passed and not verdict.diagnosis and [one.case for one in verdict.cases] == ["photos", "turned-photo"]
+    )
+
+
+@pytest.mark.parametrize("fault", PHOTO_FAULTS)
+def test_a_fault_on_the_way_from_a_photo_is_named(pack: Pack, weights: dict[str, Any], fault: str) -> None:
+    verdict = judge_answers(pack, from_photos(pack, weights, fault))
+    assert not verdict.passed and verdict.fault == fault
+
+
+def test_photos_that_alone_are_wrong_are_said_to_be(pack: Pack, weights: dict[str, Any]) -> None:
+    answers = ported(pack, weights)
+    draw = np.random.default_rng(0)
+    moved = {case: value + draw.standard_normal(value.shape) for case, value in answers.features.items()}
+    features = answers.features | {case: moved[case] for case in pack.photo_cases}
+    verdict = judge_answers(pack, Answers(features, "the port"))
+    assert not verdict.fault and "only photos are wrong" in verdict.diagnosis
+    assert "look at the stages" in judge_answers(pack, Answers(moved, "the port")).diagnosis
 
 
 def test_low_precision_is_judged_by_eagers_own_noise(pack: Pack, weights: dict[str, Any]) -> None:
@@ -176,7 +244,8 @@ def test_any_onnx_file_is_judged_with_names_of_its_own(pack: Pack, tmp_path: Pat
 
 
 def test_a_command_and_an_endpoint_answer_photos(pack: Pack, tmp_path: Path) -> None:
-    vectors = dict(zip((path.name for path in pack.photos()), pack.expected("photos").tolist(), strict=True))
+    photos = [(photo.name, row, case) for case in pack.photo_cases for row, photo in enumerate(pack.photos(case))]
+    vectors = {name: pack.expected(case)[row].tolist() for name, row, case in photos}
     (tmp_path / "vectors.json").write_text(json.dumps(vectors))
     script = "import json,sys,pathlib;v=json.load(open(sys.argv[1]));print(*v[pathlib.Path(sys.argv[2]).name])"
     (tmp_path / "port.py").write_text(script)
@@ -202,7 +271,7 @@ def test_a_command_and_an_endpoint_answer_photos(pack: Pack, tmp_path: Path) -> 
 
     with Serving(Endpoint) as url:
         assert run("judge", pack.path, "--url", url, "--url-model", "m")[0] == 0
-    assert len(sent) == 3 and sent[0]["model"] == "m" and sent[0]["input"][0].startswith("data:image/jpeg;base64,")
+    assert len(sent) == 4 and sent[0]["model"] == "m" and sent[0]["input"][0].startswith("data:image/jpeg;base64,")
 
 
 class Serving:
@@ -232,7 +301,11 @@ def test_vectors_are_read_as_ports_print_them() -> None:
 
 def test_transformers_own_models_have_packs(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
-    manifest = write_pack(tiny.siglip2(), tmp_path / "pack", small=True)
+    model = tiny.siglip2()
+    manifest = write_pack(model, tmp_path / "pack", small=True)
+    assert {"no-antialias", "exif-ignored", "other-resizer"} <= set(manifest["fingerprints"])
+    verdict = judge_answers(Pack.open(tmp_path / "pack"), answered(Pack.open(tmp_path / "pack"), nx.vectorize(model)))
+    assert verdict.passed and not verdict.diagnosis
     assert manifest["inputs"] == ["pixel_values", "pixel_attention_mask", "spatial_shapes"]
     assert {"no-antialias", "axes-swapped", "bgr", "mask-dropped"} <= set(manifest["fingerprints"])
 
