@@ -62,12 +62,23 @@ def pack_command(
     "inputs",
     multiple=True,
     metavar="NAME=NAME",
-    help="The ONNX file's name of an input of the pack; may be repeated.",
+    help="The ONNX file's, or Triton model's, name of an input of the pack; may be repeated.",
 )
 @click.option("--output", default="", metavar="NAME", help="The ONNX file's output that holds the features.")
 @click.option("--command", default="", help="A command that prints a photo's vector: './port {photo}'.")
-@click.option("--url", default="", help="An endpoint that takes OpenAI's embeddings requests with photos.")
-@click.option("--url-model", default="", help="The model that the request names.")
+@click.option(
+    "--url",
+    default="",
+    help="An endpoint: .../v1/embeddings (OpenAI's requests, with photos), .../embed (naflex-serve) or "
+    ".../v2/models/NAME (Triton).",
+)
+@click.option(
+    "--protocol",
+    default="",
+    type=click.Choice(["", "openai", "naflex-serve", "kserve"]),
+    help="Which of these an endpoint speaks whose URL does not say it.",
+)
+@click.option("--url-model", default="", help="The model that OpenAI's request names.")
 @click.option("--dtype", default="float32", show_default=True, help="That the port computes in.")
 @click.option("--report", "reports", multiple=True, type=click.Path(path_type=Path), help="Write .json or .html here.")
 @exit_codes
@@ -79,6 +90,7 @@ def judge_command(
     output: str,
     command: str,
     url: str,
+    protocol: str,
     url_model: str,
     dtype: str,
     reports: tuple[Path, ...],
@@ -99,16 +111,17 @@ def judge_command(
     for path in reports:
         if path.suffix not in (".json", ".html"):
             raise RequestError(f"report {str(path)!r}: expected a name that ends in .json or .html")
-    opened = Pack.open(pack)
+    opened, pairs = Pack.open(pack), dict(_pair(text) for text in inputs)
     if answers is not None:
         found = origins.from_files(opened, answers)
     elif onnx is not None:
-        pairs = dict(_pair(text) for text in inputs)
         found = origins.from_onnx(opened, onnx, pairs, output)
     elif command:
         found = origins.from_command(opened, command)
     else:
-        found = origins.from_url(opened, url, url_model)
+        from naflex_export.packs.endpoints import from_url
+
+        found = from_url(opened, url, url_model, protocol, pairs)
     verdict = judge_answers(opened, found, dtype)
     for path in reports:
         text = as_html(verdict) if path.suffix == ".html" else json.dumps(as_json(verdict), indent=1) + "\n"

@@ -1,25 +1,22 @@
-"""Where a port's answers come from: files that it wrote, an ONNX file, an HTTP endpoint or a command.
+"""Where a port's answers come from: files that it wrote, an ONNX file, a command, or an endpoint (`endpoints`).
 
 Each returns features by case, and stages by case where there are any. Photos go through the port's own preprocessing.
 """
 
 from __future__ import annotations
 
-import base64
 import json
-import re
 import shlex
 import subprocess
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from naflex_export.errors import RequestError
+from naflex_export.packs.asked import Asked, again, of_arrays
 from naflex_export.packs.opened import Array, Pack
 
 SECONDS = 120
@@ -35,12 +32,18 @@ class Answers:
         stages: of cases, by module.
         origin: where they came from, in words.
         problems: why there is no answer to a case, a line each.
+        asked: what was asked beside the cases.
     """
 
     features: dict[str, Array]
     origin: str
     stages: dict[str, dict[str, Array]] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
+    asked: tuple[Asked, ...] = ()
+
+    def with_asked(self, asked: tuple[Asked, ...]) -> Answers:
+        """Return the answers with what was asked beside the cases."""
+        return replace(self, asked=asked)
 
 
 def from_files(pack: Pack, path: Path) -> Answers:
@@ -103,15 +106,20 @@ def from_onnx(pack: Pack, path: Path, inputs: Mapping[str, str], output: str = "
     outputs = session.get_outputs()
     named = [found.name for found in outputs if found.name == output or (not output and len(found.shape or ()) == 2)]
     chosen = (named or [outputs[0].name])[0]
+
+    def run(given: Mapping[str, Array]) -> Array:
+        feed = {one.name: given[of_file[one.name]].astype(_dtype(one.type)) for one in session.get_inputs()}
+        (found,) = session.run([chosen], feed)
+        return np.asarray(found)
+
     features, problems = {}, []
     for case in pack.cases:
-        given = pack.inputs(case)
-        feed = {one.name: given[of_file[one.name]].astype(_dtype(one.type)) for one in session.get_inputs()}
         try:
-            (features[case],) = session.run([chosen], feed)
+            features[case] = run(pack.inputs(case))
         except Exception as error:  # whatever it raises on a case that is in the pack, it has failed
             problems.append(f"{case}: ONNX Runtime refuses it: {str(error).strip().splitlines()[0][:300]}")
-    return Answers(features, str(path), problems=tuple(problems))
+    questions = of_arrays(run, pack) if features else ()
+    return Answers(features, str(path), problems=tuple(problems), asked=questions)
 
 
 def from_command(pack: Pack, command: str) -> Answers:
@@ -130,31 +138,10 @@ def from_command(pack: Pack, command: str) -> Answers:
             raise ValueError(f"it exited with {done.returncode}: {done.stderr.strip()[-300:]}")
         return vector_in(done.stdout)
 
-    return _of_photos(pack, ask, command)
-
-
-def from_url(pack: Pack, url: str, model: str = "") -> Answers:
-    """Return the vectors of an endpoint that takes OpenAI's embeddings requests, the photo as a data URL.
-
-    Args:
-        pack: whose photos to send.
-        url: of the endpoint, such as http://localhost:8000/v1/embeddings.
-        model: that the request names.
-
-    Raises:
-        RequestError: the URL is not one of HTTP.
-    """
-    if not re.match(r"https?://", url):
-        raise RequestError(f"--url {url!r}: expected one that begins with http:// or https://")
-
-    def ask(photo: Path) -> Array:
-        data = base64.b64encode(photo.read_bytes()).decode()
-        body = json.dumps({"model": model, "input": [f"data:image/jpeg;base64,{data}"]}).encode()
-        request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=SECONDS) as reply:
-            return vector_in(reply.read().decode())
-
-    return _of_photos(pack, ask, url)
+    found = of_cases(
+        pack, pack.photo_cases, lambda case: np.stack([ask(photo) for photo in pack.photos(case)]), command
+    )
+    return found.with_asked(again(ask, pack)) if found.features else found
 
 
 def vector_in(text: str) -> Array:
@@ -163,37 +150,53 @@ def vector_in(text: str) -> Array:
     Raises:
         ValueError: there is none.
     """
+    found = vectors_in(text)
+    if len(found) != 1:
+        raise ValueError(f"expected one vector, found an array of shape {list(found.shape)}")
+    return found[0]
+
+
+def vectors_in(text: str) -> Array:
+    """Return the vectors [n, C] in a text, as `vector_in` reads one.
+
+    Raises:
+        ValueError: there is none, or they have several lengths.
+    """
     try:
         found: Any = json.loads(text)
     except ValueError:
         found = [float(word) for word in text.replace(",", " ").split()]
-    for key in ("data", "embeddings", "embedding", "features"):
+    for key in ("data", "vectors", "embeddings", "embedding", "features"):
         if isinstance(found, dict) and key in found:
             found = found[key]
-    while isinstance(found, list) and len(found) == 1 and not isinstance(found[0], float | int):
-        found = found[0]
     if isinstance(found, dict):
-        found = found.get("embedding")
-    vector = np.asarray(found, dtype=np.float64)
-    if vector.ndim != 1 or not vector.size:
-        raise ValueError(f"expected one vector, found an array of shape {list(vector.shape)}")
-    return vector
+        raise ValueError(f"expected a vector, found an object of {', '.join(found) or 'nothing'}")
+    if isinstance(found, list) and found and all(isinstance(one, dict) for one in found):
+        ordered = sorted(found, key=lambda one: one.get("index", 0))
+        found = [one.get("embedding") for one in ordered]
+    vectors = np.asarray(found, dtype=np.float64)
+    vectors = vectors[None] if vectors.ndim == 1 else vectors
+    if vectors.ndim != 2 or not vectors.size:
+        raise ValueError(f"expected vectors, found an array of shape {list(vectors.shape)}")
+    return vectors
 
 
-def _of_photos(pack: Pack, ask: Callable[[Path], Array], origin: str) -> Answers:
-    """Return the answers to the pack's photos; one that fails leaves its case without an answer."""
+def of_cases(pack: Pack, cases: Sequence[str], answer: Callable[[str], Array], origin: str) -> Answers:
+    """Return the answers to some cases of a pack; one that fails is a problem, and has no answer.
+
+    Args:
+        pack: whose cases they are.
+        cases: their names.
+        answer: returns the features of a case.
+        origin: where they come from, in words.
+    """
     features, problems = dict[str, Array](), list[str]()
-    for case in pack.photo_cases:
-        vectors = list[Array]()
-        for photo in pack.photos(case):
-            try:
-                vectors.append(ask(photo))
-            except (ValueError, OSError, subprocess.SubprocessError, urllib.error.URLError) as error:
-                problems.append(f"{case}: {photo.name}: no vector from {origin!r}: {error}")
-        if len({len(vector) for vector in vectors}) > 1:
-            problems.append(f"{case}: vectors of several lengths")
-        elif len(vectors) == len(pack.photos(case)):
-            features[case] = np.stack(vectors)
+    for case in cases:
+        try:
+            features[case] = answer(case)
+        except (ValueError, KeyError, TypeError, OSError, subprocess.SubprocessError) as error:
+            what = "no vector" if case in pack.photo_cases else "no answer"
+            problems.append(f"{case}: {what} from {origin!r}: {error}")
     return Answers(features, origin, problems=tuple(problems))
 
 

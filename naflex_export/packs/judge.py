@@ -13,6 +13,7 @@ from naflex_export.accuracy.diagnosis import Diagnosis, KnownFault, diagnose
 from naflex_export.accuracy.metrics import LIMITS, Measures, measure
 from naflex_export.errors import GateFailure, RequestError
 from naflex_export.packs.answers import Answers
+from naflex_export.packs.asked import Asked
 from naflex_export.packs.opened import Array, Pack
 
 FLOOR_FACTOR = 2.0
@@ -41,6 +42,7 @@ class Verdict:
         diagnosis: that in words, with what to do.
         origin: where the answers came from.
         dtype: whose limits hold.
+        asked: what was asked of the port beside the cases.
     """
 
     cases: tuple[Judged, ...]
@@ -51,6 +53,7 @@ class Verdict:
     diagnosis: str = ""
     origin: str = ""
     dtype: str = "float32"
+    asked: tuple[Asked, ...] = ()
 
     @property
     def failures(self) -> list[str]:
@@ -98,6 +101,7 @@ def judge_answers(pack: Pack, answers: Answers, dtype: str = "float32") -> Verdi
         eager = math.sqrt(sum(floors[one.case] ** 2 for one in judged) / len(judged))
         if not own <= FLOOR_FACTOR * eager:
             problems.append(f"all cases: error {own:.2g} is more than {FLOOR_FACTOR:g} times eager's own {eager:.2g}")
+    problems += filter(None, (one.failure(LIMITS[dtype].relative_l2) for one in answers.asked))
     failed = bool(problems) or any(one.exceeded for one in judged)
     wrong = [one.case for one in judged if one.exceeded]
     is_low = dtype != "float32"
@@ -111,6 +115,7 @@ def judge_answers(pack: Pack, answers: Answers, dtype: str = "float32") -> Verdi
         diagnosis=diagnosis.line,
         origin=answers.origin,
         dtype=dtype,
+        asked=answers.asked,
     )
 
 

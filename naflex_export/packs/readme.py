@@ -76,6 +76,7 @@ each case. `ANSWERS/<case>/stages/<module>.npy` with the names above lets the ju
     naflex-gate judge PACK --onnx model.onnx
     naflex-gate judge PACK --command "./my_port {{photo}}"
     naflex-gate judge PACK --url http://localhost:8000/v1/embeddings
+    naflex-gate judge PACK --url http://localhost:8000/v2/models/NAME
 
 or compare yourself: the norm of the difference over the norm of what is expected may be {l2:g} for each
 case, and the largest difference {share:g} of the largest value. A photo that you resize yourself may be off by

@@ -20,6 +20,9 @@ def lines(verdict: Verdict) -> list[str]:
         f"{'FAIL' if one.exceeded else 'ok'}"
         for one in verdict.cases
     ]
+    found += [
+        f"{one.name}: {f'refused: {one.refused}' if one.refused else f'moved {one.moved:.1e}'}" for one in verdict.asked
+    ]
     return found + ([f"not answered: {', '.join(verdict.unanswered)}"] if verdict.unanswered else [])
 
 
@@ -89,6 +92,11 @@ def _cases(verdict: Verdict) -> list[Element]:
     ]
     head = tag("thead", tag("tr", *(tag("th", text) for text in headings)))
     section = [tag("h2", "Cases"), tag("div", tag("table", head, tag("tbody", *rows)), class_="wide")]
+    if verdict.asked:
+        told = (
+            f"{one.name}: {f'refused: {one.refused}' if one.refused else number(one.moved)}" for one in verdict.asked
+        )
+        section += [tag("h2", "Moves of the vectors"), tag("ul", *(tag("li", line) for line in told))]
     if verdict.unanswered:
         section.append(tag("p", f"Not answered: {', '.join(verdict.unanswered)}.", class_="note"))
     return section

@@ -6,14 +6,11 @@ import hashlib
 import json
 import shutil
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 import tiny
 import torch
@@ -25,7 +22,7 @@ from photo_port import patches_of
 import naflex_export as nx
 from naflex_export.cli.gate import gate_command
 from naflex_export.models.model_sources import randomize
-from naflex_export.packs.answers import Answers, from_files, vector_in
+from naflex_export.packs.answers import Answers, from_files, vector_in, vectors_in
 from naflex_export.packs.judge import Verdict, judge_answers
 from naflex_export.packs.opened import Pack
 from naflex_export.packs.write import write_pack
@@ -229,21 +226,7 @@ def test_the_command_line_judges_a_folder_and_a_file(pack: Pack, weights: dict[s
         from_files(pack, tmp_path / "odd")
 
 
-def test_any_onnx_file_is_judged_with_names_of_its_own(pack: Pack, tmp_path: Path) -> None:
-    artifact = nx.export(tiny.siglip(), "onnx", tmp_path / "a", [nx.Bucket(256, (1, 4, 32))], effort="quick").path
-    assert run("judge", pack.path, "--onnx", artifact / "model.onnx")[0] == 0
-    renamed = onnx.load(artifact / "model.onnx")
-    for node in renamed.graph.node:
-        node.input[:] = ["pixels" if name == "patches" else name for name in node.input]
-    (one,) = (found for found in renamed.graph.input if found.name == "patches")
-    one.name = "pixels"
-    onnx.save(renamed, tmp_path / "other.onnx")
-    code, said = run("judge", pack.path, "--onnx", tmp_path / "other.onnx")
-    assert code == 2 and "give --input NAME=pixels" in " ".join(said.split())
-    assert run("judge", pack.path, "--onnx", tmp_path / "other.onnx", "--input", "patches=pixels")[0] == 0
-
-
-def test_a_command_and_an_endpoint_answer_photos(pack: Pack, tmp_path: Path) -> None:
+def test_a_command_answers_photos(pack: Pack, tmp_path: Path) -> None:
     photos = [(photo.name, row, case) for case in pack.photo_cases for row, photo in enumerate(pack.photos(case))]
     vectors = {name: pack.expected(case)[row].tolist() for name, row, case in photos}
     (tmp_path / "vectors.json").write_text(json.dumps(vectors))
@@ -252,43 +235,10 @@ def test_a_command_and_an_endpoint_answer_photos(pack: Pack, tmp_path: Path) -> 
     command = f"{sys.executable} {tmp_path / 'port.py'} {tmp_path / 'vectors.json'} {{photo}}"
     code, said = run("judge", pack.path, "--command", command)
     assert code == 0 and "not answered: stages, mixed, square, large" in said
+    assert "the same photo again: moved 0.0e+00" in said
     code, said = run("judge", pack.path, "--command", f"{sys.executable} -c 'raise SystemExit(3)' {{photo}}")
     assert code == 1 and "it exited with 3" in said
     assert run("judge", pack.path, "--command", "port")[0] == 2
-    sent = list[dict[str, Any]]()
-
-    class Endpoint(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            sent.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            vector = list(vectors.values())[len(sent) - 1]
-            body = json.dumps({"data": [{"index": 0, "embedding": vector}]}).encode()
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, format: str, *args: object) -> None:
-            """Say nothing."""
-
-    with Serving(Endpoint) as url:
-        assert run("judge", pack.path, "--url", url, "--url-model", "m")[0] == 0
-    assert len(sent) == 4 and sent[0]["model"] == "m" and sent[0]["input"][0].startswith("data:image/jpeg;base64,")
-
-
-class Serving:
-    """An HTTP server on a port of its own, for as long as the block runs."""
-
-    def __init__(self, handler: type[BaseHTTPRequestHandler]) -> None:
-        self.server = HTTPServer(("127.0.0.1", 0), handler)
-        self.thread = threading.Thread(target=self.server.serve_forever)
-
-    def __enter__(self) -> str:
-        self.thread.start()
-        return f"http://127.0.0.1:{self.server.server_port}/v1/embeddings"
-
-    def __exit__(self, *error: object) -> None:
-        self.server.shutdown()
-        self.thread.join()
-        self.server.server_close()
 
 
 def test_vectors_are_read_as_ports_print_them() -> None:
@@ -297,6 +247,8 @@ def test_vectors_are_read_as_ports_print_them() -> None:
     for text in ("", "hello", "[[1], [2]]", "{}"):
         with pytest.raises(ValueError):
             vector_in(text)
+    swapped = '{"data": [{"index": 1, "embedding": [3, 4]}, {"index": 0, "embedding": [1, 2]}]}'
+    assert vectors_in(swapped).tolist() == [[1, 2], [3, 4]] == vectors_in('{"vectors": [[1, 2], [3, 4]]}').tolist()
 
 
 def test_transformers_own_models_have_packs(tmp_path: Path) -> None:
