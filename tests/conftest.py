@@ -37,14 +37,15 @@ EFFORTS, FAULT_OF = dict(cases.EFFORTS), gate.fault_of
 
 @pytest.fixture(autouse=True, scope="session")
 def _cases_alone() -> Iterator[None]:
-    """Let the gate judge on its cases, without the survey of all sizes: a hundred calls, and hundreds of gates.
+    """Let the gate judge on its cases, without samples of all sizes: a hundred calls, and hundreds of gates.
 
     Nor does it look for the fault of what failed. What is about either asks for it with the fixture `survey` or
     `diagnosed`.
     """
     with pytest.MonkeyPatch.context() as patch:
         for name, effort in EFFORTS.items():
-            patch.setitem(cases.EFFORTS, name, replace(effort, sampled=()))
+            once = tuple(kind for kind in effort.once if kind != cases.SPREAD)
+            patch.setitem(cases.EFFORTS, name, replace(effort, sampled=(), once=once))
         patch.setattr(gate, "fault_of", lambda *given: Diagnosis())
         yield
 

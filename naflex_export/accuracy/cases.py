@@ -93,6 +93,9 @@ PLANS: dict[str, Callable[[Bucket, random.Random], Plan]] = {
 
 EVERY_GRID = "every-grid"
 
+SPREAD = "spread"
+"""A few batches of a small sample of all sizes: what the quick effort has in place of a survey."""
+
 SAMPLED, FRESH, EXTREME, HOLES = "sampled", "fresh", "extreme", "holes"
 """Kinds of batches that a survey adds, several of each: see `survey_names`."""
 
@@ -113,6 +116,9 @@ CONTENTS: tuple[tuple[float, float], ...] = (
 STANDARD_SAMPLE = Budget(total=3600, most=640)
 """What the sample of sizes of the standard effort may cost: about as much as the other cases do."""
 
+
+QUICK_SAMPLE = Budget(total=900, most=256)
+"""What `SPREAD` may cost: 6 batches of a bucket of 256 tokens, as many tokens as `mixed` has."""
 
 STANDARD_FRESH = Budget(total=500, most=256)
 """What the batches may cost that are drawn anew in each run."""
@@ -141,10 +147,12 @@ class Effort:
 
 _STANDARD = ("mixed", "one-row", "one-column", "square", "smallest", "padding", "large-values", "largest-batch")
 
-STANDARD = "standard"
+_QUICK = ("mixed", "one-column")
+
+QUICK, STANDARD = "quick", "standard"
 
 EFFORTS = {
-    "quick": Effort(("mixed", "one-column"), every_bucket=False),
+    QUICK: Effort(_QUICK, once=(SPREAD,), every_bucket=False),
     STANDARD: Effort(_STANDARD, sampled=(STANDARD_SAMPLE,)),
     "thorough": Effort(
         _STANDARD,
@@ -208,7 +216,7 @@ def cases_of(bucket: Bucket, selection: CaseSelection, num_photos: int) -> list[
     """
     effort = EFFORTS["thorough" if selection.only else selection.effort]
     if selection.only:
-        kinds = (*effort.kinds, *effort.once, *SURVEYED)
+        kinds = (*effort.kinds, *effort.once, SPREAD, *SURVEYED)
         asked = [kind for kind in kinds if any(name.startswith(f"{kind}-") for name in selection.only)]
         kinds_of = dict.fromkeys(_seeds_in(selection.only), tuple(asked))
     else:
@@ -331,6 +339,11 @@ def _fresh(bucket: Bucket, seed: int) -> list[Plan]:
     return [Plan(*sizes) for sizes in drawn_freely(bucket, seed, EFFORTS["thorough"].fresh)]
 
 
+def _spread(bucket: Bucket, seed: int) -> list[Plan]:
+    """Return batches that cover as many sizes beside the other cases of the quick effort as a little work allows."""
+    return [Plan(*sizes) for sizes in sample(bucket, seed, (QUICK_SAMPLE,), _sizes_of(_QUICK, bucket, seed))]
+
+
 def _extreme(bucket: Bucket, seed: int) -> list[Plan]:
     """Return images of the same few patches, of each content one, in as many batches as that takes."""
     smallest, _, largest = bucket.batch
@@ -349,6 +362,7 @@ def _holes(bucket: Bucket, seed: int) -> list[Plan]:
 
 SEVERAL: dict[str, Callable[[Bucket, int], list[Plan]]] = {
     EVERY_GRID: _every_grid,
+    SPREAD: _spread,
     SAMPLED: _sampled,
     FRESH: _fresh,
     EXTREME: _extreme,
@@ -361,7 +375,11 @@ SURVEYED = (SAMPLED, FRESH, EXTREME, HOLES)
 
 def _sizes_of_cases(bucket: Bucket, seed: int) -> tuple[Sizes, ...]:
     """Return the sizes of the generated cases of the standard effort."""
-    plans = (plan for kind in EFFORTS[STANDARD].kinds for plan in _plans(kind, bucket, seed))
+    return _sizes_of(EFFORTS[STANDARD].kinds, bucket, seed)
+
+
+def _sizes_of(kinds: Sequence[str], bucket: Bucket, seed: int) -> tuple[Sizes, ...]:
+    plans = (plan for kind in kinds for plan in _plans(kind, bucket, seed))
     return tuple(Sizes(tuple(plan.grids), plan.tokens) for plan in plans)
 
 

@@ -49,6 +49,19 @@ def test_nearly_all_variants_of_those_faults_are_struck() -> None:
     assert missed == ["three rows", "two images of over 64 tokens, below 256"]
 
 
+def test_the_quick_effort_spreads_a_few_small_batches_over_all_sizes() -> None:
+    selection = CaseSelection(effort="quick", fresh_seed=0)
+    names = cases_of(BUCKET, selection, num_photos=3)
+    spread = [name for name in names if name.startswith("spread")]
+    assert 5 <= len(spread) <= 8 and sum(generated_batch(name, BUCKET, 1).patch_valid.numel() for name in spread) < 600
+    missed = [name for name, fault in NAMED.items() if not found_by(fault, [n for n in names if "photos" not in n])]
+    assert missed == ["128 tokens", "122 to 254 tokens", "14x14"]
+    assert cases_of(BUCKET, CaseSelection(only=(spread[1],)), num_photos=0) == [spread[1]]
+    report = nx.gate(WrongAtSomeSizes(NAMED["batch of 16"]), tiny.siglip(), buckets=[BUCKET], effort="quick")
+    assert any(failure.startswith("spread") for failure in report.failures)
+    assert not any(name.startswith("spread") for name in cases_of(BUCKET, CaseSelection(), num_photos=0))
+
+
 class WrongAtSomeSizes(nn.Module):
     """A right model whose answers for the images that a fault strikes are half as large again."""
 

@@ -26,6 +26,10 @@ import torch
 from PIL import Image
 
 import naflex_export as nx
+from naflex_export.packs.endpoints import from_url
+from naflex_export.packs.judge import judge_answers
+from naflex_export.packs.opened import Pack
+from naflex_export.packs.write import write_pack
 from naflex_export.server.triton_repository import write_repository
 
 ENVIRONMENT = Path(os.environ.get("NAFLEX_TRITON_ENV", "none"))
@@ -155,3 +159,16 @@ def test_of_64_requests_8_are_bad_and_the_other_56_get_the_vectors_of_the_loop(t
     assert served == 56
     (statistics,) = json.loads(done.stdout)["model_stats"]
     assert int(statistics["execution_count"]) < int(statistics["inference_count"])  # ragged requests went together
+
+
+def test_a_golden_pack_judges_what_triton_serves(tmp_path: Path) -> None:
+    artifact, repository = tmp_path / "a", tmp_path / "models"
+    nx.export(tiny.siglip(), "onnx", artifact, [nx.Bucket(256, (1, 4, 8))], effort="quick")
+    write_repository(artifact, repository, "tiny")
+    write_pack(tiny.siglip(), tmp_path / "pack", small=True)
+    pack = Pack.open(tmp_path / "pack")
+    with triton(repository, tmp_path) as (http, _):
+        found = from_url(pack, f"http://{http}/v2/models/tiny")
+    verdict = judge_answers(pack, found)
+    assert verdict.passed and not verdict.unanswered, verdict.failures
+    assert sum(not one.refused for one in verdict.asked) >= 6
