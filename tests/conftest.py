@@ -44,7 +44,7 @@ def _cases_alone() -> Iterator[None]:
     """
     with pytest.MonkeyPatch.context() as patch:
         for name, effort in EFFORTS.items():
-            once = tuple(kind for kind in effort.once if kind != cases.SPREAD)
+            once = tuple(kind for kind in effort.once if kind not in (cases.SPREAD, cases.LARGER))
             patch.setitem(cases.EFFORTS, name, replace(effort, sampled=(), once=once))
         patch.setattr(gate, "fault_of", lambda *given: Diagnosis())
         yield

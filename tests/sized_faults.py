@@ -65,6 +65,38 @@ VARIANTS: dict[str, Fault] = {
 }
 
 
+LATER: dict[str, Fault] = {
+    "batch of 3": lambda images, tokens, grid: images == 3,
+    "tokens of 7 modulo 16": lambda images, tokens, grid: tokens % 16 == 7,
+    "height over three widths": lambda images, tokens, grid: grid.height > 3 * grid.width,
+    "batch of 10 to 15": lambda images, tokens, grid: 10 <= images <= 15,
+    "multiples of 32 below 256": lambda images, tokens, grid: tokens % 32 == 0 and tokens < 256,
+    "16 wide and not 16 high": lambda images, tokens, grid: grid.width == 16 and grid.height != 16,
+    "rows over 128, padded": lambda images, tokens, grid: grid.height == 1 and 128 < grid.width < tokens,
+    "columns over 128, padded": lambda images, tokens, grid: grid.width == 1 and 128 < grid.height < tokens,
+    "a twentieth of the tokens": lambda images, tokens, grid: grid.tokens < 0.05 * tokens,
+    "over 512 tokens in all, below 256 each": lambda images, tokens, grid: images * tokens > 512 and tokens < 256,
+    "twice as high as wide": lambda images, tokens, grid: grid.height == 2 * grid.width > 2,
+    "200 to 250 tokens": lambda images, tokens, grid: 200 <= tokens <= 250,
+    "one token of padding": lambda images, tokens, grid: grid.tokens == tokens - 1,
+    "odd height, even width": lambda images, tokens, grid: grid.height % 2 == 1 < grid.height and grid.width % 2 == 0,
+    "squares from 12, padded": lambda images, tokens, grid: 12 <= grid.height == grid.width and grid.tokens < tokens,
+    "batch of 17 to 31": lambda images, tokens, grid: 17 <= images <= 31,
+    "portraits in batches from 8": lambda images, tokens, grid: images >= 8 and grid.height > grid.width > 1,
+    "33 to 63 tokens": lambda images, tokens, grid: 33 <= tokens <= 63,
+    "alone, below 64 tokens": lambda images, tokens, grid: images == 1 and tokens < 64,
+    "over 200 patches, padded": lambda images, tokens, grid: 200 < grid.tokens < tokens,
+    "batch from 5, 65 to 255 tokens": lambda images, tokens, grid: images >= 5 and 64 < tokens < 256,
+    "two or three of 100 to 255 tokens": lambda images, tokens, grid: images in (2, 3) and 100 <= tokens < 256,
+    "both sides even, no square": lambda images, tokens, grid: (
+        grid.height % 2 == 0 == grid.width % 2 and grid.height != grid.width
+    ),
+    "batch of 8, below 200 tokens": lambda images, tokens, grid: images == 8 and tokens < 200,
+    "tokens of 13 modulo 16, from 29": lambda images, tokens, grid: tokens % 16 == 13 and tokens >= 29,
+}
+"""Written down later, against cases and sample together: 8 of them passed, and the larger batches came of that."""
+
+
 def strikes(fault: Fault, batch: Batch) -> list[bool]:
     """Return for each image of a batch whether a fault strikes it."""
     images, tokens = batch.patch_valid.shape

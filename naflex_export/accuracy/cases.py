@@ -24,6 +24,10 @@ MAX_ASPECT = 8.0
 """Widest aspect ratio, either way, of the generated mixed grids; NaFlex's size rule admits any."""
 
 
+LEARNED = 16
+"""The side of the grid that most models have learned, in patches."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """A batch to draw: its grids, the tokens that they are padded to, and the size of its patches' values."""
@@ -93,6 +97,9 @@ PLANS: dict[str, Callable[[Bucket, random.Random], Plan]] = {
 
 EVERY_GRID = "every-grid"
 
+LARGER = "larger"
+"""Two batches of several images and many tokens, which a sample by worth and cost leaves out."""
+
 SPREAD = "spread"
 """A few batches of a small sample of all sizes: what the quick effort has in place of a survey."""
 
@@ -113,7 +120,7 @@ CONTENTS: tuple[tuple[float, float], ...] = (
 )
 """Mean and spread of the values of each image of `EXTREME`: constant, dark, bright, faint and glaring ones."""
 
-STANDARD_SAMPLE = Budget(total=3600, most=640)
+STANDARD_SAMPLE = Budget(total=4200, most=640)
 """What the sample of sizes of the standard effort may cost: about as much as the other cases do."""
 
 
@@ -153,10 +160,10 @@ QUICK, STANDARD = "quick", "standard"
 
 EFFORTS = {
     QUICK: Effort(_QUICK, once=(SPREAD,), every_bucket=False),
-    STANDARD: Effort(_STANDARD, sampled=(STANDARD_SAMPLE,)),
+    STANDARD: Effort(_STANDARD, once=(LARGER,), sampled=(STANDARD_SAMPLE,)),
     "thorough": Effort(
         _STANDARD,
-        once=("full-batch", EVERY_GRID),
+        once=(LARGER, "full-batch", EVERY_GRID),
         num_seeds=4,
         sampled=(STANDARD_SAMPLE, Budget(total=30_000, most=8192)),
         fresh=replace(STANDARD_FRESH, total=6000),
@@ -344,6 +351,40 @@ def _spread(bucket: Bucket, seed: int) -> list[Plan]:
     return [Plan(*sizes) for sizes in sample(bucket, seed, (QUICK_SAMPLE,), _sizes_of(_QUICK, bucket, seed))]
 
 
+def _strips(bucket: Bucket, draw: random.Random) -> Plan:
+    """Return a long row, a long column and a square with some padding, of most of the tokens that the bucket takes."""
+    tokens = max(1, int(draw.uniform(0.68, 0.8) * bucket.tokens))
+    area = max(1, int(draw.uniform(0.85, 0.97) * tokens))
+    side = math.isqrt(area)
+    grids = [Grid(1, area), Grid(area, 1), Grid(side, side)]
+    return _as_many(bucket, grids, 3, tokens)
+
+
+def _crowd(bucket: Bucket, draw: random.Random) -> Plan:
+    """Return more images than the usual cases have, of a third of the tokens each: some fill it, some do not.
+
+    Two have a side that most learned grids have, which is then resized along the other side alone.
+    """
+    tokens = max(2, int(draw.uniform(0.34, 0.4) * bucket.tokens)) // 2 * 2
+    side, half = math.isqrt(tokens), math.isqrt(tokens // 2)
+    across = max(1, tokens // LEARNED)
+    shapes = [(tokens // 2, 2), (across, LEARNED), (LEARNED, across), (3, tokens // 3), (2 * half, half), (side, side)]
+    return _as_many(bucket, [Grid(max(1, height), max(1, width)) for height, width in shapes], 6, tokens)
+
+
+def _as_many(bucket: Bucket, grids: Sequence[Grid], count: int, tokens: int) -> Plan:
+    """Return grids repeated to a number of images, or to what the bucket takes; one with no room becomes a patch."""
+    smallest, _, largest = bucket.batch
+    fit = [grid if grid.tokens <= tokens else Grid(1, 1) for grid in grids]
+    return Plan([fit[row % len(fit)] for row in range(max(smallest, min(largest, count)))], tokens)
+
+
+def _larger(bucket: Bucket, seed: int) -> list[Plan]:
+    """Return several images of many tokens."""
+    draw = random.Random(f"larger {bucket} {seed}")
+    return [_strips(bucket, draw), _crowd(bucket, draw)]
+
+
 def _extreme(bucket: Bucket, seed: int) -> list[Plan]:
     """Return images of the same few patches, of each content one, in as many batches as that takes."""
     smallest, _, largest = bucket.batch
@@ -365,6 +406,7 @@ SEVERAL: dict[str, Callable[[Bucket, int], list[Plan]]] = {
     SPREAD: _spread,
     SAMPLED: _sampled,
     FRESH: _fresh,
+    LARGER: _larger,
     EXTREME: _extreme,
     HOLES: _holes,
 }
@@ -375,7 +417,7 @@ SURVEYED = (SAMPLED, FRESH, EXTREME, HOLES)
 
 def _sizes_of_cases(bucket: Bucket, seed: int) -> tuple[Sizes, ...]:
     """Return the sizes of the generated cases of the standard effort."""
-    return _sizes_of(EFFORTS[STANDARD].kinds, bucket, seed)
+    return _sizes_of((*_STANDARD, LARGER), bucket, seed)
 
 
 def _sizes_of(kinds: Sequence[str], bucket: Bucket, seed: int) -> tuple[Sizes, ...]:

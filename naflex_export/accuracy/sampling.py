@@ -219,7 +219,7 @@ def _features(bucket: Bucket, sizes: Sizes) -> dict[object, float]:
     """Return what a batch covers, the cells and single values, each with its weight."""
     count, tokens = len(sizes.grids), sizes.tokens
     found: dict[object, float] = dict.fromkeys(_cells(bucket, sizes), 1.0)
-    found |= {("tokens by 16", tokens % 16): 1.0, ("batch by 8", count % 8): 1.0}
+    found |= {("tokens by 16", tokens % 16, tokens > 16): 1.5, ("batch by 8", count % 8): 1.0}
     if count in _turning(*bucket.batch):
         found["batch", count] = 12.0
     if tokens in _turning(1, bucket.tokens, bucket.tokens):
