@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from naflex_export.accuracy.reference import SoundInterpolate
 from naflex_export.accuracy.results import BASELINE_FACTOR
 from naflex_export.batch import Batch
 from naflex_export.errors import RequestError
-from naflex_export.models.adapter import ModelAdapter
+from naflex_export.models.adapter import TowerAdapter
 from naflex_export.models.copies import whole_copy
 from naflex_export.models.mixed_precision import cast_encoder, cast_model, keeping_softmax
 from naflex_export.models.quantized import quantize_eagerly, quantized_layers
@@ -32,6 +32,7 @@ MOVED_BASELINES = 8
 
 Candidate = Callable[..., Any]
 Outputs = dict[str, Tensor]
+Adapter = TypeVar("Adapter", bound=TowerAdapter)
 
 
 class Comparison:
@@ -53,7 +54,7 @@ class Comparison:
     def __init__(
         self,
         candidate: Candidate,
-        reference: ModelAdapter,
+        reference: TowerAdapter,
         outputs: tuple[str, ...],
         precision: Precision,
         packed: bool = False,
@@ -65,7 +66,7 @@ class Comparison:
         own = self.reference.input_format
         self.input_format: InputFormat = PACKED if packed and not own.is_packed else own
         self._reference = self.reference.encoder(outputs)
-        self.baseline: ModelAdapter | None = None
+        self.baseline: TowerAdapter | None = None
         self._baseline, self._kept = None, ALL_LOW
         if precision.is_low:
             self.baseline = self.reference.of(whole_copy(self.reference.model))
@@ -219,7 +220,7 @@ def _cast(tensors: tuple[Tensor, ...], dtype: torch.dtype) -> tuple[Tensor, ...]
     return tuple(tensor.to(dtype) if tensor.is_floating_point() else tensor for tensor in tensors)
 
 
-def float32_reference(adapter: ModelAdapter) -> ModelAdapter:
+def float32_reference(adapter: Adapter) -> Adapter:
     """Return the model itself if it is in float32 and eval mode on a CPU, else such a copy of it.
 
     Raises:

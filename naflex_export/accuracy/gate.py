@@ -204,7 +204,7 @@ def judge(candidate: Candidate, reference: nn.Module, photos: Photos, settings: 
         comparison.contents = _patches_of(photos, adapter, settings.buckets[-1])
     tally = Tally(comparison)
     planned = sum(len(cases_of(bucket, cases, len(photos.images))) for bucket in settings.buckets)
-    made = ((one, batch) for one in settings.buckets for batch in batches(comparison.reference, one, photos, cases))
+    made = ((one, batch) for one in settings.buckets for batch in batches(adapter, one, photos, cases))
     for count, (bucket, batch) in enumerate(made, 1):
         settings.announce(f"case {count} of {planned}: {batch.name}")
         tally.add(bucket, batch if batch.name.startswith("photos-") else comparison.filled(batch))
@@ -242,7 +242,7 @@ def judge(candidate: Candidate, reference: nn.Module, photos: Photos, settings: 
 
     def case_of(name: str) -> tuple[Bucket, Batch]:
         only = replace(cases, only=(name,))
-        found = ((bucket, batches(comparison.reference, bucket, photos, only)) for bucket in settings.buckets)
+        found = ((bucket, batches(adapter, bucket, photos, only)) for bucket in settings.buckets)
         bucket, batch = next((bucket, batch) for bucket, made in found for batch in made)
         return bucket, batch if name.startswith("photos-") else comparison.filled(batch)
 

@@ -9,14 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from naflex_export.batch import noise_batch
 from naflex_export.errors import BuildError, RequestError
 from naflex_export.graph.checks import check_program, require
 from naflex_export.graph.mask_limits import leave_room_for_scores
 from naflex_export.graph.program import Program, name_dims
 from naflex_export.graph.size_conditions import export_for_all_sizes
 from naflex_export.grid import MATRICES, Bucket, Grid, check_buckets
-from naflex_export.models.adapter import ModelAdapter
+from naflex_export.models.adapter import TowerAdapter
 from naflex_export.models.mixed_precision import cast_encoder, cast_model, keeping_softmax
 from naflex_export.precision import ALL_LOW, FLOAT32, Kept, Precision
 from naflex_export.resample.stored import StoredMatrices, are_stored, reading
@@ -35,7 +34,7 @@ _LEAST = Bucket(EXAMPLE_TOKENS, (1, 1, len(EXAMPLE)))
 
 
 def trace(
-    adapter: ModelAdapter,
+    adapter: TowerAdapter,
     buckets: Sequence[Bucket],
     precision: Precision = FLOAT32,
     outputs: Sequence[str] = ("features",),
@@ -77,7 +76,7 @@ def trace(
 
 
 def stores_matrices(
-    adapter: ModelAdapter, buckets: Sequence[Bucket], precision: Precision, matrices: str | None
+    adapter: TowerAdapter, buckets: Sequence[Bucket], precision: Precision, matrices: str | None
 ) -> bool:
     """Whether a model's graph is to hold its resampling matrices.
 
@@ -170,9 +169,11 @@ def capture(
     return program
 
 
-def example_inputs(adapter: ModelAdapter, dtype: torch.dtype) -> tuple[Tensor, ...]:
+def example_inputs(adapter: TowerAdapter, dtype: torch.dtype) -> tuple[Tensor, ...]:
     """Return the inputs a model is traced with."""
-    batch = noise_batch("example", EXAMPLE, EXAMPLE_TOKENS, adapter.token_width)
+    batch = adapter.input_format.example(
+        "example", EXAMPLE, adapter.fixed_tokens or EXAMPLE_TOKENS, adapter.token_width
+    )
     device = next(adapter.model.parameters()).device
     return tuple(
         tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype)

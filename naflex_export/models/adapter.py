@@ -1,4 +1,8 @@
-"""A model and what is known of its family, together: one subclass and one file for each family."""
+"""A model and what is known of its family, together: one subclass and one file for each family.
+
+`TowerAdapter` is what a graph, a gate and an export ask of any encoder; `ModelAdapter` is one of images, and says
+besides what only they have: patches, positions, photos.
+"""
 
 from __future__ import annotations
 
@@ -19,22 +23,120 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-class ModelAdapter(ABC):
-    """All that the package asks of a model, in the same words for every family.
+class TowerAdapter(ABC):
+    """What tracing, casting and judging ask of an encoder, whatever it encodes.
 
     Attributes:
         name: how manifests and messages name the family.
         package: the distribution that defines the models; manifests record its version.
         input_format: the inputs, as the model's own forward takes them.
-        options: further arguments that a forward of the tower takes by name, where its signature does not say.
         model: the model itself, untouched or vectorized.
-        patch_size: of the flat patches that the model is given, in pixels, where it is not the model's own; else None.
-        given: how photos are prepared, in place of what the model says; None for that.
     """
 
     name: ClassVar[str]
     package: ClassVar[str]
     input_format: InputFormat
+    model: Any
+
+    @abstractmethod
+    def of(self, model: nn.Module) -> Self:
+        """Return the adapter of another copy of the model, such as one in another dtype."""
+
+    @classmethod
+    @abstractmethod
+    def owns(cls, model: nn.Module) -> bool:
+        """Whether a model belongs to this family."""
+
+    @property
+    @abstractmethod
+    def is_vectorized(self) -> bool:
+        """Whether the model came out of `vectorized`, and that changes it."""
+
+    @abstractmethod
+    def vectorized(self) -> Self:
+        """Return the adapter of a loop-free model that shares the parameters of this one.
+
+        Raises:
+            UnsupportedModelError: an option of the model is not known here; the message names it.
+        """
+
+    @abstractmethod
+    def encoder(self, outputs: tuple[str, ...]) -> nn.Module:
+        """Return a module that takes the inputs and gives the named outputs as a tuple of tensors.
+
+        `features` are what a call of the model itself returns, its hooks and an overridden forward included.
+
+        Raises:
+            RequestError: the family has no output of that name.
+        """
+
+    def own_copy(self) -> Self:
+        """Return the adapter of a copy with tensors of its own, whose weights are plain parameters.
+
+        What `torch.nn.utils.prune` and the `weight_norm` of old make before each forward is made once.
+        """
+        twin = whole_copy(self.model)
+        made_plain(twin)
+        return self.of(twin)
+
+    @property
+    def tower(self) -> nn.Module:
+        """The part of the model whose forward takes the inputs: by default all of it."""
+        return self.model
+
+    def unpack(self, output: Any) -> Any:
+        """Return what a forward of the tower gave as a tensor, or as a dict of tensors by output name."""
+        return output
+
+    @property
+    def default_outputs(self) -> tuple[str, ...]:
+        """The outputs of an export that asks for none: the features, where the model pools any."""
+        return ("features",)
+
+    @property
+    def ignored_inputs(self) -> tuple[str, ...]:
+        """The inputs, by name, that the model itself makes no use of: by default it uses all."""
+        return ()
+
+    @property
+    def position_axes(self) -> tuple[Axis, ...]:
+        """The axes of learned grids that are read with a weight for every sample: by default none."""
+        return ()
+
+    @property
+    def fixed_tokens(self) -> int | None:
+        """The tokens that every input has, where the model takes one number of them alone; None where it is open."""
+        return None
+
+    @property
+    @abstractmethod
+    def token_width(self) -> int:
+        """Number of values in a flattened patch; of text, how many different tokens there are."""
+
+    @property
+    @abstractmethod
+    def num_prefix_tokens(self) -> int:
+        """Number of class and register tokens ahead of the others in the output `tokens`."""
+
+    @property
+    @abstractmethod
+    def num_classes(self) -> int:
+        """Number of classes in the output `features`, 0 where it holds no logits."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """Return the architecture's name and configuration, as plain JSON values."""
+
+
+class ModelAdapter(TowerAdapter):
+    """All that the package asks of a model of images, in the same words for every family.
+
+    Attributes:
+        options: further arguments that a forward of the tower takes by name, where its signature does not say.
+        patch_size: of the flat patches that the model is given, in pixels, where it is not the model's own; else None.
+        given: how photos are prepared, in place of what the model says; None for that.
+    """
+
     options: ClassVar[frozenset[str] | None] = None
 
     def __init__(self, model: nn.Module, patch_size: int | None = None, given: Mapping[str, Any] | None = None) -> None:
@@ -42,19 +144,9 @@ class ModelAdapter(ABC):
         self.patch_size = patch_size
         self.given = given
 
-    @classmethod
-    @abstractmethod
-    def owns(cls, model: nn.Module) -> bool:
-        """Whether a model belongs to this family."""
-
     def of(self, model: nn.Module) -> Self:
         """Return the adapter of another copy of the model, such as one in another dtype, for the same patches."""
         return type(self)(model, self.patch_size, self.given)
-
-    @property
-    @abstractmethod
-    def is_vectorized(self) -> bool:
-        """Whether the model came out of `vectorized`."""
 
     @abstractmethod
     def vectorized(self) -> Self:
@@ -76,7 +168,7 @@ class ModelAdapter(ABC):
             f"models of {self.name} cannot be packed by this release: export padded inputs, without packed=True"
         )
 
-    def be_strict(self) -> None:  # noqa: B027  in some families every order of tokens is right
+    def be_strict(self) -> None:
         """Let the vectorized model refuse tokens that do not go row by row through a grid."""
 
     @abstractmethod
@@ -102,53 +194,15 @@ class ModelAdapter(ABC):
     def without_position(self) -> Self:
         """Return the adapter of the model with no position embedding of any kind, all else the same and shared."""
 
-    def own_copy(self) -> Self:
-        """Return the adapter of a copy with tensors of its own, whose weights are plain parameters.
-
-        What `torch.nn.utils.prune` and the `weight_norm` of old make before each forward is made once.
-        """
-        twin = whole_copy(self.model)
-        made_plain(twin)
-        return self.of(twin)
-
-    @property
-    def tower(self) -> nn.Module:
-        """The part of the model whose forward takes the inputs: by default all of it."""
-        return self.model
-
-    def unpack(self, output: Any) -> Any:
-        """Return what a forward of the tower gave as a tensor, or as a dict of tensors by output name."""
-        return output
-
     @property
     def original(self) -> Original:
         """What a vectorized model was made from, to warn where it has changed since."""
         return Original()
 
     @property
-    def default_outputs(self) -> tuple[str, ...]:
-        """The outputs of an export that asks for none: the features, where the model pools any."""
-        return ("features",)
-
-    @property
     def remarks(self) -> tuple[str, ...]:
         """What a user should know of an export of the model, a sentence each: by default nothing."""
         return ()
-
-    @property
-    def ignored_inputs(self) -> tuple[str, ...]:
-        """The inputs, by name, that the model itself makes no use of: by default it uses all."""
-        return ()
-
-    @property
-    def position_axes(self) -> tuple[Axis, ...]:
-        """The axes of learned grids that are read with a weight for every sample: by default none."""
-        return ()
-
-    @property
-    @abstractmethod
-    def token_width(self) -> int:
-        """Number of values in a flattened patch."""
 
     @property
     @abstractmethod
@@ -161,16 +215,6 @@ class ModelAdapter(ABC):
         if self.channels == PHOTO_CHANNELS:
             return ""
         return f"the model takes images of {self.channels} channel{'s'[: self.channels - 1]}, and photos have 3"
-
-    @property
-    @abstractmethod
-    def num_prefix_tokens(self) -> int:
-        """Number of class and register tokens ahead of the patches in the output `tokens`."""
-
-    @property
-    @abstractmethod
-    def num_classes(self) -> int:
-        """Number of classes in the output `features`, 0 where it holds no logits."""
 
     def prepared_by(self, given: Mapping[str, Any] | None) -> Self:
         """Return the adapter of the same model whose photos are prepared by these settings; by its own for None.
@@ -199,10 +243,6 @@ class ModelAdapter(ABC):
     @abstractmethod
     def transform(self, tokens: int) -> Callable[[Image], dict[str, Tensor]]:
         """Return the family's own transform from an RGB photo to `patches`, `patch_coord` and `patch_valid`."""
-
-    @abstractmethod
-    def describe(self) -> dict[str, Any]:
-        """Return the architecture's name and configuration, as plain JSON values."""
 
     def at_patch_size(self, patch_size: int) -> Self:
         """Return the adapter of the same model for flat patches of another size than its own.

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from naflex_export.errors import InputError
-from naflex_export.grid import Bucket
+from naflex_export.grid import Bucket, Grid
 from naflex_export.serving.signature import check_sizes
 
 if TYPE_CHECKING:
@@ -59,6 +59,19 @@ class InputFormat(ABC):
     def token_width(self, shape: Sequence[int | str]) -> int:
         """Return how many values a token of a batch has whose patches have this shape."""
         return int(shape[-1])
+
+    def example(self, name: str, grids: Sequence[Grid], tokens: int, width: int) -> Batch:
+        """Return a batch of no meaning, of images of these grids.
+
+        Args:
+            name: of the batch, which its values are drawn from.
+            grids: of the images.
+            tokens: that they are padded to.
+            width: values in a flattened patch.
+        """
+        from naflex_export.batch import noise_batch
+
+        return noise_batch(name, grids, tokens, width)
 
     @abstractmethod
     def check(self, inputs: Sequence[Any], most: int) -> None:

@@ -10,9 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from naflex_export.batch import noise_batch
 from naflex_export.errors import BackendError
-from naflex_export.grid import Grid
 from naflex_export.serving.device import resolve_device
 from naflex_export.serving.graph_signature import check_graph
 from naflex_export.serving.manifest import Manifest
@@ -63,11 +61,9 @@ class OnnxRunner(Runner):
         options = onnxruntime.RunOptions()
         place = "cpu:0" if self.device.type == "cpu" else f"gpu:{self.device.index or 0}"
         options.add_run_config_entry("memory.enable_memory_arena_shrinkage", place)
-        patches = self.manifest.inputs[0]
         smallest = min(bucket.batch[0] for bucket in self.manifest.buckets)
-        batch = noise_batch("trim", [Grid(1, 1)] * smallest, 1, self.input_format.token_width(patches.shape))
-        first, *rest = self.input_format.arrange(batch)
-        inputs = (first.to(getattr(torch, patches.dtype)), *rest)
+        tokens = 1 if "tokens" in self.input_format.opened else self.manifest.buckets[0].tokens
+        inputs = self.example("trim", smallest, tokens)
         self.run(self._session, self.output_names, tuple(tensor.to(self.device) for tensor in inputs), options)
 
     def execute(self, inputs: tuple[Tensor, ...]) -> list[Tensor]:

@@ -9,7 +9,6 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from naflex_export.batch import noise_batch
 from naflex_export.grid import Grid
 from naflex_export.serving.conveniences import are_arrays, as_array, card, cast, from_arrays, parts_of
 from naflex_export.serving.known_formats import input_format_of
@@ -88,11 +87,20 @@ class Runner(ABC):
         """
         for bucket in self.manifest.buckets:
             for images in dict.fromkeys(bucket.batch):
-                grids = [Grid(1, bucket.tokens)] * images
-                width = self.input_format.token_width(self.manifest.inputs[0].shape)
-                batch = noise_batch("warmup", grids, bucket.tokens, width)
-                self(*cast(self.input_format.arrange(batch), self.manifest))
+                self(*self.example("warmup", images, bucket.tokens))
         return self
+
+    def example(self, name: str, images: int, tokens: int) -> tuple[Tensor, ...]:
+        """Return inputs of no meaning, as many images of as many tokens, in the artifact's dtype.
+
+        Args:
+            name: that the values are drawn from.
+            images: of the batch.
+            tokens: of each, valid ones in a row.
+        """
+        width = self.input_format.token_width(self.manifest.inputs[0].shape)
+        batch = self.input_format.example(name, [Grid(1, tokens)] * images, tokens, width)
+        return cast(self.input_format.arrange(batch), self.manifest)
 
     def __repr__(self) -> str:
         """Return what the artifact is, what it takes and gives, and what the gate said of it."""
