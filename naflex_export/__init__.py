@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from naflex_export.serving.packing import pack, unpack
     from naflex_export.serving.patch_sizes import PatchSizesRunner
     from naflex_export.serving.runner import Runner
+    from naflex_export.serving.text import TextEncoder
 
 _MODULES = {
     "Artifact": "exporter",
@@ -66,6 +67,7 @@ _MODULES = {
     "Preprocessor": "embed.preprocess",
     "RequestError": "errors",
     "Runner": "serving.runner",
+    "TextEncoder": "serving.text",
     "UnsupportedModelError": "errors",
     "compare": "reindex.compare",
     "compile": "compiled",
@@ -103,6 +105,7 @@ __all__ = [
     "Preprocessor",
     "RequestError",
     "Runner",
+    "TextEncoder",
     "UnsupportedModelError",
     "compare",
     "compile",

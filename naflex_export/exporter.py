@@ -7,7 +7,7 @@ import dataclasses
 import platform
 import shutil
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -24,6 +24,7 @@ from naflex_export.accuracy.photos import photos_for
 from naflex_export.accuracy.precision_trials import Trials
 from naflex_export.accuracy.report.formats import verdict, write
 from naflex_export.accuracy.results import GateReport, PrecisionSearch, merged
+from naflex_export.accuracy.text_gate import PREFIX
 from naflex_export.errors import BackendError, GateFailure, RequestError
 from naflex_export.graph.build_settings import BuildSettings
 from naflex_export.graph.calibration import require_modelopt
@@ -49,6 +50,7 @@ from naflex_export.serving.manifest_schema import PATCH_SIZES
 from naflex_export.serving.opened import opened
 from naflex_export.serving.publish import check_destination, named, staged
 from naflex_export.targets import onnx, target_named, target_word, tensorrt
+from naflex_export.text_export import IMAGE, TextExport, check_towers
 
 REPORT = Path("gate") / "report.json"
 
@@ -69,6 +71,9 @@ class ExportRequest:
         patch_sizes: make an entry point for each of these patch sizes, in pixels: an artifact of its own in the folder
             `patch<size>`, with the patch projection resampled and folded into its weight. The model must have been made
             with `enable_patch_interpolator=True`. By default one artifact for the model's own size.
+        towers: ("image",), or ("image", "text") to export the text tower that the image tower was trained with too, in
+            the artifact's folder `text`; as one text, "image,text".
+        tokenizer: the folder of the text tower's tokenizer; by default where the model was loaded from.
         preprocessing: how photos are prepared, where the model does not say it, or its processor cannot be had:
             settings by name, the path of a JSON file or of a folder that holds one, or an image processor of
             transformers. timm's settings are mean, std and interpolation.
@@ -96,6 +101,8 @@ class ExportRequest:
     outputs: tuple[str, ...] | None = None
     matrices: str | None = None
     patch_sizes: tuple[int, ...] | None = None
+    towers: tuple[str, ...] = IMAGE
+    tokenizer: str | None = None
     preprocessing: Mapping[str, Any] | None = None
     upscale: bool = True
     packed: bool = False
@@ -117,6 +124,18 @@ class ExportRequest:
             object.__setattr__(self, "patch_sizes", check_patch_sizes(self.patch_sizes))
         if not isinstance(self.upscale, bool):
             raise RequestError(f"upscale={self.upscale!r}: expected True or False")
+        object.__setattr__(self, "towers", check_towers(self.towers))
+        if self.tokenizer is not None:
+            object.__setattr__(self, "tokenizer", str(self.tokenizer))
+        if self.tokenizer is not None and self.towers == IMAGE:
+            raise RequestError(
+                f"--tokenizer {self.tokenizer!r} was given and no text tower is exported: give --tower image,text too"
+            )
+        if self.patch_sizes is not None and self.towers != IMAGE:
+            raise RequestError(
+                f"towers={','.join(self.towers)} and patch_sizes={self.patch_sizes} were both given: a text tower goes "
+                "beside an image tower of one patch size"
+            )
         if self.preprocessing is not None:
             object.__setattr__(self, "preprocessing", settings_of(self.preprocessing))
         CaseSelection(self.seed, self.effort)
@@ -179,8 +198,8 @@ def export(
         progress: show on standard error how far it is: a line that moves on a terminal, else a plain one each 10
             seconds. Without it the logger `naflex_export` is told.
         options: further attributes of `ExportRequest`, by name: `outputs`, `matrices`, `patch_sizes`, `packed`,
-            `preprocessing`, `upscale`, `images`, `seed`, `effort`, `require_run`, `keep_rejected`, `source`,
-            `settings`.
+            `towers`, `tokenizer`, `preprocessing`, `upscale`, `images`, `seed`, `effort`, `require_run`,
+            `keep_rejected`, `source`, `settings`.
 
     Raises:
         RequestError: an argument is not possible; nothing was built.
@@ -210,8 +229,8 @@ def export(
     return exporter.run()
 
 
-Traced = dict[tuple[int | None, Precision], Program]
-"""Graphs of one model for the same buckets and outputs, by patch size and precision."""
+Traced = dict[tuple[int | str | None, Precision], Program]
+"""Graphs of one model for the same buckets and outputs, by patch size, or "text", and precision."""
 
 
 class Exporter:
@@ -273,6 +292,9 @@ class Exporter:
             require_modelopt()
         if self.laid_out(adapter_of(model)).input_format.is_packed:
             refuse_keeping(request.precision)
+        self.text: TextExport | None = None
+        if request.towers != IMAGE:
+            self.text = TextExport(adapter_of(model).text_tower(request.tokenizer), self.target)
         self.outputs = request.outputs or adapter_of(model).default_outputs
         if request.matrices is not None:
             for adapter in self.adapters.values():
@@ -331,7 +353,7 @@ class Exporter:
             folder = staging / f"patch{size}"
             folder.mkdir()
             by_patch_size[size] = self.make(self.adapters[size], folder)
-        report = merged({size: artifact.report for size, artifact in by_patch_size.items()})
+        report = merged({f"patch{size}": artifact.report for size, artifact in by_patch_size.items()})
         write(report, staging / REPORT)
         manifest = _manifest_of(by_patch_size, report).write(staging)
         return Artifact(self.request.out, manifest, report, by_patch_size)
@@ -343,6 +365,8 @@ class Exporter:
             draft, report = self.judge_recorded(adapter, folder, draft)
         else:
             report = self.judge(adapter, folder, draft)
+        if self.text is not None:
+            report = merged({"": report, PREFIX: self.judge_text(self.text, folder)})
         report = dataclasses.replace(report, search=self.search, folder=str(self.request.out) if report.passed else "")
         if not report.passed and self.request.keep_rejected:
             report = self.keep(folder, draft, report)
@@ -355,26 +379,37 @@ class Exporter:
     def build(self, adapter: ModelAdapter, folder: Path) -> Manifest:
         """Write the target's files and return the manifest of an artifact that is yet to be judged."""
         program = self.program(adapter)
+        settings = dataclasses.replace(self.request.settings, announce=self.observer.announce)
         with self.observer.stage("build"):
-            settings = dataclasses.replace(self.request.settings, announce=self.observer.announce)
             if program.quantized:
                 calibration = calibration_of(adapter, self.photos, program)
                 settings = dataclasses.replace(settings, calibration=calibration)
             build = self.target.build(program, folder, settings)
         draft = self.describe(adapter, program, build)
         golden.add(folder, draft)
+        if self.text is not None:
+            program = self.text_program(self.text)
+            with self.observer.stage("build"):
+                self.text.build(program, folder, settings, draft)
         return draft.write(folder)
 
     def program(self, adapter: ModelAdapter) -> Program:
         """Return the model as one graph: the one that an export before this traced, where that is the same."""
-        key = (adapter.patch_size, self.precision)
+        return self._once((adapter.patch_size, self.precision), lambda: self.graph_of(adapter, self.precision))
+
+    def text_program(self, text: TextExport) -> Program:
+        """Return the text tower as one graph, likewise."""
+        precision = text.precision(self.precision)
+        return self._once((PREFIX, precision), lambda: text.program(precision))
+
+    def _once(self, key: tuple[int | str | None, Precision], make: Callable[[], Program]) -> Program:
         known = {} if self._traced is None else self._traced
         if key in known:
             return known[key]
         for other in [other for other in known if other[0] == key[0]]:
             del known[other]  # it holds a copy of all weights
         with self.observer.stage("trace"):
-            made = self.graph_of(adapter, self.precision)
+            made = make()
         known[key] = made
         return made
 
@@ -403,6 +438,7 @@ class Exporter:
         """
         own_size = {} if adapter.patch_size is None else {"patch_size": adapter.patch_size}
         layout = {"inputs": "packed"} if self.laid_out(adapter).input_format.is_packed else {}
+        text = {} if self.text is None else {"text": self.text.fields()}
         return Manifest(
             target=self.request.target,
             dtype=program.precision.dtype,
@@ -417,6 +453,7 @@ class Exporter:
                 "weights_precision": stored_precision(adapter.model),
                 **own_size,
                 **layout,
+                **text,
             },
             preprocessing=self.preprocessing[adapter.patch_size],
             versions=self.versions(adapter),
@@ -448,6 +485,19 @@ class Exporter:
                 refuse_stand_in(found)
         with self.observer.stage("gate"):
             return judge_opened(found, adapter.model, self.photos, self.gate_settings(draft))
+
+    def judge_text(self, text: TextExport, folder: Path) -> GateReport:
+        """Return the gate's report on the text tower's artifact, written beside it with its manifest.
+
+        Args:
+            text: the tower's part of this export.
+            folder: where the artifact is.
+        """
+        with self.observer.stage("gate"):
+            request = self.request
+            return text.judge(
+                folder, self.gate_settings, must_run=request.require_run, cached=request.settings.compile_cache
+            )
 
     def gate_settings(self, draft: Manifest) -> GateSettings:
         """Return what an artifact is judged by, from its manifest and the request."""
@@ -484,7 +534,7 @@ class Exporter:
 
     def tell(self, adapter: ModelAdapter, report: GateReport) -> None:
         """Tell the observer what the gate found; where it failed, leave the report beside `out` and raise."""
-        named = report if adapter.patch_size is None else merged({adapter.patch_size: report})
+        named = report if adapter.patch_size is None else merged({f"patch{adapter.patch_size}": report})
         self.observer.judged(named)
         if report.passed:
             return

@@ -25,7 +25,7 @@ from naflex_export.accuracy.invariances import check_invariances
 from naflex_export.accuracy.locate import first_deviation
 from naflex_export.accuracy.neighbours import FEWEST, LEAST_RECALL, MOST, neighbours_of
 from naflex_export.accuracy.photos import Photos, every_other, photo_batches, photos_for
-from naflex_export.accuracy.results import ArtifactSummary, GateReport, Neighbours, merged, selections_by_size
+from naflex_export.accuracy.results import ArtifactSummary, GateReport, Neighbours, merged, selections_by_part
 from naflex_export.accuracy.survey import survey
 from naflex_export.accuracy.tally import Tally
 from naflex_export.batch import Batch
@@ -103,6 +103,8 @@ def gate(
 ) -> GateReport:
     """Return how a candidate compares with the untouched eager model, on photos and on generated batches.
 
+    Of an artifact with a text tower the image tower is judged; `naflex-gate` judges both.
+
     Args:
         candidate: a Runner, or any callable of the model's three inputs that returns what the model does, a tensor, or
             a dict of tensors by output name. Its patches come in `dtype`.
@@ -154,10 +156,9 @@ def gate(
     if isinstance(candidate, Runner | PatchSizesRunner):
         check_same_weights(reference, candidate.manifest)
     if isinstance(candidate, PatchSizesRunner):
-        parts = selections_by_size(selection, list(candidate.runners))
-        report = merged(
-            {size: judged(candidate[size], settings_of(candidate[size], part)) for size, part in parts.items()}
-        )
+        runners = {f"patch{size}": runner for size, runner in candidate.runners.items()}
+        parts = selections_by_part(selection, list(runners))
+        report = merged({name: judged(runners[name], settings_of(runners[name], part)) for name, part in parts.items()})
         return replace(report, artifact=summary_of(candidate.manifest))
     if isinstance(candidate, Runner):
         settings = settings_of(candidate, selection)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,14 +13,18 @@ from naflex_export.accuracy import golden
 from naflex_export.accuracy.cases import CaseSelection
 from naflex_export.accuracy.gate import GateSettings, check_same_weights, judge, summary_of
 from naflex_export.accuracy.photos import Photos, photos_for
-from naflex_export.accuracy.results import GateReport, merged, selections_by_size
+from naflex_export.accuracy.results import GateReport, merged, selections_by_part
+from naflex_export.accuracy.text_gate import PREFIX, judge_text
 from naflex_export.embed.golden import read
 from naflex_export.errors import BackendError
 from naflex_export.models import adapter_of
 from naflex_export.models.exportable import refuse_not_plain
 from naflex_export.models.preprocessing import given_in
+from naflex_export.models.text_tower import TextTower
 from naflex_export.serving.load import check_trusted, load_errors, open_verified
+from naflex_export.serving.manifest_schema import TEXT
 from naflex_export.serving.opened import VerifiedFolder, opened
+from naflex_export.serving.text import TokenMaker
 from naflex_export.targets import StandIn, target_named
 
 
@@ -35,6 +39,8 @@ class JudgeRequest:
         require_run: refuse an artifact that this machine cannot run, in place of judging what stands in for it.
         trusted: as for `load`: with False an artifact that holds code is refused.
         announce: called with what is being judged, such as "case 4 of 9: mixed-256-seed0".
+        tokenizer: the folder of the tokenizer that a text tower is judged with; None for where the model was loaded
+            from, or where the artifact's was taken from.
     """
 
     images: Path | None = None
@@ -43,6 +49,7 @@ class JudgeRequest:
     require_run: bool = False
     trusted: bool = True
     announce: Callable[[str], None] = lambda step: None
+    tokenizer: str | None = None
 
 
 def judge_artifact(path: Path, reference: nn.Module, request: JudgeRequest | None = None) -> GateReport:
@@ -60,13 +67,14 @@ def judge_artifact(path: Path, reference: nn.Module, request: JudgeRequest | Non
     request = request or JudgeRequest()
     refuse_not_plain(reference)
 
-    def use(folder: VerifiedFolder) -> dict[int | None, StandIn]:
+    def use(folder: VerifiedFolder) -> dict[str, StandIn]:
         """Open all that is there, so that everything judged is of the same artifact."""
         check_trusted(folder.manifest, request.trusted)
         check_same_weights(reference, folder.manifest)
         if folder.manifest.by_patch_size:
-            return {size: open_to_judge(part) for size, part in folder.by_patch_size().items()}
-        return {None: open_to_judge(folder)}
+            return {f"patch{size}": open_to_judge(part) for size, part in folder.by_patch_size().items()}
+        text = folder.text()
+        return {"": open_to_judge(folder), **({} if text is None else {PREFIX: open_to_judge(text)})}
 
     found = opened(path, use)
     if request.require_run:
@@ -74,15 +82,49 @@ def judge_artifact(path: Path, reference: nn.Module, request: JudgeRequest | Non
             refuse_stand_in(one)
     photos = photos_for(adapter_of(reference).why_no_photos, request.images)
 
-    def judge_one(one: StandIn, cases: CaseSelection) -> GateReport:
-        settings = GateSettings.of(one.runner.manifest, cases, request.locate)
-        return judge_opened(one, reference, photos, dataclasses.replace(settings, announce=request.announce))
+    def judge_one(part: str, cases: CaseSelection) -> GateReport:
+        settings = GateSettings.of(found[part].runner.manifest, cases, request.locate)
+        settings = dataclasses.replace(settings, announce=request.announce)
+        if part == PREFIX:
+            return judge_opened_text(found[part], tower, settings)
+        return judge_opened(found[part], reference, photos, settings)
 
-    if None in found:
-        return dataclasses.replace(judge_one(found[None], request.cases), folder=str(path))
-    selections = selections_by_size(request.cases, [size for size in found if size is not None])
-    report = merged({size: judge_one(found[size], part) for size, part in selections.items()})
+    selections = selections_by_part(request.cases, list(found))
+    tower = text_reference(reference, found, request.tokenizer) if PREFIX in selections else None
+    reports = {part: judge_one(part, cases) for part, cases in selections.items()}
+    report = reports[""] if list(reports) == [""] else merged(reports)
     return dataclasses.replace(report, folder=str(path))
+
+
+def text_reference(reference: nn.Module, found: Mapping[str, StandIn], tokenizer: str | None) -> TextTower:
+    """Return the text tower that an artifact's is judged against.
+
+    Args:
+        reference: the whole model.
+        found: the parts of the artifact, by name.
+        tokenizer: the folder of the tokenizer; None for where the artifact's came from.
+
+    Raises:
+        RequestError: its tokenizer cannot be had.
+    """
+    noted = found[PREFIX].runner.manifest.preprocessing.get("tokenizer_from", "")
+    adapter = adapter_of(reference)
+    own = getattr(adapter.model, "name_or_path", "") or ""
+    return adapter.text_tower(tokenizer or (str(noted) if not own and noted else None))
+
+
+def judge_opened_text(opened: StandIn, tower: TextTower | None, settings: GateSettings) -> GateReport:
+    """Return the report of the gate on a text tower that `open_to_judge` gave.
+
+    Args:
+        opened: the tower itself, or what stands in for it.
+        tower: the reference's.
+        settings: the artifact's, as `GateSettings.of` its manifest.
+    """
+    assert tower is not None  # whoever asks has it
+    report = judge_text(opened.runner, tower, settings, opened.tokenizer)
+    manifest = opened.runner.manifest
+    return dataclasses.replace(report, artifact=summary_of(manifest), judged=opened.judged, not_run=opened.not_run)
 
 
 def judge_opened(opened: StandIn, reference: nn.Module, photos: Photos, settings: GateSettings) -> GateReport:
@@ -114,6 +156,8 @@ def open_to_judge(folder: VerifiedFolder) -> StandIn:
     if found is None:
         runner = open_verified(folder)
         found = StandIn(runner, judged=f"the artifact, on {runner.device}", not_run="")
+    if folder.manifest.kind == TEXT:
+        return dataclasses.replace(found, tokenizer=TokenMaker(folder))
     return dataclasses.replace(found, golden=read(folder.path, folder.manifest))
 
 

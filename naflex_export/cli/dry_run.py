@@ -10,7 +10,7 @@ import torch
 from naflex_export.accuracy.cases import cases_of
 from naflex_export.exporter import Exporter
 from naflex_export.graph.trace import example_inputs
-from naflex_export.models.adapter import ModelAdapter
+from naflex_export.models.adapter import ModelAdapter, TowerAdapter
 from naflex_export.serving.signature import TensorSpec
 
 
@@ -23,17 +23,20 @@ def plan_lines(exporters: list[Exporter]) -> Iterator[str]:
         yield f"model: {adapter.describe()['architecture']}, {parameters / 1e6:.1f} million parameters"
         for spec in _inputs(adapter, first):
             yield f"  in   {spec}"
+    if first.text is not None:
+        yield f"text tower: {first.text.tower.describe()['architecture']}, texts of {first.text.tower.length} tokens"
     yield f"outputs: {', '.join(first.outputs)}"
     for bucket in first.request.buckets:
         smallest, usual, largest = bucket.batch
         yield f"bucket and profile: {bucket.tokens} tokens, batches of {smallest} to {largest}, tuned for {usual}"
     cases = _cases(first)
     seconds = _seconds_of_eager(adapters[0])
+    texts = [] if first.text is None else [first.text.tower]
     for exporter in exporters:
         request = exporter.request
         low = exporter.precision.is_low
         width = 1 if exporter.precision.quantized else 2 if low else 4
-        size = sum(_bytes(adapter, width) for adapter in adapters)
+        size = sum(_bytes(adapter, width) for adapter in [*adapters, *texts])
         judged = exporter.target.cannot_run(exporter.precision)
         yield f"{request.target} in {exporter.precision}: about {size / 2**20:.0f} MiB, to {request.out}"
         yield f"  judged: {f'what stands in for it ({judged})' if judged else 'the artifact itself'}"
@@ -58,8 +61,8 @@ def _cases(exporter: Exporter) -> list[int]:
     return [len(cases_of(bucket, exporter.request.cases, photos)) for bucket in exporter.request.buckets]
 
 
-def _bytes(adapter: ModelAdapter, width: int) -> int:
-    return sum(parameter.numel() * width for parameter in adapter.model.parameters())
+def _bytes(adapter: TowerAdapter, width: int) -> int:
+    return sum(parameter.numel() * width for parameter in adapter.tower.parameters())
 
 
 def _seconds_of_eager(adapter: ModelAdapter) -> float:

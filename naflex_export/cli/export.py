@@ -120,6 +120,20 @@ def _list_models(ctx: click.Context, param: click.Parameter, pattern: str | None
     help="Take the images of a batch one after the other, with no padding between them, as nx.pack gives them.",
 )
 @click.option(
+    "--tower",
+    "towers",
+    default="image",
+    show_default=True,
+    metavar="image|image,text",
+    help="image,text exports the text tower of a SigLIP 2 too, with its tokenizer: for naflex-classify, naflex-search "
+    "and run.text.",
+)
+@click.option(
+    "--tokenizer",
+    metavar="FOLDER",
+    help="The text tower's tokenizer.  [default: where the model is loaded from]",
+)
+@click.option(
     "--out",
     "folder",
     type=click.Path(path_type=Path),
@@ -202,6 +216,8 @@ def export_command(
     buckets: tuple[str, ...],
     patch_sizes: str | None,
     packed: bool,
+    towers: str,
+    tokenizer: str | None,
     folder: Path | None,
     outputs: str | None,
     with_tokens: bool,
@@ -242,6 +258,7 @@ def export_command(
     from naflex_export.graph.build_settings import BuildSettings
     from naflex_export.models.model_sources import ModelSource, parse_model_args
     from naflex_export.models.preprocessing import settings_of
+    from naflex_export.text_export import check_towers
 
     quiet_libraries(verbose)
     folders = _folders(folder, model, asked_for)
@@ -257,6 +274,8 @@ def export_command(
             matrices=matrices,
             patch_sizes=sizes,
             packed=packed,
+            towers=check_towers(towers),
+            tokenizer=tokenizer,
             preprocessing=None if preprocessing is None else settings_of(preprocessing),
             upscale=not no_upscale,
             images=images,

@@ -62,6 +62,11 @@ COMMANDS: dict[str, click.Command] = {"pack": pack_command, "judge": judge_comma
 @click.option("--untrusted", is_flag=True, help="Refuse an artifact that holds code: compile, aot and trt ones.")
 @model_args_option
 @click.option(
+    "--tokenizer",
+    metavar="FOLDER",
+    help="Of an artifact with a text tower, the tokenizer to judge it with.  [default: where the model is loaded from]",
+)
+@click.option(
     "--report",
     "reports",
     multiple=True,
@@ -92,6 +97,7 @@ def gate_command(
     trust_source: bool,
     untrusted: bool,
     model_args: tuple[str, ...],
+    tokenizer: str | None,
     reports: tuple[Path, ...],
     cases: tuple[str, ...],
     images: Path | None,
@@ -148,6 +154,7 @@ def gate_command(
                 require_run,
                 not untrusted,
                 stages.announce,
+                tokenizer,
             ),
         )
     print_report(found)

@@ -248,7 +248,8 @@ def check_layers(view: GraphView, precision: Precision, kept: Kept = ALL_LOW) ->
     """Return layers that compute in another dtype than they should: asked for in float16, and running in float32.
 
     What is made from integers and weights alone is position arithmetic, in float32 in every graph, as it is in eager:
-    a token's weights on the learned grid, their sum, and the angles of RoPE.
+    a token's weights on the learned grid, their sum, and the angles of RoPE. Of texts, whose inputs are integers alone,
+    every layer is looked at.
 
     Args:
         view: the graph.
@@ -256,7 +257,7 @@ def check_layers(view: GraphView, precision: Precision, kept: Kept = ALL_LOW) ->
         kept: what of the model is to be in float32 all the same.
     """
     sources = view.sources()
-    floats = {name for name, value in view.inputs.items() if view.dtypes.get(value) in FLOATS}
+    floats = {name for name, value in view.inputs.items() if view.dtypes.get(value) in FLOATS} or set(view.inputs)
     scores = _score_makers(view) if kept.softmax else set()
     problems = []
     for step in view.steps:

@@ -22,6 +22,8 @@ from naflex_export.serving.input_formats import InputFormat
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from naflex_export.models.text_tower import TextTower
+
 
 class TowerAdapter(ABC):
     """What tracing, casting and judging ask of an encoder, whatever it encodes.
@@ -166,6 +168,20 @@ class ModelAdapter(TowerAdapter):
         """
         raise UnsupportedModelError(
             f"models of {self.name} cannot be packed by this release: export padded inputs, without packed=True"
+        )
+
+    def text_tower(self, tokenizer: str | None = None) -> TextTower:
+        """Return the text tower that the image tower was trained with.
+
+        Args:
+            tokenizer: the folder of its tokenizer; None for where the model was loaded from.
+
+        Raises:
+            UnsupportedModelError: there is none; the message says what has one.
+            RequestError: its tokenizer cannot be had, or is not the model's.
+        """
+        raise UnsupportedModelError(
+            f"models of {self.name} have no text tower: --tower image,text is for transformers' Siglip2Model"
         )
 
     def be_strict(self) -> None:

@@ -30,6 +30,7 @@ from naflex_export.models.adapter import ModelAdapter, check_outputs, refuse_rep
 from naflex_export.models.copies import replaced_methods, shared_copy
 from naflex_export.models.original import Original, is_watched
 from naflex_export.models.preprocessing import GIVEN, PHOTO_CHANNELS, how_to_give
+from naflex_export.models.text_tower import TextTower
 from naflex_export.resample.add import add_resampled
 from naflex_export.resample.coordinates import whole_numbers
 from naflex_export.resample.stored import Axis
@@ -182,6 +183,16 @@ class Siglip2(ModelAdapter):
     def _is_classifier(self) -> bool:
         return isinstance(self.model, Siglip2ForImageClassification)
 
+    def text_tower(self, tokenizer: str | None = None) -> TextTower:
+        from naflex_export.models.siglip2_text import Siglip2Text  # with a tokenizer, which few exports need
+
+        if not isinstance(self.model, Siglip2Model):
+            raise UnsupportedModelError(
+                f"a {type(self.model).__qualname__} has no text tower: --tower image,text is for a whole Siglip2Model"
+            )
+        self._refuse_own_features("get_text_features", "text")
+        return Siglip2Text.beside(self.model, tokenizer)
+
     def packed(self) -> ModelAdapter:
         from naflex_export.models.siglip2_packed import PackedSiglip2  # which is made from this
 
@@ -230,7 +241,7 @@ class Siglip2(ModelAdapter):
     def encoder(self, outputs: tuple[str, ...]) -> nn.Module:
         check_outputs(outputs)
         if isinstance(self.model, Siglip2Model):
-            self._refuse_own_image_features()
+            self._refuse_own_features("get_image_features", "vision")
         if self._is_classifier:
             return Siglip2Classifier(self.model, outputs)
         if "features" in outputs and not self._vision.use_head:
@@ -240,17 +251,21 @@ class Siglip2(ModelAdapter):
             )
         return Siglip2Encoder(self._vision, outputs)
 
-    def _refuse_own_image_features(self) -> None:
-        """Check that `get_image_features`, what a user calls, is the tower's call and nothing more.
+    def _refuse_own_features(self, name: str, tower: str) -> None:
+        """Check that a method that a user calls, such as `get_image_features`, is its tower's call and nothing more.
+
+        Args:
+            name: of the method.
+            tower: "vision" or "text".
 
         Raises:
             UnsupportedModelError: it was overridden, or replaced on the instance.
         """
-        name = "get_image_features"
         if name in replaced_methods(self.model) or getattr(type(self.model), name) is not getattr(Siglip2Model, name):
             raise UnsupportedModelError(
-                f"the {name} of {type(self.model).__qualname__} is not transformers' own: what it adds to its image "
-                "tower would be lost. Export model.vision_model, or do the same in a subclass of Siglip2VisionModel"
+                f"the {name} of {type(self.model).__qualname__} is not transformers' own: what it adds to its "
+                f"{'image' if tower == 'vision' else tower} tower would be lost. Export model.{tower}_model, or do the "
+                f"same in a subclass of Siglip2{tower.title()}Model"
             )
 
     def embedding(self) -> nn.Module:

@@ -72,7 +72,7 @@ class CompileRunner(Runner):
 
     def pads(self, sizes: Mapping[str, int]) -> bool:
         """Whether inputs of these sizes, by the names of their dimensions, get a token of padding."""
-        return sizes["tokens"] == 1 and not self.input_format.is_packed
+        return sizes.get("tokens") == 1 and not self.input_format.is_packed
 
     def traced(self) -> torch.fx.GraphModule:
         """Return the graph as it was traced, on the runner's device."""

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from naflex_export.errors import ArtifactError
 from naflex_export.serving.input_formats import TIMM, TRANSFORMERS, InputFormat
 from naflex_export.serving.packed_format import PACKED
+from naflex_export.serving.text_format import MASKED_TEXT, TEXT
 from naflex_export.serving.tower_format import TowerFormat
 
-INPUT_FORMATS: tuple[InputFormat, ...] = (TIMM, TRANSFORMERS, PACKED)
+INPUT_FORMATS: tuple[InputFormat, ...] = (TIMM, TRANSFORMERS, PACKED, TEXT, MASKED_TEXT)
 
 
 def input_format_of(names: Sequence[str], patches: Sequence[int | str]) -> InputFormat:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -16,6 +18,10 @@ from naflex_export.serving.manifest import Manifest
 from naflex_export.serving.opened import FULL, VerifiedFolder, opened
 from naflex_export.serving.patch_sizes import PatchSizesRunner
 from naflex_export.serving.runner import Runner
+from naflex_export.serving.zero_shot import Scoring
+
+if TYPE_CHECKING:
+    from naflex_export.serving.text import TextEncoder
 
 _RUNNERS = {"compile": "compile_runner", "aot": "aot_runner", "onnx": "onnx_runner", "trt": "tensorrt_runner"}
 """The module of this package that runs each target's artifacts, imported only when it is asked for."""
@@ -117,7 +123,35 @@ def open_verified(
     with load_errors(folder, backend.FILE):
         runner: Runner = backend.open(folder.path, manifest, device, **options)
     runner.folder_handle = folder.handle  # its path leads there for as long as the handle is kept
+    if manifest.text is not None:
+        runner.opens_text = functools.partial(open_text, folder, device, engine)
     return runner
+
+
+def open_text(
+    folder: VerifiedFolder, device: torch.device | None = None, engine: EngineSettings | None = None
+) -> TextEncoder:
+    """Return the text tower of an artifact whose files have been verified; vectors are torch tensors.
+
+    Args:
+        folder: the artifact's.
+        device: where to run; None as for `load`.
+        engine: as for `load`.
+
+    Raises:
+        RequestError: the artifact has none.
+        ArtifactError, BackendError: its tokenizer or graph cannot be loaded.
+    """
+    from naflex_export.serving.text import TextEncoder, text_folder
+
+    inner = text_folder(folder)
+    runner = open_verified(inner, device, engine)
+
+    def run(arrays: list[Any]) -> Any:
+        made = runner(*map(torch.from_numpy, arrays))
+        return made["features"] if isinstance(made, dict) else made
+
+    return TextEncoder(inner, run, torch.cat, Scoring.of(folder.manifest.text or {}))
 
 
 @contextlib.contextmanager

@@ -102,6 +102,12 @@ class Manifest:
             return {}
         return {int(size): name for size, name in self.build["entry_points"].items()}
 
+    @property
+    def text(self) -> dict[str, Any] | None:
+        """What is said of the text tower beside this one: its folder, and how vectors are scored; None without one."""
+        found: dict[str, Any] | None = self.model.get("text")
+        return found
+
     @classmethod
     def read(cls, folder: Path) -> Manifest:
         """Return the manifest of an artifact's folder.

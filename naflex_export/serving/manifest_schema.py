@@ -15,6 +15,8 @@ from naflex_export.errors import ArtifactError, RequestError
 from naflex_export.grid import Bucket, check_buckets
 from naflex_export.precision import AUTO, DTYPES, QUANTIZED, Precision
 from naflex_export.serving.known_formats import input_format_of
+from naflex_export.serving.text_format import TextFormat
+from naflex_export.serving.zero_shot import SIGMOID, SOFTMAX
 
 ENCODER = "encoder"
 """The kind of an artifact that one file runs."""
@@ -22,7 +24,10 @@ ENCODER = "encoder"
 PATCH_SIZES = "patch sizes"
 """The kind of a folder that holds an artifact for each patch size; see docs/architecture.md."""
 
-KINDS = (ENCODER, PATCH_SIZES)
+TEXT = "text encoder"
+"""The kind of the folder of a text tower, inside an artifact whose `model.text` names it."""
+
+KINDS = (ENCODER, PATCH_SIZES, TEXT)
 
 FIELDS = (
     *("target", "dtype", "inputs", "outputs", "buckets", "model", "preprocessing", "versions", "build", "gate"),
@@ -47,6 +52,8 @@ _DTYPE_OF = {
     "offsets": "int64",
     "positions": "int64",
     "grid_thw": "int64",
+    "input_ids": "int64",
+    "attention_mask": "int64",
 }
 """Of inputs whose dtype is not the artifact's: native code would read past them in another."""
 
@@ -74,7 +81,7 @@ def check_fields(fields: Mapping[str, Any]) -> None:
         _mapping(name, fields[name])
     _check_tensors(fields)
     _check_buckets(fields["buckets"])
-    _check_model(fields["model"])
+    _check_model(fields["model"], fields)
     _check_preprocessing(fields["preprocessing"])
     for package, version in fields["versions"].items():
         _text(f"versions.{package}", version)
@@ -118,9 +125,12 @@ def _check_format(fields: Mapping[str, Any]) -> None:
             _require(dim != "axes" or found == 2, name, shape, "2 axes")
         expected = _DTYPE_OF.get(spec["name"], spec["dtype"])
         _require(spec["dtype"] == expected, f"the dtype of {spec['name']}", spec["dtype"], expected)
-    _require(
-        specs[0]["dtype"] == fields["dtype"], f"the dtype of {specs[0]['name']}", specs[0]["dtype"], fields["dtype"]
-    )
+    is_text = isinstance(known, TextFormat)
+    _require(is_text == (fields["kind"] == TEXT), "kind", fields["kind"], f"that of inputs {', '.join(known.names)}")
+    if not is_text:
+        _require(
+            specs[0]["dtype"] == fields["dtype"], f"the dtype of {specs[0]['name']}", specs[0]["dtype"], fields["dtype"]
+        )
 
 
 def _check_dim(name: str, dim: object, form: re.Pattern[str]) -> None:
@@ -146,7 +156,7 @@ def _check_buckets(buckets: object) -> None:
     _require(list(ordered) == made, "buckets", [str(bucket) for bucket in made], "the order of their tokens")
 
 
-def _check_model(model: Mapping[str, Any]) -> None:
+def _check_model(model: Mapping[str, Any], fields: Mapping[str, Any]) -> None:
     _require(bool(_SHA256.fullmatch(_text("model.weights_sha256", model.get("weights_sha256")))),
              "model.weights_sha256", model.get("weights_sha256"), "64 hexadecimal digits")  # fmt: skip
     for name in ("family", "architecture"):
@@ -164,6 +174,25 @@ def _check_model(model: Mapping[str, Any]) -> None:
         _require(isinstance(given, bool), "model.source.patch_interpolator", given, "a bool")
     if "patch_size" in model:
         _count("model.patch_size", model["patch_size"], 2**15)
+    if fields["kind"] == TEXT:
+        _count("model.vocabulary", model.get("vocabulary"), MOST_SIZE)
+    if "text" in model:
+        _check_text(_mapping("model.text", model["text"]), fields)
+
+
+def _check_text(text: Mapping[str, Any], fields: Mapping[str, Any]) -> None:
+    """Check what an artifact says of its text tower, and of how its vectors go with those of images."""
+    folder = _text("model.text.folder", text.get("folder"))
+    is_listed = bool(_FOLDER.fullmatch(folder)) and f"{folder}/manifest.json" in fields["files"]
+    _require(is_listed, "model.text.folder", folder, "a folder whose manifest is among `files`")
+    for name in ("logit_scale", "logit_bias"):
+        value = text.get(name)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1000
+        _require(is_number, f"model.text.{name}", value, "a number")
+    _require(text.get("probability") in (SIGMOID, SOFTMAX), "model.text.probability", text.get("probability"),
+             f"{SIGMOID} or {SOFTMAX}")  # fmt: skip
+    _require(isinstance(text.get("normalized"), bool), "model.text.normalized", text.get("normalized"), "a bool")
+    _require(fields["kind"] == ENCODER, "kind", fields["kind"], f"{ENCODER!r}, beside a text tower")
 
 
 def _check_preprocessing(preprocessing: Mapping[str, Any]) -> None:
@@ -185,10 +214,13 @@ def _check_build(build: Mapping[str, Any], fields: Mapping[str, Any]) -> None:
     if "device" in build:
         _require(build["device"] in DEVICES, "build.device", build["device"], f"one of {', '.join(DEVICES)}")
     _require(
-        fields["target"] != "aot" or fields["kind"] != ENCODER or "device" in build, "build", dict(build), "a device"
+        fields["target"] != "aot" or fields["kind"] == PATCH_SIZES or "device" in build,
+        "build",
+        dict(build),
+        "a device",
     )
     _check_precision(build, fields["dtype"])
-    if fields["target"] == "trt" and fields["kind"] == ENCODER:
+    if fields["target"] == "trt" and fields["kind"] != PATCH_SIZES:
         for name in ("library", "library_version"):
             if name in build:
                 _text(f"build.{name}", build[name])

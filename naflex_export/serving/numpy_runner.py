@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,10 @@ from naflex_export.serving.manifest import Manifest
 from naflex_export.serving.onnx_session import new_session, require_onnxruntime, specs_of
 from naflex_export.serving.opened import FULL, VerifiedFolder, opened
 from naflex_export.serving.signature import Kind, check_inputs, in_order
+from naflex_export.serving.zero_shot import Scoring
+
+if TYPE_CHECKING:
+    from naflex_export.serving.text import TextEncoder
 
 Array = NDArray[Any]
 
@@ -118,7 +122,9 @@ class NumpyRunner:
         self.check_inputs = check_inputs
         self._session = new_session(folder.path / FILE, device, threads)
         check_graph(self.manifest, specs_of(self._session.get_inputs()), specs_of(self._session.get_outputs()))
-        self._folder_handle = folder.handle  # its path leads there for as long as the handle is kept
+        self._folder = folder  # its path leads there for as long as its handle is kept
+        self._place, self._threads = device, threads
+        self._text: TextEncoder | None = None
 
     def __call__(self, *inputs: Array | Mapping[str, Array], **named: Array) -> Array | dict[str, Array]:
         """Return what the eager model returns: an array for one output, a dict by name for several.
@@ -135,13 +141,25 @@ class NumpyRunner:
         self.check(*arrays)
         names = [spec.name for spec in self.manifest.inputs]
         given = dict(zip(names, arrays, strict=True))
-        if self.check_inputs and not self.input_format.is_packed:
+        if self.check_inputs and self.input_format.valid:
             valid = given[self.input_format.valid].astype(bool)
             if not valid.all():
                 given[names[0]] = np.where(valid[..., None], given[names[0]], given[names[0]].dtype.type(0))
         outputs = [spec.name for spec in self.manifest.outputs]
         made = self._session.run(outputs, {name: np.ascontiguousarray(array) for name, array in given.items()})
         return made[0] if len(made) == 1 else dict(zip(outputs, made, strict=True))
+
+    @property
+    def text(self) -> TextEncoder:
+        """The text tower: `run.text(["a photo of a cat"])` gives vectors [texts, C]. It is opened when first used.
+
+        Raises:
+            RequestError: the artifact has none.
+            ArtifactError, BackendError: its tokenizer or graph cannot be loaded.
+        """
+        if self._text is None:
+            self._text = _text_of(self._folder, self._place, self._threads)
+        return self._text
 
     def check(self, *inputs: Array) -> None:
         """Check inputs as a call does, without running anything.
@@ -152,6 +170,35 @@ class NumpyRunner:
         self.input_format.check_sizes(check_inputs(self.manifest.inputs, inputs, ARRAYS), self.manifest.buckets)
         if self.check_inputs:
             self.input_format.check(inputs, max(bucket.tokens for bucket in self.manifest.buckets))
+
+
+def open_numpy_text(folder: VerifiedFolder, device: str | None = None, threads: int | None = None) -> TextEncoder:
+    """Return the text tower of an ONNX artifact whose files have been verified; vectors are arrays.
+
+    Args:
+        folder: the artifact's.
+        device: as for `load_numpy`.
+        threads: as for `load_numpy`.
+
+    Raises:
+        RequestError: the artifact has none.
+        ArtifactError, BackendError: its tokenizer or graph cannot be loaded.
+    """
+    require_onnxruntime()
+    return _text_of(folder, _place(device), _threads(threads))
+
+
+def _text_of(folder: VerifiedFolder, place: Place, threads: int) -> TextEncoder:
+    from naflex_export.serving.text import TextEncoder, text_folder
+
+    inner = text_folder(folder)
+    runner = NumpyRunner(inner, place, threads)
+
+    def run(arrays: list[Array]) -> Any:
+        made = runner(*arrays)
+        return made["features"] if isinstance(made, dict) else made
+
+    return TextEncoder(inner, run, np.concatenate, Scoring.of(folder.manifest.text or {}))
 
 
 def _place(device: str | None) -> Place:

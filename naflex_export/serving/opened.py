@@ -16,6 +16,7 @@ from typing import TypeVar
 
 from naflex_export.errors import ArtifactError, NaflexExportError, RequestError
 from naflex_export.serving.manifest import Manifest
+from naflex_export.serving.manifest_schema import TEXT
 
 T = TypeVar("T")
 
@@ -89,6 +90,25 @@ class VerifiedFolder:
             inner = VerifiedFolder(self.path / name, Manifest.read(self.path / name), self.handle, self.shown / name)
             _check_entry_point(size, inner, self.manifest)
             found[size] = inner
+        return found
+
+    def text(self) -> VerifiedFolder | None:
+        """Return the folder of the artifact's text tower; None where it has none.
+
+        Raises:
+            ArtifactError: it is of another kind, target or dtype than the manifest on top says.
+        """
+        said = self.manifest.text
+        if said is None:
+            return None
+        inner = self.path / said["folder"]
+        found = VerifiedFolder(inner, Manifest.read(inner), self.handle, self.shown / said["folder"])
+        own, top = found.manifest, self.manifest
+        if (own.kind, own.target, own.dtype) != (TEXT, top.target, top.dtype):
+            raise ArtifactError(
+                f"{str(found.shown)!r} is damaged: it holds a {own.kind!r} of target {own.target!r} in {own.dtype}, "
+                f"and the manifest above says that it is the text tower of {top.target!r} in {top.dtype}: export again"
+            )
         return found
 
 

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Any, Self
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
 
+from naflex_export.errors import RequestError
 from naflex_export.grid import Grid
 from naflex_export.serving.conveniences import are_arrays, as_array, card, cast, from_arrays, parts_of
 from naflex_export.serving.known_formats import input_format_of
 from naflex_export.serving.manifest import Manifest
 from naflex_export.serving.signature import check_inputs, in_order
 from naflex_export.serving.tensors import TENSORS, plain
+
+if TYPE_CHECKING:
+    from naflex_export.serving.text import TextEncoder
 
 
 class Runner(ABC):
@@ -31,6 +35,7 @@ class Runner(ABC):
             hands over another dtype than it was exported in may be another model.
         split: run a batch that is larger than any bucket in parts, in place of refusing it. Off by default.
         folder_handle: keeps hold of the folder that the artifact was loaded from, whatever is published there since.
+        opens_text: opens the text tower beside it; None where there is no folder to open it from.
     """
 
     def __init__(self, manifest: Manifest, device: torch.device) -> None:
@@ -40,6 +45,8 @@ class Runner(ABC):
         self.check_inputs = True
         self.cast = self.split = False
         self.folder_handle: object = None
+        self.opens_text: Callable[[], TextEncoder] | None = None
+        self._text: TextEncoder | None = None
 
     def __call__(self, *inputs: Tensor | Mapping[str, Tensor], **named: Tensor) -> Tensor | dict[str, Tensor]:
         """Return what the eager model returns: a tensor for one output, a dict by name for several.
@@ -105,6 +112,23 @@ class Runner(ABC):
     def __repr__(self) -> str:
         """Return what the artifact is, what it takes and gives, and what the gate said of it."""
         return card(self.manifest, type(self).__name__, self.device)
+
+    @property
+    def text(self) -> TextEncoder:
+        """The text tower: `run.text(["a photo of a cat"])` gives vectors [texts, C]. It is opened when first used.
+
+        Raises:
+            RequestError: the artifact has none.
+            ArtifactError, BackendError: its tokenizer or graph cannot be loaded.
+        """
+        if self._text is None:
+            if self.opens_text is None:
+                raise RequestError(
+                    "the artifact has no text tower: export the model again with --tower image,text, in Python "
+                    "towers=('image', 'text')"
+                )
+            self._text = self.opens_text()
+        return self._text
 
     @property
     def output_names(self) -> list[str]:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from naflex_export.precision import Precision
     from naflex_export.serving.manifest import Manifest
     from naflex_export.serving.runner import Runner
+    from naflex_export.serving.text import TokenMaker
 
 
 class Target(Protocol):
@@ -62,13 +63,14 @@ class Target(Protocol):
 class StandIn:
     """A Runner judged in place of the artifact's own, what it is, and why the artifact itself was not run.
 
-    And the artifact's golden photo, if it has one.
+    And the artifact's golden photo, or of a text tower its tokenizer, if it has one.
     """
 
     runner: Runner
     judged: str
     not_run: str
     golden: Golden | None = None
+    tokenizer: TokenMaker | None = None
 
 
 _MODULES = {"compile": "compile", "aot": "aot", "onnx": "onnx", "trt": "tensorrt"}

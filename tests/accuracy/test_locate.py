@@ -415,11 +415,11 @@ def test_several_patch_sizes_carry_the_one_that_failed(classifier: nn.Module) ->
     right = nx.gate(classifier, classifier, buckets=BUCKET, locate=True)
     wrong = nx.gate(live(classifier, "float32"), changed("head"), buckets=BUCKET)
     assert right.location is not None and wrong.location is not None
-    both = merged({8: right, 16: wrong}).location
+    both = merged({"patch8": right, "patch16": wrong}).location
     assert both == replace(wrong.location, case=f"patch16/{wrong.location.case}")
-    passed = merged({8: right, 16: right}).location
+    passed = merged({"patch8": right, "patch16": right}).location
     assert passed is not None and passed.case == "patch8/photos-24-0"
-    assert merged({8: replace(right, location=None)}).location is None
+    assert merged({"patch8": replace(right, location=None)}).location is None
 
 
 def test_an_artifact_of_several_patch_sizes_is_looked_into(
