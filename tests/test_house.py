@@ -24,7 +24,7 @@ MODULES = {
 SERVING = ("serving", "batch", "errors", "grid", "precision", "version")
 """All of the package that a loaded artifact may import."""
 
-SERVING_LIBRARIES = {"torch", "numpy", "onnxruntime", "tensorrt", "tensorrt_rtx"}
+SERVING_LIBRARIES = {"torch", "numpy", "onnxruntime", "tensorrt", "tensorrt_rtx", "tokenizers"}
 
 
 def imported(path: Path) -> Iterator[str]:
@@ -120,7 +120,7 @@ def test_importing_the_package_imports_no_library() -> None:
     assert measured("import naflex_export") == ([], pytest.approx(0, abs=1))
 
 
-@pytest.mark.parametrize("command", ["export", "gate", "bench", "embed", "plan", "serve"])
+@pytest.mark.parametrize("command", ["export", "gate", "bench", "embed", "search", "classify", "plan", "serve"])
 def test_help_imports_click_alone_and_takes_no_second(command: str) -> None:
     module = f"naflex_export.cli.{command}"
     code = f"from {module} import {command}_command as run; run(['--help'], standalone_mode=False)"

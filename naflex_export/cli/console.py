@@ -126,9 +126,11 @@ def _next(artifact: Artifact) -> list[str]:
     folder, inputs = shlex.quote(str(artifact.path)), artifact.manifest.inputs
     has_masks = input_format_of([spec.name for spec in inputs], inputs[0].shape).masks
     lines = [f"naflex-bench {folder}"] if has_masks else []
+    said = [] if artifact.manifest.text is None else [f"naflex-classify {folder} PHOTO --labels 'cat,dog'"]
     return [
         *lines,
         f"naflex-gate {folder} --report gate.html",
+        *said,
         f"python: run = naflex_export.load({str(artifact.path)!r})",
     ]
 

@@ -49,6 +49,16 @@ def embed_main() -> NoReturn:
     _main("embed")
 
 
+def search_main() -> NoReturn:
+    """Run `naflex-search`."""
+    _main("search")
+
+
+def classify_main() -> NoReturn:
+    """Run `naflex-classify`."""
+    _main("classify")
+
+
 def plan_main() -> NoReturn:
     """Run `naflex-plan`."""
     _main("plan")
@@ -64,6 +74,8 @@ COMMANDS = {
     "gate": "judge an artifact again",
     "bench": "time an artifact beside eager",
     "embed": "photos to vectors in parquet shards",
+    "search": "find embedded photos by words",
+    "classify": "which of a few labels go with a photo",
     "plan": "buckets for a collection of photos",
     "serve": "serve an artifact over HTTP",
 }
@@ -73,6 +85,8 @@ NOTHING_PUBLISHED = "nothing half-made was published, and there is no verdict"
 
 LEFT = {
     "embed": "the shards that are done are kept: begin again to go on",
+    "search": "nothing was found",
+    "classify": "nothing was classified",
     "plan": "nothing was planned",
     "serve": "requests that were inside have no answer",
 }
@@ -100,7 +114,7 @@ def naflex_main() -> NoReturn:
 
 
 def _listing() -> str:
-    rows = [f"  {name:8}{what}" for name, what in COMMANDS.items()]
+    rows = [f"  {name:10}{what}" for name, what in COMMANDS.items()]
     return "\n".join(
         [
             "Usage: naflex COMMAND [OPTIONS] ...",

@@ -1,8 +1,10 @@
-"""A page that shows a sample of photos beside their nearest neighbours: what people want to see first."""
+"""A page of photos: a sample beside their nearest neighbours, what people want to see first; or what a search found."""
 
 from __future__ import annotations
 
 import html
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,13 +23,34 @@ MOST_COMPARED = 20_000
 
 _STYLE = """
 body { font: 14px/1.4 system-ui, sans-serif; margin: 2rem; background: #fff; color: #222; }
+h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; overflow-wrap: anywhere; }
+.found { display: flex; gap: 1rem; flex-wrap: wrap; margin-bottom: 2rem; }
+.found figure { border: 0; margin: 0; }
+@media (max-width: 480px) { body { margin: 1rem; } .found figure { width: calc(50% - .5rem); } }
 .row { display: flex; gap: .5rem; align-items: flex-start; margin-bottom: 1rem; overflow-x: auto; }
 figure { margin: 0; width: 168px; flex: none; }
-figure:first-child { border-right: 3px solid #888; margin-right: .5rem; }
-img { max-width: 160px; max-height: 160px; display: block; }
+.row figure:first-child { border-right: 3px solid #888; margin-right: .5rem; }
+img { max-width: min(160px, 100%); max-height: 160px; display: block; }
 figcaption { font-size: 11px; color: #666; overflow-wrap: anywhere; }
 @media (prefers-color-scheme: dark) { body { background: #181818; color: #ddd; } figcaption { color: #999; } }
 """
+
+
+@dataclass(frozen=True)
+class Found:
+    """A photo that a search found.
+
+    Attributes:
+        place: of the photo in its source.
+        name: as its shard has it.
+        likeness: cosine of its vector with the query's.
+        probability: that the query is true of it, as the model's training has it.
+    """
+
+    place: int
+    name: str
+    likeness: float
+    probability: float
 
 
 def check_sheet(path: Path, out: Path) -> None:
@@ -66,13 +89,44 @@ def write_sheet(path: Path, out: Path, run: Run, source: Source) -> None:
         likeness = vectors @ vectors[index]
         likeness[index] = np.inf  # itself first
         nearest = np.argsort(-likeness, kind="stable")[: 1 + NEIGHBOURS]
-        rows.append("".join(_figure(source, int(places[one]), float(likeness[one])) for one in nearest))
+        captions = ["" if np.isinf(likeness[one]) else f"{likeness[one]:.3f}" for one in nearest]
+        figures = (_figure(source, int(one), caption) for one, caption in zip(places[nearest], captions, strict=True))
+        rows.append("".join(figures))
     body = "\n".join(f'<div class="row">{row}</div>' for row in rows)
     title = f"{len(rows)} of {run.count} photos beside their nearest neighbours"
     among = f"Cosine of their vectors, among {len(places)} photos; the artifact's manifest is {run.artifact[:12]}."
+    _write_page(path, title, among, body)
+
+
+def write_found(path: Path, run: Run, source: Source, found: Mapping[str, Sequence[Found]]) -> None:
+    """Write a page with what a search found.
+
+    Args:
+        path: of the page.
+        run: what the searched vectors are of.
+        source: of the photos.
+        found: for each query the photos, the best first.
+
+    Raises:
+        RequestError: the page cannot be written.
+    """
+    parts = []
+    for query, photos in found.items():
+        figures = "".join(_figure(source, one.place, f"{one.likeness:.3f}, {one.probability:.0%}") for one in photos)
+        parts.append(f'<h2>{html.escape(query)}</h2>\n<div class="found">{figures}</div>')
+    said = (
+        f"The nearest of {run.count} photos: cosine of the photo's vector with the text's, and the probability that "
+        f"the model gives the pair; the artifact's manifest is {run.artifact[:12]}."
+    )
+    title = html.escape(", ".join(found))
+    _write_page(path, f"Photos by words: {title}", said, "\n".join(parts))
+
+
+def _write_page(path: Path, title: str, said: str, body: str) -> None:
     page = (
-        f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>\n'
-        f"<h1>{title}</h1>\n<p>{among}</p>\n{body}\n</html>\n"
+        f'<!doctype html>\n<html lang="en"><meta charset="utf-8">'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title>'
+        f"<style>{_STYLE}</style>\n<h1>{title}</h1>\n<p>{said}</p>\n{body}\n</html>\n"
     )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -99,9 +153,9 @@ def _sampled(out: Path, run: Run) -> tuple[NDArray[np.int64], NDArray[np.float32
     return np.array(places), stacked / np.maximum(np.linalg.norm(stacked, axis=1, keepdims=True), 1e-12)
 
 
-def _figure(source: Source, place: int, likeness: float) -> str:
+def _figure(source: Source, place: int, said: str) -> str:
     name = source.names[place]
-    caption = html.escape(name.rsplit("/", 1)[-1]) + ("" if np.isinf(likeness) else f"<br>{likeness:.3f}")
+    caption = html.escape(name.rsplit("/", 1)[-1]) + (f"<br>{said}" if said else "")
     try:
         (photo,) = source.read(place, place + 1)
         picture = thumbnail(photo)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from naflex_export.embed import shards
@@ -19,7 +20,7 @@ from naflex_export.embed.ray_cluster import cluster
 from naflex_export.embed.ray_workers import make_by_actors
 from naflex_export.embed.shards import Run
 from naflex_export.embed.sources import Source, fingerprint, source_of
-from naflex_export.serving.manifest import MANIFEST, sha256_of
+from naflex_export.serving.manifest import MANIFEST, Manifest, sha256_of
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,8 @@ def embed_source(request: EmbedRequest, source: Source, tell: Tell, began: Any =
         if request.ray is not None:
             held.enter_context(cluster(request.ray))
         left = held.enter_context(shards.claimed(request.out, run))
+        if origin := _origin_of(request):
+            shards.note_origin(request.out, origin)
         photos_left = sum(stop - start for start, stop in map(run.places, left))
         if began is not None:
             began(run.count, run.count - photos_left)
@@ -88,3 +91,12 @@ def embed_source(request: EmbedRequest, source: Source, tell: Tell, began: Any =
         elif left:
             make_by_processes(request, source, run, left, tell)
         return EmbedResult(run, source, run.count - photos_left, tuple(shards.failures(request.out, run)))
+
+
+def _origin_of(request: EmbedRequest) -> shards.Origin | None:
+    """Return what a search by words has to know; None where it has no use, for the artifact has no text tower."""
+    manifest = Manifest.read(request.artifact)
+    if manifest.text is None:
+        return None
+    photos = tuple(str(path) for path in request.photos)
+    return shards.Origin(str(request.artifact.resolve()), manifest.model["weights_sha256"], photos, str(Path.cwd()))

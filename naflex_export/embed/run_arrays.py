@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,10 @@ from numpy.typing import NDArray
 
 from naflex_export.errors import RequestError
 from naflex_export.serving.manifest import Manifest
-from naflex_export.serving.numpy_runner import load_numpy
+from naflex_export.serving.numpy_runner import load_numpy, open_numpy_text
+from naflex_export.serving.opened import VerifiedFolder, opened
+from naflex_export.serving.text import TextEncoder, text_folder
+from naflex_export.serving.zero_shot import Scoring
 
 Array = NDArray[Any]
 Run = Callable[[dict[str, Array]], Array]
@@ -58,6 +62,52 @@ def open_run(
 
         return of_arrays
     return _of_tensors(path, device, output, trusted, verify)
+
+
+@dataclass(frozen=True)
+class TextRun:
+    """An artifact's text tower on texts.
+
+    Attributes:
+        encode: returns the vectors [texts, C] of a list of texts, in float32.
+        scoring: how they go with vectors of images.
+    """
+
+    encode: Callable[[Sequence[str]], Array]
+    scoring: Scoring
+
+
+def open_text_run(path: Path, *, device: str | None = None, trusted: bool = True, verify: str = "full") -> TextRun:
+    """Return what runs an artifact's text tower; its image tower is not opened.
+
+    Args:
+        path: the artifact's folder.
+        device: as for `load`.
+        trusted: as for `load`.
+        verify: as for `load`.
+
+    Raises:
+        RequestError: the artifact has no text tower.
+        ArtifactError, BackendError: as `load`; or the package `tokenizers` is missing.
+    """
+
+    def use(folder: VerifiedFolder) -> TextEncoder:
+        manifest = text_folder(folder).manifest
+        if manifest.target == "onnx" and manifest.dtype in NUMPY_HAS:
+            return open_numpy_text(folder, device)
+        from naflex_export.serving.device import check_device
+        from naflex_export.serving.load import check_trusted, open_text
+
+        check_trusted(manifest, trusted)
+        return open_text(folder, None if device is None else check_device(device))
+
+    encoder = opened(path, use, verify)
+
+    def encode(texts: Sequence[str]) -> Array:
+        made = encoder(texts)
+        return np.asarray(made if isinstance(made, np.ndarray) else made.float().cpu().numpy(), np.float32)
+
+    return TextRun(encode, encoder.scoring)
 
 
 def _of_tensors(path: Path, device: str | None, output: str, trusted: bool, verify: str) -> Run:

@@ -30,6 +30,10 @@ except ImportError:  # Windows has none: there two runs into one folder are not 
 
 RUN = "_run.json"
 """With a name that readers of a folder of parquet files leave out."""
+
+ORIGIN = "_made_from.json"
+"""Where the artifact and the photos were: no part of what a run is, for they may be moved."""
+
 PARTIAL = ".tmp"
 _SHARD = re.compile(r"part-(\d{8})\.parquet", re.ASCII)
 
@@ -108,7 +112,68 @@ def _begun(folder: Path, run: Run, lock: contextlib.ExitStack) -> set[int]:
 
 def _is_ours(name: str) -> bool:
     own = name.startswith(".") and name.endswith(PARTIAL)
-    return own or name == RUN or bool(_SHARD.fullmatch(name))
+    return own or name in (RUN, ORIGIN) or bool(_SHARD.fullmatch(name))
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the artifact and the photos of a run were.
+
+    Attributes:
+        artifact: its folder, from the root of the disk.
+        weights: sha256 of its model's weights, which artifacts of other targets share.
+        photos: what was given for photos.
+        base: the folder that relative paths of photos, and names in shards, begin at.
+    """
+
+    artifact: str
+    weights: str
+    photos: tuple[str, ...]
+    base: str
+
+
+def note_origin(folder: Path, origin: Origin) -> None:
+    """Write where a run's artifact and photos are, in place of where they were.
+
+    Args:
+        folder: of the run, claimed.
+        origin: to be noted.
+
+    Raises:
+        RequestError: it cannot be written.
+    """
+    try:
+        _commit(folder, ORIGIN, lambda path: path.write_text(json.dumps(asdict(origin), indent=2) + "\n"))
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+
+
+def read_run(folder: Path) -> tuple[Run, Origin | None]:
+    """Return what a folder's shards are of, and where that was; None for the latter where it was not noted.
+
+    Args:
+        folder: of the run.
+
+    Raises:
+        RequestError: it is no folder of a run, or one of its shards is missing.
+    """
+    try:
+        run = Run(**json.loads((folder / RUN).read_text(encoding="utf-8")))
+    except FileNotFoundError as error:
+        raise RequestError(
+            f"{str(folder)!r} holds no {RUN}: expected a folder of vectors, as naflex-embed --out writes it"
+        ) from error
+    except (OSError, ValueError, TypeError) as error:
+        raise RequestError(f"{RUN} in {str(folder)!r} cannot be read ({error}): embed the photos again") from error
+    for path in shard_paths(folder, run):
+        if not path.is_file():
+            raise RequestError(
+                f"{str(folder)!r} has no {path.name}: the run did not come to its end; begin it again, and it goes on"
+            )
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        fields = json.loads((folder / ORIGIN).read_text(encoding="utf-8"))
+        return run, Origin(**{**fields, "photos": tuple(map(str, fields["photos"]))})
+    return run, None
 
 
 def _lock(handle: int, folder: Path) -> None:

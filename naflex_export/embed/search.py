@@ -1,0 +1,158 @@
+"""Search by words: the photos of an embedded collection whose vectors are nearest to a text's."""
+
+from __future__ import annotations
+
+import heapq
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from naflex_export.embed.contact_sheet import Found
+from naflex_export.embed.parquet import require_pyarrow
+from naflex_export.embed.run_arrays import open_text_run
+from naflex_export.embed.shards import Origin, Run, read_run, shard_paths
+from naflex_export.embed.sources import Source, source_of
+from naflex_export.errors import RequestError
+from naflex_export.serving.manifest import MANIFEST, Manifest, sha256_of
+
+
+@dataclass(frozen=True)
+class SearchRequest:
+    """What is to be looked for, and where.
+
+    Attributes:
+        vectors: the folder of a run of `naflex-embed`.
+        queries: texts.
+        artifact: its folder; None for where it was when the photos were embedded.
+        top: how many photos of each query.
+        device, trusted, verify: as for `load`.
+    """
+
+    vectors: Path
+    queries: tuple[str, ...]
+    artifact: Path | None = None
+    top: int = 24
+    device: str | None = None
+    trusted: bool = True
+    verify: str = "full"
+
+    def __post_init__(self) -> None:
+        if not self.queries or not all(query.strip() for query in self.queries):
+            raise RequestError("a query is empty: expected words, such as 'a red bicycle'")
+        if type(self.top) is not int or self.top < 1:
+            raise RequestError(f"top={self.top!r}: expected an integer of at least 1")
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search found.
+
+    Attributes:
+        run: what was searched.
+        origin: where its photos were; None where nobody noted it.
+        found: for each query the photos, the nearest first.
+    """
+
+    run: Run
+    origin: Origin | None
+    found: dict[str, tuple[Found, ...]]
+
+
+def search(request: SearchRequest) -> SearchResult:
+    """Return the photos that are nearest to each query.
+
+    Args:
+        request: what to look for.
+
+    Raises:
+        RequestError: the folder holds no vectors, or those of another model; or the artifact has no text tower.
+        ArtifactError, BackendError: as `load`; or pyarrow is missing.
+    """
+    pq = require_pyarrow("parquet")
+    run, origin = read_run(request.vectors)
+    path = _artifact_of(request, run, origin)
+    text = open_text_run(path, device=request.device, trusted=request.trusted, verify=request.verify)
+    queries = list(dict.fromkeys(request.queries))
+    texts = text.encode(queries)
+    best: list[list[tuple[float, int, str]]] = [[] for _ in queries]
+    for number, shard in zip(run.shards, shard_paths(request.vectors, run), strict=True):
+        start, _ = run.places(number)
+        table = pq.read_table(shard, columns=["path", "vector"])
+        names, vectors = table["path"].to_pylist(), table["vector"]
+        rows = np.flatnonzero(np.array(vectors.is_valid().to_pylist(), bool))
+        if not len(rows):
+            continue
+        flat = vectors.drop_null().combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        likeness = text.scoring.cosines(flat.reshape(len(rows), -1), texts)
+        for column, heap in enumerate(best):
+            for row in np.argsort(-likeness[:, column], kind="stable")[: request.top]:
+                # negative places: of equal ones the first photo is kept
+                entry = (float(likeness[row, column]), -(start + int(rows[row])), names[rows[row]])
+                heapq.heappush(heap, entry)
+                if len(heap) > request.top:
+                    heapq.heappop(heap)
+    found = {}
+    for query, heap in zip(queries, best, strict=True):
+        ordered = sorted(heap, reverse=True)
+        probabilities = text.scoring.of_cosines(np.array([likeness for likeness, _, _ in ordered]))
+        found[query] = tuple(
+            Found(-place, name, likeness, float(probability))
+            for (likeness, place, name), probability in zip(ordered, probabilities, strict=True)
+        )
+    return SearchResult(run, origin, found)
+
+
+def _artifact_of(request: SearchRequest, run: Run, origin: Origin | None) -> Path:
+    """Return the artifact whose text tower is asked, once it is known that the vectors are of its model."""
+    path = request.artifact
+    if path is None:
+        if origin is None:
+            raise RequestError(
+                f"{str(request.vectors)!r} does not say where its artifact is, for that has no text tower, or an "
+                "earlier release made the vectors: give --artifact DIR"
+            )
+        path = Path(origin.artifact)
+        if not (path / MANIFEST).is_file():
+            raise RequestError(
+                f"the artifact that {str(request.vectors)!r} was made with is not at {origin.artifact!r} any more: "
+                "give --artifact DIR"
+            )
+    weights = Manifest.read(path).model["weights_sha256"]
+    same_model = origin is not None and origin.weights == weights
+    if sha256_of(path / MANIFEST) != run.artifact and not same_model:
+        raise RequestError(
+            f"{str(request.vectors)!r} holds vectors of another artifact (its manifest is {run.artifact[:12]}, that of "
+            f"{str(path)!r} is {sha256_of(path / MANIFEST)[:12]}, of other weights): give the artifact that the photos "
+            "were embedded with, or embed them again"
+        )
+    return path
+
+
+def photos_of(result: SearchResult, given: Sequence[Path] = ()) -> Source:
+    """Return the photos that a search found, to be shown.
+
+    Args:
+        result: of the search.
+        given: folders, lists, tars or photos, as they were given to `naflex-embed`, where they have been moved.
+
+    Raises:
+        RequestError: they are not where they were, or are others.
+    """
+    origin = result.origin
+    if given:
+        source, base = source_of(given), ""
+    elif origin is None or not origin.photos:
+        raise RequestError("the folder of vectors does not say where its photos are: give --photos")
+    else:
+        source, base = source_of([Path(origin.base, photo) for photo in origin.photos]), origin.base
+    for one in (one for photos in result.found.values() for one in photos):
+        there = source.names[one.place] if one.place < len(source.names) else "none"
+        if os.path.join(base, one.name) != there and (not given or Path(one.name).name != Path(there).name):  # noqa: PTH118
+            raise RequestError(
+                f"photo {one.place} was {one.name!r} when the vectors were made, and now it is {there!r}: give the "
+                "photos that were embedded with --photos, or embed these"
+            )
+    return source

@@ -1,0 +1,432 @@
+"""The text tower of SigLIP 2 beside its image tower: what an artifact gives, what the gate refuses, and its errors.
+
+And what it is for, as a user types it: `naflex-classify` and `naflex-search`.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from PIL import Image
+from torch import Tensor, nn
+
+pytest.importorskip("transformers")
+pytest.importorskip("pyarrow")
+
+import artifacts
+import pyarrow.parquet as pq
+from siglip2_text_tiny import LENGTH, TOKENS, saved, tokenizer, two_towers
+from siglip2_tiny import BUCKET, vision
+from transformers import AutoTokenizer, Siglip2ImageProcessor, Siglip2Model
+
+import naflex_export as nx
+from naflex_export.accuracy.cases import CaseSelection
+from naflex_export.accuracy.gate import GateSettings
+from naflex_export.accuracy.judge_artifact import JudgeRequest, judge_artifact
+from naflex_export.accuracy.text_cases import ALL_TEXTS
+from naflex_export.accuracy.text_gate import judge_text
+from naflex_export.cli.classify import classify_command
+from naflex_export.cli.embed import embed_command
+from naflex_export.cli.search import search_command
+from naflex_export.grid import Bucket
+from naflex_export.models import adapter_of
+from naflex_export.models.text_tower import TextTower
+from naflex_export.precision import FLOAT32
+from naflex_export.serving.manifest import Manifest
+from naflex_export.serving.text import TextEncoder
+
+TEXTS = ["a photo of a cat.", "Two Dogs", "", "word " * 500, *ALL_TEXTS]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a model with both towers and its tokenizer."""
+    return saved(tmp_path_factory.mktemp("hf") / "tiny-siglip2")
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> Siglip2Model:
+    return Siglip2Model.from_pretrained(folder).eval()
+
+
+@pytest.fixture(scope="module")
+def artifact(model: Siglip2Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = nx.export(
+        model, "onnx", tmp_path_factory.mktemp("onnx") / "a", [BUCKET], towers="image,text", effort="quick"
+    )
+    return made.path
+
+
+def eager(model: Siglip2Model, folder: Path, texts: list[str]) -> Tensor:
+    """Return what a user of transformers has of texts."""
+    made = AutoTokenizer.from_pretrained(folder)(
+        texts, padding="max_length", truncation=True, max_length=LENGTH, return_tensors="pt"
+    )
+    with torch.no_grad():
+        given = model.get_text_features(**made)
+    return given.pooler_output
+
+
+def test_texts_have_the_vectors_that_transformers_gives_them(artifact: Path, model: Siglip2Model, folder: Path) -> None:
+    expected = eager(model, folder, TEXTS)
+    found = nx.load(artifact).text(TEXTS)
+    assert found.shape == expected.shape and (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+    arrays = nx.load_numpy(artifact).text(TEXTS)
+    assert isinstance(arrays, np.ndarray) and np.array_equal(arrays, found.numpy())
+
+
+def test_more_texts_than_a_batch_takes_go_in_parts(artifact: Path) -> None:
+    run = nx.load(artifact)
+    texts = [f"text number {number}" for number in range(150)]
+    assert torch.equal(run.text(texts)[149:], run.text(texts[149:]))
+
+
+def test_the_manifest_says_how_vectors_are_scored_as_the_model_scores_them(
+    artifact: Path, model: Siglip2Model, folder: Path
+) -> None:
+    manifest = Manifest.read(artifact)
+    assert manifest.text == {
+        "folder": "text",
+        "logit_scale": float(model.logit_scale.detach()),
+        "logit_bias": float(model.logit_bias.detach()),
+        "probability": "sigmoid",
+        "normalized": False,
+    }
+    assert {"text/tokenizer.json", "text/model.onnx", "text/manifest.json"} <= set(manifest.files)
+    images = torch.randn(3, 32)
+    encoder = nx.load(artifact).text
+    texts = encoder(["a cat", "a dog"])
+    normal = [vectors / vectors.norm(dim=-1, keepdim=True) for vectors in (images, texts)]
+    logits = normal[0] @ normal[1].T * model.logit_scale.exp() + model.logit_bias
+    found = encoder.scoring.probabilities(images.numpy(), texts.numpy())
+    assert np.allclose(found, torch.sigmoid(logits).detach().numpy(), atol=1e-6)
+
+
+def test_an_artifact_without_a_text_tower_says_what_to_do(tmp_path: Path) -> None:
+    artifacts.fill_pooling(tmp_path / "a")
+    with pytest.raises(nx.RequestError, match="has no text tower: export the model again with --tower image,text"):
+        nx.load(tmp_path / "a").text(["a cat"])
+    with pytest.raises(nx.RequestError, match="has no text tower"):
+        nx.load_numpy(tmp_path / "a").text(["a cat"])
+
+
+WITHOUT = """
+import sys
+for name in ("torch", "transformers", "timm", "torchvision", "onnx"):
+    sys.modules[name] = None
+import naflex_export as nx
+print(*nx.load_numpy(sys.argv[1]).text(["a cat"]).shape)
+"""
+
+
+def test_texts_need_onnxruntime_and_tokenizers_alone(artifact: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT, str(artifact)], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.stdout.split() == ["1", "32"], done.stderr
+
+
+def test_a_missing_package_or_file_is_named(artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(artifact, tmp_path / "a")
+    inner = tmp_path / "a" / "text"
+    (inner / "tokenizer.json").unlink()
+    with pytest.raises(nx.ArtifactError, match="'text/tokenizer.json' is missing"):
+        nx.load(tmp_path / "a")
+    artifacts.edit(inner, lambda fields: fields["files"].pop("tokenizer.json"))
+    Manifest.read(tmp_path / "a").write(tmp_path / "a")
+    with pytest.raises(nx.ArtifactError, match=r"lists no '.*tokenizer.json'.*export again"):
+        nx.load(tmp_path / "a").text(["a cat"])
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(nx.BackendError, match="'tokenizers' is missing or broken"):
+        nx.load(artifact).text(["a cat"])
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [("a cat", r"expected a list of texts, such as \['a cat'\]"), ([], "an empty list"), ([3], "holds a int")],
+)
+def test_what_is_no_list_of_texts_is_refused(artifact: Path, texts: list[str], message: str) -> None:
+    with pytest.raises(nx.InputError, match=message):
+        nx.load(artifact).text(texts)
+
+
+def test_another_models_tokenizer_or_none_is_refused(model: Siglip2Model, tmp_path: Path) -> None:
+    def refused(one: nn.Module, message: str, **options: object) -> None:
+        with pytest.raises((nx.RequestError, nx.UnsupportedModelError), match=message):
+            nx.export(one, "onnx", tmp_path / "a", [BUCKET], **options)
+
+    refused(two_towers(), "not loaded from a folder or hub.*--tokenizer", towers="image,text")
+    refused(model, "holds no tokenizer.json", towers="image,text", tokenizer=str(tmp_path))
+    tokenizer([f"{a}{b} " for a in "abcdefghijkl" for b in "mnopqrstuvwx"] * 9, tokens=800).save_pretrained(
+        tmp_path / "large"
+    )
+    small = two_towers(vocab_size=50)
+    refused(small, "and the model has 50 tokens", towers="image,text", tokenizer=str(tmp_path / "large"))
+    refused(vision(), "a Siglip2VisionModel has no text tower", towers="image,text")
+    refused(model, "towers='text': expected image, or image,text", towers="text")
+    refused(model, "no text tower is exported", tokenizer="somewhere")
+
+
+class Wrong(nn.Module):
+    """A text tower with one fault, as a candidate."""
+
+    def __init__(self, model: Siglip2Model, change: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.model, self.change = model, change
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return self.model.text_model(input_ids=self.change(input_ids)).pooler_output
+
+
+FAULTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "padded-by-another-token": lambda ids: torch.where(ids == 0, 2, ids),
+    "shorter": lambda ids: ids[:, :-1],
+    "order-of-tokens": lambda ids: ids.flip(1),
+    "one-token-of-the-vocabulary": lambda ids: torch.where(ids == TOKENS - 1, 5, ids),
+    "texts-swapped-in-batches-of-64": lambda ids: ids.flip(0) if len(ids) == 64 else ids,
+}
+
+
+def judged(model: Siglip2Model, folder: Path, candidate: nn.Module) -> nx.GateReport:
+    tower: TextTower = adapter_of(model).text_tower(str(folder))
+    settings = GateSettings((Bucket(LENGTH, (1, 8, 64)),), FLOAT32, ("features",), CaseSelection())
+    return judge_text(candidate, tower, settings)  # type: ignore[arg-type]
+
+
+def test_the_gate_passes_the_tower_itself(model: Siglip2Model, folder: Path) -> None:
+    assert judged(model, folder, Wrong(model, lambda ids: ids)).passed
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_the_gate_rejects_a_wrong_text_tower(model: Siglip2Model, folder: Path, fault: str) -> None:
+    assert not judged(model, folder, Wrong(model, FAULTS[fault])).passed
+
+
+def test_an_artifact_is_judged_again_in_both_towers(artifact: Path, model: Siglip2Model, tmp_path: Path) -> None:
+    report = judge_artifact(artifact, model, JudgeRequest(cases=CaseSelection(only=("text/labels", "mixed-30-seed0"))))
+    assert report.passed and {result.case for result in report.results} == {"text/labels", "mixed-30-seed0"}
+    shutil.copytree(artifact, tmp_path / "a")
+    inner = tmp_path / "a" / "text"
+    changed = json.loads((inner / "tokenizer.json").read_text())
+    changed["normalizer"] = None  # capital letters are other tokens now
+    (inner / "tokenizer.json").write_text(json.dumps(changed))
+    Manifest.read(inner).write(inner)
+    Manifest.read(tmp_path / "a").write(tmp_path / "a")
+    wrong = judge_artifact(tmp_path / "a", model, JudgeRequest(cases=CaseSelection(only=("text/labels",))))
+    assert not wrong.passed and "tokenizer: of " in wrong.failures[0]
+    with pytest.raises(nx.RequestError, match="names no part of the artifact: expected text and /"):
+        judge_artifact(artifact, model, JudgeRequest(cases=CaseSelection(only=("image/labels",))))
+
+
+@pytest.mark.full
+def test_a_rejected_text_tower_publishes_nothing(
+    model: Siglip2Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from naflex_export.models.siglip2_text import Siglip2TextEncoder
+
+    def forward(self: Siglip2TextEncoder, input_ids: Tensor) -> tuple[Tensor, ...]:
+        found = self.model(input_ids=input_ids).pooler_output
+        return (found * (1.001 if torch.compiler.is_exporting() else 1.0),)
+
+    monkeypatch.setattr(Siglip2TextEncoder, "forward", forward)
+    with pytest.raises(nx.GateFailure, match=r"text/labels \[text/features\]"):
+        nx.export(model, "onnx", tmp_path / "a", [BUCKET], towers="image,text", effort="quick")
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_manifest_that_lies_of_its_text_tower_is_refused(artifact: Path, tmp_path: Path) -> None:
+    changes: dict[str, tuple[object, str]] = {
+        "folder": ("../elsewhere", "model.text.folder"),
+        "logit_scale": ("large", "model.text.logit_scale"),
+        "probability": ("argmax", "model.text.probability"),
+        "normalized": (1, "model.text.normalized"),
+    }
+    for name, (value, message) in changes.items():
+        shutil.rmtree(tmp_path / "a", ignore_errors=True)
+        shutil.copytree(artifact, tmp_path / "a")
+
+        def change(fields: dict[str, dict[str, dict[str, object]]], name: str = name, value: object = value) -> None:
+            fields["model"]["text"][name] = value
+
+        artifacts.edit(tmp_path / "a", change)
+        with pytest.raises(nx.ArtifactError, match=message):
+            nx.load(tmp_path / "a")
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    ("target", "dtype", "masked"),
+    [("trt", "float16", False), ("onnx", "bfloat16", False), ("aot", "float32", True), ("compile", "float32", True)],
+)
+def test_every_target_and_dtype_takes_the_text_tower(tmp_path: Path, target: str, dtype: str, masked: bool) -> None:
+    names = ("input_ids", "attention_mask") if masked else ("input_ids",)
+    folder = saved(tmp_path / "hf", names=names)
+    whole = Siglip2Model.from_pretrained(folder).eval()
+    made = nx.export(whole, target, tmp_path / "a", [BUCKET], dtype, towers="image,text", effort="quick")
+    assert any(result.case.startswith("text/") for result in made.report.results)
+    if made.report.not_run:
+        return
+    found, expected = nx.load(made.path).text(["a cat", "two dogs"]), eager(whole, folder, ["a cat", "two dogs"])
+    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def test_the_text_tower_is_opened_once_and_may_be_scored_against_others(artifact: Path) -> None:
+    run = nx.load(artifact)
+    assert isinstance(run.text, TextEncoder) and run.text is run.text
+    assert replace(run.text.scoring, probability="softmax").probabilities(np.eye(2), np.eye(2)).sum() == pytest.approx(
+        2
+    )
+
+
+LABELS = ["a cat", "two dogs", "a red bicycle", "soup"]
+
+
+def run(command: object, *arguments: object) -> Result:
+    return CliRunner().invoke(command, [str(argument) for argument in arguments])  # type: ignore[arg-type]
+
+
+def flat(text: str) -> str:
+    return " ".join(text.split())
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("photos") / "pictures"
+    made.mkdir()
+    draw = np.random.default_rng(0)
+    for number in range(7):
+        pixels = draw.integers(0, 256, (20 + 3 * number, 30, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(made / f"{number}.png")
+    (made / "broken.png").write_bytes(b"no photo")
+    return made
+
+
+@pytest.fixture(scope="module")
+def vectors(artifact: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("vectors") / "embeddings"
+    done = run(embed_command, artifact, photos, "--out", out, "--shard", 3)
+    assert done.exit_code == 0, done.output
+    return out
+
+
+def eager_probabilities(folder: Path, photo: Path, texts: list[str]) -> np.ndarray:
+    """Return what transformers' own call of the whole model says of a photo and texts."""
+    model = Siglip2Model.from_pretrained(folder).eval()
+    images = Siglip2ImageProcessor()(images=Image.open(photo), patch_size=4, max_num_patches=30, return_tensors="pt")
+    tokens = AutoTokenizer.from_pretrained(folder)(
+        texts, padding="max_length", truncation=True, max_length=LENGTH, return_tensors="pt"
+    )
+    with torch.no_grad():
+        logits = model(**images, **tokens).logits_per_image
+    return torch.sigmoid(logits)[0].numpy()
+
+
+def test_labels_have_the_probabilities_of_the_model_itself(artifact: Path, folder: Path, photos: Path) -> None:
+    done = run(classify_command, artifact, photos / "3.png", "--labels", ",".join(LABELS), "--json")
+    assert done.exit_code == 0, done.output
+    ((row),) = json.loads(done.output)
+    found = {one["label"]: one["probability"] for one in row["labels"]}
+    expected = eager_probabilities(folder, photos / "3.png", [f"This is a photo of {label}." for label in LABELS])
+    assert [found[label] for label in LABELS] == pytest.approx(expected.tolist(), abs=1e-6)
+    likely = [one["probability"] for one in row["labels"]]
+    assert likely == sorted(likely, reverse=True)
+    shown = run(classify_command, artifact, photos / "3.png", "--labels", ",".join(LABELS), "--top", 2).output
+    assert len(shown.splitlines()) == 3 and "%" in shown
+
+
+def test_a_bad_photo_is_said_and_the_others_are_classified(artifact: Path, photos: Path) -> None:
+    done = run(classify_command, artifact, photos / "broken.png", photos / "1.png", "--labels", "cat,dog")
+    assert done.exit_code == 1 and "1 of 2 photos could not be read" in flat(done.stderr)
+    assert f"{photos / '1.png'}\n" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--labels", ""], "no label was given"),
+        (["--labels", "cat,,dog"], "a label is empty"),
+        (["--labels", "cat, cat"], "label 'cat' was given 2 times"),
+        (["--labels", "cat", "--template", "a photo"], "expected one {}"),
+        (["--labels-file", "nowhere.txt"], "cannot be read"),
+    ],
+)
+def test_labels_that_cannot_be_chosen_from_are_refused(
+    artifact: Path, photos: Path, options: list[str], message: str
+) -> None:
+    done = run(classify_command, artifact, photos / "1.png", *options)
+    assert done.exit_code == 2 and message in flat(done.stderr)
+
+
+def test_a_search_finds_the_nearest_photos_and_shows_them(artifact: Path, vectors: Path, tmp_path: Path) -> None:
+    sheet = tmp_path / "found.html"
+    done = run(search_command, vectors, "a red bicycle", "x < y", "--top", 4, "--json", "--contact-sheet", sheet)
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    text = nx.load_numpy(artifact).text(["a red bicycle"])
+    rows = [row for path in sorted(vectors.glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
+    images = {row["path"]: np.array(row["vector"]) for row in rows if row["vector"]}
+    cosine = {name: float(v @ text[0] / np.linalg.norm(v) / np.linalg.norm(text)) for name, v in images.items()}
+    best = sorted(cosine, key=lambda name: -cosine[name])[:4]
+    assert len(images) == 7 and [one["name"] for one in found["a red bicycle"]] == best
+    assert [one["likeness"] for one in found["a red bicycle"]] == pytest.approx([cosine[name] for name in best])
+    page = sheet.read_text()
+    assert page.count("<figure") == 8 and "x &lt; y" in page and "http" not in page
+    assert page.index(f"{Path(best[0]).name}<br>") < page.index(f"{Path(best[1]).name}<br>")
+
+
+def test_vectors_of_another_artifact_are_refused_by_their_weights(
+    vectors: Path, artifact: Path, folder: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(artifact, other)
+    artifacts.edit(other, lambda fields: fields["versions"].update(torch="0"))  # another manifest, the same weights
+    assert run(search_command, vectors, "a cat", "--artifact", other, "--no-sheet").exit_code == 0
+    artifacts.edit(other, lambda fields: fields["model"].update(weights_sha256="0" * 64))
+    done = run(search_command, vectors, "a cat", "--artifact", other, "--no-sheet")
+    assert done.exit_code == 2 and "holds vectors of another artifact" in flat(done.stderr)
+    (tmp_path / "plain").mkdir()
+    artifacts.fill_pooling(tmp_path / "plain")
+    photo = tmp_path / "one.png"
+    Image.new("RGB", (20, 20), "red").save(photo)
+    assert run(embed_command, tmp_path / "plain", photo, "--out", tmp_path / "out").exit_code == 0
+    without = run(search_command, tmp_path / "out", "a cat", "--artifact", tmp_path / "plain", "--no-sheet")
+    assert without.exit_code == 2 and "has no text tower: export the model again" in flat(without.stderr)
+    labelled = run(classify_command, tmp_path / "plain", photo, "--labels", "cat")
+    assert labelled.exit_code == 2 and "has no text tower: export the model again" in flat(labelled.stderr)
+
+
+def test_a_folder_that_is_none_or_was_moved_says_what_to_do(
+    vectors: Path, artifact: Path, photos: Path, tmp_path: Path
+) -> None:
+    none = run(search_command, tmp_path, "a cat")
+    assert none.exit_code == 2 and "holds no _run.json" in flat(none.stderr)
+    partial = tmp_path / "partial"
+    shutil.copytree(vectors, partial)
+    (partial / "part-00000001.parquet").unlink()
+    cut = run(search_command, partial, "a cat")
+    assert cut.exit_code == 2 and "has no part-00000001.parquet: the run did not come to its end" in flat(cut.stderr)
+    old = tmp_path / "old"
+    shutil.copytree(vectors, old)
+    (old / "_made_from.json").unlink()
+    unknown = run(search_command, old, "a cat")
+    assert unknown.exit_code == 2 and "give --artifact DIR" in flat(unknown.stderr)
+    moved = tmp_path / "moved"
+    shutil.copytree(photos, moved)
+    sheet = tmp_path / "found.html"
+    found = run(search_command, old, "a cat", "--artifact", artifact, "--photos", moved, "--contact-sheet", sheet)
+    assert found.exit_code == 0 and sheet.is_file(), found.output
+    (moved / "0.png").unlink()
+    others = run(search_command, old, "a cat", "--artifact", artifact, "--photos", moved, "--contact-sheet", sheet)
+    assert others.exit_code == 2 and "give the photos that were embedded with --photos" in flat(others.stderr)
+    empty = run(search_command, vectors, " ")
+    assert empty.exit_code == 2 and "a query is empty" in flat(empty.stderr)
