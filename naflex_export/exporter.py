@@ -22,12 +22,14 @@ from naflex_export.accuracy.gate import GateSettings
 from naflex_export.accuracy.judge_artifact import judge_opened, open_to_judge, refuse_stand_in
 from naflex_export.accuracy.photos import photos_for
 from naflex_export.accuracy.precision_trials import Trials
+from naflex_export.accuracy.report.card import write_card
 from naflex_export.accuracy.report.formats import verdict, write
 from naflex_export.accuracy.results import GateReport, PrecisionSearch, merged
 from naflex_export.accuracy.text_gate import PREFIX
 from naflex_export.errors import BackendError, GateFailure, RequestError
 from naflex_export.graph.build_settings import BuildSettings
 from naflex_export.graph.calibration import require_modelopt
+from naflex_export.graph.onnx_about import describe_onnx
 from naflex_export.graph.onnx_translate import write_onnx
 from naflex_export.graph.program import Program
 from naflex_export.graph.trace import stores_matrices, trace
@@ -355,7 +357,9 @@ class Exporter:
             by_patch_size[size] = self.make(self.adapters[size], folder)
         report = merged({f"patch{size}": artifact.report for size, artifact in by_patch_size.items()})
         write(report, staging / REPORT)
-        manifest = _manifest_of(by_patch_size, report).write(staging)
+        draft = _manifest_of(by_patch_size, report)
+        write_card(staging, draft)
+        manifest = draft.write(staging)
         return Artifact(self.request.out, manifest, report, by_patch_size)
 
     def make(self, adapter: ModelAdapter, folder: Path) -> Artifact:
@@ -368,11 +372,14 @@ class Exporter:
         if self.text is not None:
             report = merged({"": report, PREFIX: self.judge_text(self.text, folder)})
         report = dataclasses.replace(report, search=self.search, folder=str(self.request.out) if report.passed else "")
+        describe_onnx(folder, dataclasses.replace(draft, gate=verdict(report)))
         if not report.passed and self.request.keep_rejected:
             report = self.keep(folder, draft, report)
         self.tell(adapter, report)
         write(report, folder / REPORT)
-        manifest = dataclasses.replace(draft, gate=verdict(report)).write(folder)
+        draft = dataclasses.replace(draft, gate=verdict(report))
+        write_card(folder, draft)
+        manifest = draft.write(folder)
         published = self.request.out if adapter.patch_size is None else self.request.out / folder.name
         return Artifact(published, manifest, report)
 
@@ -516,7 +523,9 @@ class Exporter:
             shutil.copytree(folder, kept, dirs_exist_ok=True)
             report = dataclasses.replace(report, folder=str(self.request.rejected))
             write(report, kept / REPORT)
-            dataclasses.replace(draft, gate=verdict(report)).write(kept)
+            draft = dataclasses.replace(draft, gate=verdict(report))
+            write_card(kept, draft)
+            draft.write(kept)
         return report
 
     def judge_recorded(self, adapter: ModelAdapter, folder: Path, draft: Manifest) -> tuple[Manifest, GateReport]:

@@ -15,6 +15,7 @@ from naflex_export.accuracy.results import GateReport
 from naflex_export.accuracy.text_gate import PREFIX
 from naflex_export.errors import RequestError
 from naflex_export.graph.build_settings import BuildSettings
+from naflex_export.graph.onnx_about import describe_onnx
 from naflex_export.graph.program import Program
 from naflex_export.graph.trace import trace
 from naflex_export.grid import Bucket
@@ -155,5 +156,7 @@ class TextExport:
                 draft, build={**draft.build, "cache": compile_cache.made_for(resolve_device(None))}
             )
         write(report, inner / "gate" / "report.json")
-        dataclasses.replace(draft, gate=verdict(report)).write(inner)
+        draft = dataclasses.replace(draft, gate=verdict(report))
+        describe_onnx(inner, draft)
+        draft.write(inner)
         return report

@@ -81,6 +81,11 @@ COMMANDS: dict[str, click.Command] = {"pack": pack_command, "judge": judge_comma
     metavar="NAME",
     help="Judge on this case only, by the name that a report gives it; may be repeated. It says its seed itself.",
 )
+@click.option(
+    "--card",
+    is_flag=True,
+    help="Write the artifact's model card, README.md, anew from its manifest, and judge nothing.",
+)
 @images_option
 @seed_option
 @quick_option
@@ -100,6 +105,7 @@ def gate_command(
     tokenizer: str | None,
     reports: tuple[Path, ...],
     cases: tuple[str, ...],
+    card: bool,
     images: Path | None,
     seed: int,
     effort: str | None,
@@ -121,6 +127,9 @@ def gate_command(
     for path in reports:
         check_report(path)
     begin(str(artifact))
+    if card:
+        _renew_card(artifact)
+        return
     from naflex_export.accuracy.cases import STANDARD, CaseSelection
     from naflex_export.accuracy.judge_artifact import JudgeRequest, judge_artifact
     from naflex_export.accuracy.report.formats import write
@@ -163,3 +172,12 @@ def gate_command(
         print_written(path)
     found.raise_for_failure()
     out.print("[bold green]passed[/]")
+
+
+def _renew_card(artifact: Path) -> None:
+    """Write an artifact's model card anew, and say where it is."""
+    from naflex_export.accuracy.report.card import CARD, renew_card
+    from naflex_export.cli.console import print_written
+
+    renew_card(artifact)
+    print_written(artifact / CARD)

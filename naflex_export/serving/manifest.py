@@ -103,6 +103,13 @@ class Manifest:
         return {int(size): name for size, name in self.build["entry_points"].items()}
 
     @property
+    def model_name(self) -> str:
+        """What the model is called where it came from; of one from a folder, or from Python, its architecture."""
+        name = str(self.model.get("source", {}).get("model", ""))
+        is_folder = name.partition(":")[2].startswith(("/", "\\")) or ":\\" in name
+        return name if name and not is_folder else str(self.model["architecture"] or self.model["family"])
+
+    @property
     def text(self) -> dict[str, Any] | None:
         """What is said of the text tower beside this one: its folder, and how vectors are scored; None without one."""
         found: dict[str, Any] | None = self.model.get("text")

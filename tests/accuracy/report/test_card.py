@@ -1,0 +1,110 @@
+"""An artifact's model card, and what its ONNX file says of itself."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import artifacts
+import onnx
+import pytest
+import tiny
+import yaml
+from click.testing import CliRunner
+
+import naflex_export as nx
+from naflex_export.accuracy.report.card import CARD, as_card
+from naflex_export.cli.gate import gate_command
+from naflex_export.graph.build_settings import BuildSettings
+from naflex_export.graph.onnx_about import PREFIX
+from naflex_export.serving.manifest import MANIFEST, Manifest
+from naflex_export.version import __version__
+
+BUCKET = nx.Bucket(16, (1, 2, 4))
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An artifact whose weights are in a file of their own."""
+    settings = BuildSettings(external_data_bytes=1000)
+    out = tmp_path_factory.mktemp("card") / "a"
+    return nx.export(tiny.siglip(), "onnx", out, [BUCKET], effort="quick", settings=settings).path
+
+
+def header(card: str) -> dict[str, object]:
+    """Return what a hub reads of a card."""
+    _, between, _ = card.split("---\n", 2)
+    found: dict[str, object] = yaml.safe_load(between)
+    return found
+
+
+def test_the_onnx_file_says_what_it_is_and_runs_as_it_was_judged(artifact: Path) -> None:
+    graph = onnx.load(artifact / "model.onnx", load_external_data=False)
+    said = {one.key.removeprefix(PREFIX): one.value for one in graph.metadata_props if one.key.startswith(PREFIX)}
+    manifest = Manifest.read(artifact)
+    assert said["version"] == __version__ and said["weights_sha256"] == manifest.model["weights_sha256"]
+    assert json.loads(said["preprocessing"]) == manifest.preprocessing and said["dtype"] == "float32"
+    verdict = json.loads(said["gate"])
+    assert verdict["passed"] is True and verdict["worst"] == manifest.gate["worst"]
+    assert "exported by naflex_export" in graph.doc_string and "gate passed" in graph.doc_string
+    onnx.checker.check_model(str(artifact / "model.onnx"))
+    run = nx.load(artifact)
+    assert nx.gate(run, tiny.siglip(), effort="quick").passed
+    metadata = run._session.get_modelmeta().custom_metadata_map  # type: ignore[attr-defined]
+    assert metadata[f"{PREFIX}version"] == __version__
+
+
+def test_the_card_has_a_header_for_hubs_and_the_gates_figures(artifact: Path) -> None:
+    card, manifest = (artifact / CARD).read_text(), Manifest.read(artifact)
+    assert CARD in manifest.files and header(card)["pipeline_tag"] == "image-feature-extraction"
+    assert header(card)["library_name"] == "naflex_export" and "base_model" not in header(card)
+    assert "The gate passed" in card and f"{manifest.gate['cases']} comparisons" in card
+    assert "not normalised" in card and str(manifest.inputs[0]) in card and "license" in card
+    assert str(artifact.parent) not in card
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ({"model": "hf:google/siglip2-naflex", "weights": "pretrained"}, "google/siglip2-naflex"),
+        ({"model": "naflexvit_base_patch16_siglip.v2_webli", "weights": "pretrained"},
+         "timm/naflexvit_base_patch16_siglip.v2_webli"),
+        ({"model": "hf:/home/somebody/secret", "weights": "pretrained"}, None),
+        ({"model": "hf:google/siglip2-base-patch16-naflex", "weights": "/home/somebody/tuned.safetensors"}, None),
+        ({}, None),
+    ],
+)  # fmt: skip
+def test_the_card_names_the_base_model_where_it_is_known(source: dict[str, str], expected: str | None) -> None:
+    card = as_card(artifacts.manifest(model={**artifacts.MODEL, "source": source}))
+    assert header(card).get("base_model") == expected and "somebody" not in card
+
+
+def test_the_card_of_a_dry_run_a_classifier_and_a_failure_says_so() -> None:
+    random = as_card(artifacts.manifest(model={**artifacts.MODEL, "source": {"weights": "random"}}))
+    assert "Its weights are random" in random and "The gate has not judged it" in random
+    classes = as_card(artifacts.manifest(model={**artifacts.MODEL, "num_classes": 10}, target="aot"))
+    assert header(classes)["pipeline_tag"] == "image-classification" and "holds code that runs" in classes
+    text = {"folder": "text", "logit_scale": 4.5, "logit_bias": -16.0, "probability": "sigmoid", "normalized": False}
+    both = as_card(artifacts.manifest(model={**artifacts.MODEL, "text": text}))
+    assert header(both)["pipeline_tag"] == "zero-shot-image-classification" and "exp(4.5) + -16" in both
+    failed = as_card(artifacts.manifest(gate={"passed": False, "judged": "it", "worst": {"relative_l2": "nan"}}))
+    assert "**FAILED**" in failed and "nan" in failed
+
+
+def test_the_gate_writes_a_card_anew_and_hashes_hold(artifact: Path, tmp_path: Path) -> None:
+    old = tmp_path / "old"
+    shutil.copytree(artifact, old)
+    (old / CARD).unlink()
+    Manifest.read(old).write(old)
+    assert CARD not in Manifest.read(old).files
+    done = CliRunner().invoke(gate_command, [str(old), "--card"])
+    assert done.exit_code == 0, done.output
+    manifest = Manifest.read(old)
+    manifest.verify(old)
+    assert (old / CARD).read_text() == (artifact / CARD).read_text() and nx.load(old).manifest == manifest
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["old"]
+    (old / "model.onnx").write_bytes(b"other")
+    damaged = CliRunner().invoke(gate_command, [str(old), "--card"])
+    assert damaged.exit_code == 2 and "model.onnx" in damaged.stderr
+    assert (artifact / MANIFEST).is_file()
