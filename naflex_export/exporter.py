@@ -267,6 +267,7 @@ class Exporter:
                 f"target {request.target!r} has no compile cache: nothing of it is compiled where it is loaded; leave "
                 "--compile-cache out"
             )
+        check_opset(request)
         if request.keep_rejected:
             if request.patch_sizes is not None:
                 raise RequestError(
@@ -559,6 +560,26 @@ class Exporter:
                 else "the artifact is not kept (--keep-rejected, or keep_rejected=True, keeps it)"
             )
             raise GateFailure(f"{failure}\n  report: {pages[0]} (open it in a browser), {pages[1]}\n  {kept}") from None
+
+
+def check_opset(request: ExportRequest) -> None:
+    """Check that the opset asked for, if one is, can be had for the target.
+
+    Raises:
+        RequestError: it cannot; the message says which can.
+    """
+    opset, known = request.settings.opset, target_named(request.target).OPSETS
+    if opset is None or opset in known:
+        return
+    if not known:
+        raise RequestError(
+            f"--opset {opset} was asked for of target {request.target!r}, which is not made of an ONNX graph: leave it "
+            "out, or take target onnx or trt"
+        )
+    raise RequestError(
+        f"--opset {opset} cannot be had for target {request.target!r}: expected {known[0]} to {known[-1]}; without "
+        "--opset the fastest of them is taken"
+    )
 
 
 def refuse_keeping(precision: Precision) -> None:

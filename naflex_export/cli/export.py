@@ -158,6 +158,12 @@ def _list_models(ctx: click.Context, param: click.Parameter, pattern: str | None
 @quick_option
 @thorough_option
 @click.option(
+    "--opset",
+    type=int,
+    metavar="NUMBER",
+    help="The version of ONNX's operators.  [default: 23 of onnx, 20 of trt, the fastest there]",
+)
+@click.option(
     "--compile-cache",
     is_flag=True,
     help="Keep in a compile artifact what it was compiled to while it was judged: first calls take a quarter of the "
@@ -226,6 +232,7 @@ def export_command(
     images: Path | None,
     seed: int,
     effort: str | None,
+    opset: int | None,
     compile_cache: bool,
     require_run: bool,
     repository: Path | None,
@@ -283,7 +290,7 @@ def export_command(
             effort=effort or STANDARD,
             require_run=require_run,
             keep_rejected=keep_rejected,
-            settings=BuildSettings(verbose=verbose, compile_cache=compile_cache),
+            settings=BuildSettings(verbose=verbose, compile_cache=compile_cache, opset=opset),
         )
         for (target, precision), one in zip(asked_for, folders, strict=True)
     ]
@@ -299,12 +306,14 @@ def export_command(
 def _check_places(requests: list[ExportRequest], repository: Path | None) -> None:
     """Check what can be checked ahead of the model: places to write to, photos, and what building takes."""
     from naflex_export.accuracy.photos import photos_for
+    from naflex_export.exporter import check_opset
     from naflex_export.server.triton_repository import check_repository
     from naflex_export.serving.publish import check_destination
 
     for request in requests:
         check_destination(request.out)
         target_named(request.target).require_build()
+        check_opset(request)
     first = requests[0]
     if first.images is not None and not first.images.is_dir():
         photos_for("", first.images)  # which says what is wrong with it

@@ -31,6 +31,9 @@ class Target(Protocol):
     PACKAGES: tuple[str, ...]
     """Distributions whose versions the manifest records."""
 
+    OPSETS: range
+    """Versions of ONNX's operators that can be asked for; none of a target that is not built from an ONNX graph."""
+
     def require_build(self) -> None:
         """Raise BackendError if something that building needs is missing; running needs less, and asks by itself."""
 

@@ -33,6 +33,8 @@ from naflex_export.targets import StandIn
 
 PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime-gpu", "onnxruntime")
 OPSET = 23
+OPSETS = range(18, 24)
+"""From the first that torch translates to, to the last that both torch's translation and our rewrites know."""
 
 
 def require_build() -> None:
@@ -42,7 +44,7 @@ def require_build() -> None:
 
 
 def build(program: Program, folder: Path, settings: BuildSettings) -> dict[str, Any]:
-    return write_onnx(program, folder, settings, OPSET, refusals)
+    return write_onnx(program, folder, settings, settings.opset or OPSET, refusals)
 
 
 def cannot_run(precision: Precision) -> str:

@@ -38,6 +38,8 @@ from naflex_export.targets import StandIn, onnx
 
 PACKAGES = (*onnx.PACKAGES, "tensorrt", "tensorrt-rtx")
 OPSET = 20
+OPSETS = range(18, 23)
+"""From 23 on scaled dot-product attention is one `Attention` node, which has no kernel in float32 there."""
 
 Shape = tuple[int, ...]
 
@@ -56,7 +58,7 @@ def require_build() -> None:
 
 def build(program: Program, folder: Path, settings: BuildSettings) -> dict[str, Any]:
     trt = tensorrt()
-    written = write_onnx(program, folder, settings, OPSET, refusals)
+    written = write_onnx(program, folder, settings, settings.opset or OPSET, refusals)
     settings.announce(f"building the engine with {trt.__name__} {trt.__version__}")
     plan = build_engine(folder / onnx_runner.FILE, profiles_of(program), settings.verbose)
     (folder / FILE).write_bytes(plan)

@@ -27,7 +27,7 @@ from naflex_export.grid import Grid
 from torch._dynamo.utils import counters
 
 run = nx.load(sys.argv[1])
-for count in (1, 3):
+for count in (1, 2, 3):
     batch = noise_batch("cached", [Grid(3, 4)] * count, 16, 48)
     run(batch.patches, batch.patch_coord, batch.patch_valid)
 found = counters["inductor"]
