@@ -16,7 +16,7 @@ from naflex_export.accuracy.photos import Photos, photos_for
 from naflex_export.accuracy.results import GateReport, merged, selections_by_part
 from naflex_export.accuracy.text_gate import PREFIX, judge_text
 from naflex_export.embed.golden import read
-from naflex_export.errors import BackendError
+from naflex_export.errors import BackendError, RequestError
 from naflex_export.models import adapter_of
 from naflex_export.models.exportable import refuse_not_plain
 from naflex_export.models.preprocessing import given_in
@@ -105,12 +105,19 @@ def text_reference(reference: nn.Module, found: Mapping[str, StandIn], tokenizer
         tokenizer: the folder of the tokenizer; None for where the artifact's came from.
 
     Raises:
-        RequestError: its tokenizer cannot be had.
+        RequestError: its tokenizer cannot be had, or gives other inputs than the artifact takes.
     """
     noted = found[PREFIX].runner.manifest.preprocessing.get("tokenizer_from", "")
     adapter = adapter_of(reference)
     own = getattr(adapter.model, "name_or_path", "") or ""
-    return adapter.text_tower(tokenizer or (str(noted) if not own and noted else None))
+    tower = adapter.text_tower(tokenizer or (str(noted) if not own and noted else None))
+    taken = tuple(spec.name for spec in found[PREFIX].runner.manifest.inputs)
+    if tower.input_format.names != taken:
+        raise RequestError(
+            f"the reference's tokenizer gives {', '.join(tower.input_format.names)}, and the artifact takes "
+            f"{', '.join(taken)}: its model_input_names have changed since; give --tokenizer FOLDER, or export again"
+        )
+    return tower
 
 
 def judge_opened_text(opened: StandIn, tower: TextTower | None, settings: GateSettings) -> GateReport:

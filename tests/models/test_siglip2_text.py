@@ -224,6 +224,10 @@ def test_an_artifact_is_judged_again_in_both_towers(artifact: Path, model: Sigli
     Manifest.read(tmp_path / "a").write(tmp_path / "a")
     wrong = judge_artifact(tmp_path / "a", model, JudgeRequest(cases=CaseSelection(only=("text/labels",))))
     assert not wrong.passed and "tokenizer: of " in wrong.failures[0]
+    tokenizer(names=("input_ids", "attention_mask")).save_pretrained(tmp_path / "masking")
+    request = JudgeRequest(cases=CaseSelection(only=("text/labels",)), tokenizer=str(tmp_path / "masking"))
+    with pytest.raises(nx.RequestError, match="gives input_ids, attention_mask, and the artifact takes input_ids"):
+        judge_artifact(artifact, model, request)
     with pytest.raises(nx.RequestError, match="names no part of the artifact: expected text and /"):
         judge_artifact(artifact, model, JudgeRequest(cases=CaseSelection(only=("image/labels",))))
 

@@ -76,7 +76,7 @@ def table(report: GateReport, width: int = 120) -> Table:
         if one_bucket:
             name = re.sub(rf"-{result.bucket.split(':')[0]}(?=-|$)", "", name, count=1)
         rows.add_row(
-            f"{name} {result.output}" if several else name,
+            f"{name} {result.output.rpartition('/')[2]}" if several else name,  # the part is in the case's name
             *([] if narrow else [f"{result.images}: {shorten(result.grids)}"]),
             *([f"{found.max_abs:.1e}"] if with_abs else []),
             f"{found.max_share:.1e}",

@@ -266,9 +266,14 @@ def percent(share: float | None) -> str:
 
 def _compared(results: Iterable[CaseResult]) -> str:
     cases = {result.case: result for result in results}
+    texts = [cases.pop(name).images for name in list(cases) if name.startswith("text/")]
     grids = {grid for result in cases.values() for grid in result.grids}
     images = sum(result.images for result in cases.values())
-    return f"{_count(len(cases), 'case')} of {_count(images, 'image')} in {_count(len(grids), 'grid')}"
+    of_images = f"{_count(len(cases), 'case')} of {_count(images, 'image')} in {_count(len(grids), 'grid')}"
+    if not texts:
+        return of_images
+    of_texts = f"{_count(len(texts), 'case')} of {_count(sum(texts), 'text')}"
+    return f"{of_images} and {of_texts}" if cases else of_texts
 
 
 def _bucket(text: str) -> str:
