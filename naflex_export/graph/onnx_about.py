@@ -51,7 +51,7 @@ def onnx_properties(manifest: Manifest) -> dict[str, str]:
         "weights_sha256": model["weights_sha256"],
         "dtype": str(manifest.precision),
         "buckets": [str(bucket) for bucket in manifest.buckets],
-        "preprocessing": manifest.preprocessing,
+        "preprocessing": manifest.told_preprocessing,
         "gate": {name: manifest.gate.get(name) for name in ("passed", "judged", "not_run", "worst", "limits", "cases")},
     }
     for name in ("text", "vocabulary", "patch_size"):

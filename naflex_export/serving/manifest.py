@@ -106,8 +106,13 @@ class Manifest:
     def model_name(self) -> str:
         """What the model is called where it came from; of one from a folder, or from Python, its architecture."""
         name = str(self.model.get("source", {}).get("model", ""))
-        is_folder = name.partition(":")[2].startswith(("/", "\\")) or ":\\" in name
-        return name if name and not is_folder else str(self.model["architecture"] or self.model["family"])
+        own = str(self.model["architecture"] or self.model["family"])
+        return own if not name or _is_place(name.partition(":")[2]) else name
+
+    @property
+    def told_preprocessing(self) -> dict[str, Any]:
+        """What turns photos, or texts, into inputs, without the names of folders on the disk where that was found."""
+        return {name: value for name, value in self.preprocessing.items() if not _is_place(value)}
 
     @property
     def text(self) -> dict[str, Any] | None:
@@ -210,6 +215,11 @@ def _content_sha256(fields: Mapping[str, Any]) -> str:
     """Return the sha256 of fields as JSON in one form, whatever spaces and order a file has them in."""
     text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _is_place(value: object) -> bool:
+    """Whether a value names a place on a disk from its root: of no use elsewhere, and nobody else's business."""
+    return isinstance(value, str) and (value.startswith(("/", "\\", "~")) or value[1:3] in (":\\", ":/"))
 
 
 def _read(path: Path, folder: Path) -> str:

@@ -173,7 +173,7 @@ def _number(value: object) -> str:
 
 
 def _photos(manifest: Manifest) -> str:
-    settings = json.dumps(manifest.preprocessing, indent=2, ensure_ascii=False)
+    settings = json.dumps(manifest.told_preprocessing, indent=2, ensure_ascii=False)
     return (
         "`nx.Preprocessor` makes the inputs of photos, bit for bit as the model's own library does, by these settings:"
         f"\n\n```json\n{settings}\n```\n\n"

@@ -17,7 +17,7 @@ import naflex_export as nx
 from naflex_export.accuracy.report.card import CARD, as_card
 from naflex_export.cli.gate import gate_command
 from naflex_export.graph.build_settings import BuildSettings
-from naflex_export.graph.onnx_about import PREFIX
+from naflex_export.graph.onnx_about import PREFIX, onnx_properties
 from naflex_export.serving.manifest import MANIFEST, Manifest
 from naflex_export.version import __version__
 
@@ -76,8 +76,11 @@ def test_the_card_has_a_header_for_hubs_and_the_gates_figures(artifact: Path) ->
     ],
 )  # fmt: skip
 def test_the_card_names_the_base_model_where_it_is_known(source: dict[str, str], expected: str | None) -> None:
-    card = as_card(artifacts.manifest(model={**artifacts.MODEL, "source": source}))
-    assert header(card).get("base_model") == expected and "somebody" not in card
+    prepared = {"settings_from": "/home/somebody/secret", "library": "timm"}
+    manifest = artifacts.manifest(model={**artifacts.MODEL, "source": source}, preprocessing=prepared)
+    card, said = as_card(manifest), onnx_properties(manifest)
+    assert header(card).get("base_model") == expected and "somebody" not in card and "timm" in card
+    assert not any("somebody" in value for value in said.values())
 
 
 def test_the_card_of_a_dry_run_a_classifier_and_a_failure_says_so() -> None:
