@@ -43,6 +43,7 @@ def test_manifest_says_what_is_there(artifact: Path) -> None:
     assert (fields["kind"], fields["schema"]) == ("encoder", 4)
     assert fields["target"] == "onnx" and fields["dtype"] == "float32"
     assert set(fields["files"]) == {
+        "README.md",
         "model.onnx",
         "gate/report.json",
         "golden/photo.png",

@@ -44,7 +44,7 @@ def share(found: torch.Tensor, expected: torch.Tensor) -> float:
 def test_each_size_is_a_whole_artifact(artifact: nx.Artifact) -> None:
     assert list(artifact.by_patch_size) == list(SIZES)
     folders = sorted(path.name for path in artifact.path.iterdir())
-    assert folders == ["gate", "manifest.json", "patch3", "patch4", "patch6"]
+    assert folders == ["README.md", "gate", "manifest.json", "patch3", "patch4", "patch6"]
     for size in SIZES:
         fields = json.loads((artifact.path / f"patch{size}" / "manifest.json").read_text())
         assert (fields["kind"], fields["schema"]) == ("encoder", 4)
