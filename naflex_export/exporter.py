@@ -138,6 +138,11 @@ class ExportRequest:
                 f"towers={','.join(self.towers)} and patch_sizes={self.patch_sizes} were both given: a text tower goes "
                 "beside an image tower of one patch size"
             )
+        if self.precision.quantized and self.towers != IMAGE:
+            raise RequestError(
+                f"towers={','.join(self.towers)} and dtype {self.precision.dtype} were both given: a text tower is not "
+                "quantized by this release; export the image tower alone, or in float16"
+            )
         if self.preprocessing is not None:
             object.__setattr__(self, "preprocessing", settings_of(self.preprocessing))
         CaseSelection(self.seed, self.effort)
@@ -235,6 +240,28 @@ Traced = dict[tuple[int | str | None, Precision], Program]
 """Graphs of one model for the same buckets and outputs, by patch size, or "text", and precision."""
 
 
+def _check_request(request: ExportRequest) -> None:
+    """Check what can be told of a request without its model.
+
+    Raises:
+        RequestError: parts of it do not go together, or its destination is taken.
+    """
+    check_destination(request.out)
+    if request.settings.compile_cache and request.target != "compile":
+        raise RequestError(
+            f"target {request.target!r} has no compile cache: nothing of it is compiled where it is loaded; leave "
+            "--compile-cache out"
+        )
+    check_opset(request)
+    if request.keep_rejected:
+        if request.patch_sizes is not None:
+            raise RequestError(
+                f"keep_rejected and patch_sizes={request.patch_sizes} were both given: an artifact is kept of one "
+                "patch size; export that size alone"
+            )
+        check_destination(request.rejected)
+
+
 class Exporter:
     """One export: what it needs is checked when it is made, and `run` goes through its steps.
 
@@ -261,20 +288,7 @@ class Exporter:
     ) -> None:
         self.request, self.observer = request, observer or Observer()
         self._traced = traced
-        check_destination(request.out)
-        if request.settings.compile_cache and request.target != "compile":
-            raise RequestError(
-                f"target {request.target!r} has no compile cache: nothing of it is compiled where it is loaded; leave "
-                "--compile-cache out"
-            )
-        check_opset(request)
-        if request.keep_rejected:
-            if request.patch_sizes is not None:
-                raise RequestError(
-                    f"keep_rejected and patch_sizes={request.patch_sizes} were both given: an artifact is kept of one "
-                    "patch size; export that size alone"
-                )
-            check_destination(request.rejected)
+        _check_request(request)
         self.target = target_named(request.target)
         self.target.require_build()
         if request.require_run and (reason := self.target.cannot_run(request.precision)):

@@ -13,6 +13,7 @@ from naflex_export.accuracy.locate import worst_images, worst_result
 from naflex_export.accuracy.results import GateReport
 from naflex_export.batch import Batch
 from naflex_export.grid import Bucket
+from naflex_export.models.adapter import ModelAdapter
 
 IMAGES = 2
 """That are looked at: each fault is a run of the reference on them."""
@@ -29,7 +30,8 @@ def fault_of(comparison: Comparison, report: GateReport, case_of: Callable[[str]
         case_of: returns the bucket and batch of a case by its name.
     """
     worst = worst_result(report)
-    if worst is None or not worst.exceeded or worst.output != "features":
+    model = comparison.reference
+    if worst is None or not worst.exceeded or worst.output != "features" or not isinstance(model, ModelAdapter):
         return Diagnosis()
     bucket, batch = case_of(worst.case)
     part = worst_images(worst, batch, max(IMAGES, bucket.batch[0]))
@@ -40,7 +42,7 @@ def fault_of(comparison: Comparison, report: GateReport, case_of: Callable[[str]
         )
 
         def known(fault: TypicalFault) -> KnownFault:
-            return KnownFault(fault.says, fault.remedy, lambda: {CASE: _array(fault.run(comparison.reference, part))})
+            return KnownFault(fault.says, fault.remedy, lambda: {CASE: _array(fault.run(model, part))})
 
         faults = {name: known(fault) for name, fault in FAULTS.items()}
         return diagnose(given, right, faults, is_low=comparison.precision.is_low)

@@ -14,7 +14,7 @@ from naflex_export.accuracy.reference import SoundInterpolate
 from naflex_export.accuracy.results import BASELINE_FACTOR
 from naflex_export.batch import Batch
 from naflex_export.errors import RequestError
-from naflex_export.models.adapter import TowerAdapter
+from naflex_export.models.adapter import EncoderAdapter
 from naflex_export.models.copies import whole_copy
 from naflex_export.models.mixed_precision import cast_encoder, cast_model, keeping_softmax
 from naflex_export.models.quantized import quantize_eagerly, quantized_layers
@@ -32,7 +32,7 @@ MOVED_BASELINES = 8
 
 Candidate = Callable[..., Any]
 Outputs = dict[str, Tensor]
-Adapter = TypeVar("Adapter", bound=TowerAdapter)
+Adapter = TypeVar("Adapter", bound=EncoderAdapter)
 
 
 class Comparison:
@@ -54,7 +54,7 @@ class Comparison:
     def __init__(
         self,
         candidate: Candidate,
-        reference: TowerAdapter,
+        reference: EncoderAdapter,
         outputs: tuple[str, ...],
         precision: Precision,
         packed: bool = False,
@@ -66,7 +66,7 @@ class Comparison:
         own = self.reference.input_format
         self.input_format: InputFormat = PACKED if packed and not own.is_packed else own
         self._reference = self.reference.encoder(outputs)
-        self.baseline: TowerAdapter | None = None
+        self.baseline: EncoderAdapter | None = None
         self._baseline, self._kept = None, ALL_LOW
         if precision.is_low:
             self.baseline = self.reference.of(whole_copy(self.reference.model))

@@ -220,7 +220,7 @@ def judge(candidate: Candidate, reference: nn.Module, photos: Photos, settings: 
             invariances += check_invariances(
                 run, bucket, width, floor, cases.seed, output=output, packed=form.is_packed, masks=form.masks
             )
-    neighbours = _neighbours(comparison, photos, settings) if not tally.problems else None
+    neighbours = _neighbours(comparison, adapter, photos, settings) if not tally.problems else None
     found = replace(tally.report(), invariances=tuple(invariances), neighbours=neighbours)
     surveyed = survey(tally, settings.buckets, cases, found.passed)
     report = replace(
@@ -261,7 +261,9 @@ def _patches_of(photos: Photos, adapter: ModelAdapter, bucket: Bucket) -> Tensor
     return first.patches[first.patch_valid]
 
 
-def _neighbours(comparison: Comparison, photos: Photos, settings: GateSettings) -> Neighbours | None:
+def _neighbours(
+    comparison: Comparison, adapter: ModelAdapter, photos: Photos, settings: GateSettings
+) -> Neighbours | None:
     """Return how many neighbours an index finds among photos that nothing was calibrated on; only where it was."""
     held_out = every_other(photos, 1)
     is_asked = comparison.precision.quantized and "features" in settings.outputs and not settings.cases.only
@@ -269,7 +271,7 @@ def _neighbours(comparison: Comparison, photos: Photos, settings: GateSettings) 
         return None
     settings.announce(f"neighbours among {min(len(held_out.images), MOST)} photos")
     bucket = settings.buckets[-1]
-    made = photo_batches(held_out, comparison.reference.transform(bucket.tokens), bucket)
+    made = photo_batches(held_out, adapter.transform(bucket.tokens), bucket)
     return neighbours_of(
         islice(made, max(1, MOST // bucket.batch[1])),
         lambda batch: comparison.reference_of(batch)["features"],

@@ -10,7 +10,7 @@ import torch
 from naflex_export.accuracy.cases import cases_of
 from naflex_export.exporter import Exporter
 from naflex_export.graph.trace import example_inputs
-from naflex_export.models.adapter import ModelAdapter, TowerAdapter
+from naflex_export.models.adapter import EncoderAdapter, ModelAdapter
 from naflex_export.serving.signature import TensorSpec
 
 
@@ -61,7 +61,7 @@ def _cases(exporter: Exporter) -> list[int]:
     return [len(cases_of(bucket, exporter.request.cases, photos)) for bucket in exporter.request.buckets]
 
 
-def _bytes(adapter: TowerAdapter, width: int) -> int:
+def _bytes(adapter: EncoderAdapter, width: int) -> int:
     return sum(parameter.numel() * width for parameter in adapter.tower.parameters())
 
 

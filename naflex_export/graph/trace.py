@@ -15,7 +15,7 @@ from naflex_export.graph.mask_limits import leave_room_for_scores
 from naflex_export.graph.program import Program, name_dims
 from naflex_export.graph.size_conditions import export_for_all_sizes
 from naflex_export.grid import MATRICES, Bucket, Grid, check_buckets
-from naflex_export.models.adapter import TowerAdapter
+from naflex_export.models.adapter import EncoderAdapter
 from naflex_export.models.mixed_precision import cast_encoder, cast_model, keeping_softmax
 from naflex_export.precision import ALL_LOW, FLOAT32, Kept, Precision
 from naflex_export.resample.stored import StoredMatrices, are_stored, reading
@@ -34,7 +34,7 @@ _LEAST = Bucket(EXAMPLE_TOKENS, (1, 1, len(EXAMPLE)))
 
 
 def trace(
-    adapter: TowerAdapter,
+    adapter: EncoderAdapter,
     buckets: Sequence[Bucket],
     precision: Precision = FLOAT32,
     outputs: Sequence[str] = ("features",),
@@ -76,7 +76,7 @@ def trace(
 
 
 def stores_matrices(
-    adapter: TowerAdapter, buckets: Sequence[Bucket], precision: Precision, matrices: str | None
+    adapter: EncoderAdapter, buckets: Sequence[Bucket], precision: Precision, matrices: str | None
 ) -> bool:
     """Whether a model's graph is to hold its resampling matrices.
 
@@ -169,7 +169,7 @@ def capture(
     return program
 
 
-def example_inputs(adapter: TowerAdapter, dtype: torch.dtype) -> tuple[Tensor, ...]:
+def example_inputs(adapter: EncoderAdapter, dtype: torch.dtype) -> tuple[Tensor, ...]:
     """Return the inputs a model is traced with."""
     batch = adapter.input_format.example(
         "example", EXAMPLE, adapter.fixed_tokens or EXAMPLE_TOKENS, adapter.token_width

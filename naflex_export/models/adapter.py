@@ -1,6 +1,6 @@
 """A model and what is known of its family, together: one subclass and one file for each family.
 
-`TowerAdapter` is what a graph, a gate and an export ask of any encoder; `ModelAdapter` is one of images, and says
+`EncoderAdapter` is what a graph, a gate and an export ask of any encoder; `ModelAdapter` is one of images, and says
 besides what only they have: patches, positions, photos.
 """
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from naflex_export.models.text_tower import TextTower
 
 
-class TowerAdapter(ABC):
+class EncoderAdapter(ABC):
     """What tracing, casting and judging ask of an encoder, whatever it encodes.
 
     Attributes:
@@ -130,7 +130,7 @@ class TowerAdapter(ABC):
         """Return the architecture's name and configuration, as plain JSON values."""
 
 
-class ModelAdapter(TowerAdapter):
+class ModelAdapter(EncoderAdapter):
     """All that the package asks of a model of images, in the same words for every family.
 
     Attributes:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from naflex_export.errors import RequestError
-from naflex_export.models.adapter import TowerAdapter
+from naflex_export.models.adapter import EncoderAdapter
 from naflex_export.precision import ALL_LOW, PRESETS, Kept, Precision
 
 
@@ -36,7 +36,7 @@ class _Tower:
     blocks: tuple[str, ...]
 
     @classmethod
-    def of(cls, adapter: TowerAdapter) -> _Tower:
+    def of(cls, adapter: EncoderAdapter) -> _Tower:
         """Return the parts of a model; its blocks are the numbered modules that hold most of the weights."""
         modules = {name: module for name, module in adapter.tower.named_modules() if name}
         lists = [name for name, module in modules.items() if isinstance(module, nn.ModuleList | nn.Sequential)]
@@ -66,7 +66,7 @@ class _Tower:
         return _num_weights(module) > 0 or is_norm(module)
 
 
-def blocks_of(adapter: TowerAdapter) -> tuple[str, ...]:
+def blocks_of(adapter: EncoderAdapter) -> tuple[str, ...]:
     """Return the names of a model's blocks, in order: the numbered modules that hold most of its weights."""
     return _Tower.of(adapter).blocks
 
@@ -94,7 +94,7 @@ def _is_within(name: str, others: tuple[str, ...]) -> bool:
     return any(name == other or name.startswith(f"{other}.") for other in others)
 
 
-def kept_of(adapter: TowerAdapter, precision: Precision) -> Kept:
+def kept_of(adapter: EncoderAdapter, precision: Precision) -> Kept:
     """Return what of a model a precision keeps in float32.
 
     Args:
@@ -145,7 +145,7 @@ def _unknown(name: str, tower: _Tower) -> str:
     )
 
 
-def cast_model(adapter: TowerAdapter, precision: Precision) -> Kept:
+def cast_model(adapter: EncoderAdapter, precision: Precision) -> Kept:
     """Cast a model to a precision, in place, and return what of it stayed in float32.
 
     Args:

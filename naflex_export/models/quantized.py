@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from naflex_export.errors import RequestError
-from naflex_export.models.adapter import ModelAdapter
+from naflex_export.models.adapter import EncoderAdapter
 from naflex_export.models.mixed_precision import blocks_of
 from naflex_export.precision import Precision
 
@@ -25,7 +25,7 @@ LARGEST = {"int8": 127.0, "fp8": 448.0}
 """The largest number of each kind; of FP8 in its form with 4 bits of exponent and 3 of mantissa."""
 
 
-def quantized_layers(adapter: ModelAdapter, precision: Precision) -> tuple[str, ...]:
+def quantized_layers(adapter: EncoderAdapter, precision: Precision) -> tuple[str, ...]:
     """Return the names of the layers of a model's tower that a precision quantizes, in their order.
 
     Args:
@@ -68,7 +68,7 @@ def _is_within(name: str, others: Collection[str]) -> bool:
     return any(name == other or name.startswith(f"{other}.") for other in others)
 
 
-def quantize_eagerly(adapter: ModelAdapter, layers: Collection[str], kind: str) -> list[Any]:
+def quantize_eagerly(adapter: EncoderAdapter, layers: Collection[str], kind: str) -> list[Any]:
     """Round the weights of these layers, in place, and the inputs of each at each call; return the hooks' handles.
 
     Each output channel of a weight has a scale of its own, and an input one for all of it, from its largest value.

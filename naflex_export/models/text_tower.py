@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from naflex_export.models.adapter import TowerAdapter
+from naflex_export.models.adapter import EncoderAdapter
 from naflex_export.serving.zero_shot import Scoring
 
 
-class TextTower(TowerAdapter):
+class TextTower(EncoderAdapter):
     """All that the package asks of a text tower: an encoder of tokens, its tokenizer, and how its vectors are scored.
 
     Args:

@@ -8,7 +8,7 @@ Shape legend: B texts, N tokens.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 class TextFormat(InputFormat):
     """`input_ids` [B, N] int64, where all N tokens are attended to, padding too, as SigLIP 2 was trained."""
 
-    names: ClassVar[tuple[str, ...]] = ("input_ids",)
+    names: tuple[str, ...] = ("input_ids",)
     valid = ""
-    dims: ClassVar[tuple[tuple[str, ...], ...]] = (("batch", "length"),)
+    dims: tuple[tuple[str, ...], ...] = (("batch", "length"),)
     opened = ("batch",)
 
     def arrange(self, batch: Batch) -> Inputs:
