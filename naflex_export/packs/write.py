@@ -40,6 +40,9 @@ TURNED = "chelsea.jpg"
 Photos = dict[str, dict[str, bytes]]
 """The photos of each case of photos, by their names."""
 
+NO_STAGES = ("DropPath", "Dropout", "Identity", "ModuleList", "Sequential")
+"""Classes of modules that give what they get, or what the last module in them gives."""
+
 SCHEMA = 1
 SMALL, FULL = 10 * 2**20, 200 * 2**20
 """The most bytes that a small pack and a full one may have."""
@@ -110,7 +113,7 @@ def _write(adapter: ModelAdapter, out: Path, small: bool, name: str) -> dict[str
         for input_name, tensor in zip(names, adapter.input_format.arrange(batch), strict=True):
             _save(case / "inputs" / f"{input_name}.npy", tensor)
         kept = Once()
-        with listening(adapter.tower, tap_names(adapter.tower) if stages else [], kept.take):
+        with listening(adapter.tower, _stage_names(adapter.tower, small) if stages else [], kept.take):
             reference[batch.name] = features_of(adapter, batch)
         _save(case / "expected" / "features.npy", reference[batch.name])
         for stage, value in kept.values.items():
@@ -157,6 +160,19 @@ def _write(adapter: ModelAdapter, out: Path, small: bool, name: str) -> dict[str
             "asks for more; without --small there is room for 200"
         )
     return manifest
+
+
+def _stage_names(tower: nn.Module, small: bool) -> list[str]:
+    """Return the modules that are stages: those that compute something; in a small pack, of each block the whole."""
+    modules = dict(tower.named_modules())
+
+    def is_in_a_block(name: str) -> bool:
+        parts = name.split(".")
+        holders = (".".join(parts[:count]) for count in range(1, len(parts) - 1))
+        return any(isinstance(modules[holder], nn.ModuleList | nn.Sequential) for holder in holders)
+
+    names = [name for name in tap_names(tower) if type(modules[name]).__name__ not in NO_STAGES]
+    return [name for name in names if not (small and is_in_a_block(name))]
 
 
 def _told(fault: str) -> dict[str, str]:
