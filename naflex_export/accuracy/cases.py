@@ -174,11 +174,11 @@ EFFORTS = {
 def difference_from_standard(name: str) -> str:
     """Return what an effort leaves out of the standard one and adds to it, in words; empty for the standard."""
     effort, standard = EFFORTS[name], EFFORTS[STANDARD]
-    kinds = effort.kinds + effort.once
+    kinds, usual = effort.kinds + effort.once, standard.kinds + standard.once
     said = []
-    if skipped := [kind for kind in standard.kinds if kind not in kinds]:
+    if skipped := [kind for kind in usual if kind not in kinds]:
         said.append(f"without {', '.join(skipped)}")
-    if added := [kind for kind in kinds if kind not in standard.kinds]:
+    if added := [kind for kind in kinds if kind not in usual]:
         said.append(f"with {', '.join(added)} too")
     if effort.num_seeds > standard.num_seeds:
         said.append(f"{effort.num_seeds} seeds")

@@ -19,7 +19,14 @@ from torch import Tensor, nn
 
 import naflex_export as nx
 from naflex_export.accuracy import cases
-from naflex_export.accuracy.cases import LARGER, CaseSelection, cases_of, generated_batch, survey_names
+from naflex_export.accuracy.cases import (
+    LARGER,
+    CaseSelection,
+    cases_of,
+    difference_from_standard,
+    generated_batch,
+    survey_names,
+)
 from naflex_export.accuracy.sampling import cells_of, covered_by, shape_of, strata, stratum_of
 from naflex_export.grid import Grid
 
@@ -125,6 +132,7 @@ def test_a_candidate_that_is_right_the_first_time_is_rejected(way: Callable[...,
 def test_what_is_not_asked_for_is_the_survey() -> None:
     """The default as users have it, which tests elsewhere leave out."""
     assert cases.EFFORTS == conftest.EFFORTS and cases.EFFORTS["standard"].sampled
+    assert difference_from_standard("standard") == "" and "spread too" in difference_from_standard("quick")
     report = nx.gate(nx.vectorize(tiny.siglip()), tiny.siglip(), buckets=[SMALL])
     assert report.passed and report.survey is not None and report.survey.batches > 15 and report.survey.calls >= 104
 
