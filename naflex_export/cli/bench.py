@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from naflex_export.cli.options import exit_codes, quiet_libraries, trust_source_option, verbose_option
+from naflex_export.cli.options import device_option, exit_codes, quiet_libraries, trust_source_option, verbose_option
 from naflex_export.errors import RequestError
 from naflex_export.grid import GRID_RULES
 from naflex_export.version import __version__
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 )
 @click.option("--rounds", default=7, show_default=True, type=click.IntRange(1), help="In which everything runs once.")
 @click.option("--seed", default=0, show_default=True, help="Of the batches.")
-@click.option("--device", help="Where to run, such as cpu or cuda:0.  [default: as nx.load]")
+@device_option
 @click.option("--csv", "path", type=click.Path(path_type=Path), help="Add the figures to this file, a row each.")
 @click.option("--no-compile", is_flag=True, help="Leave out eager under torch.compile, which takes minutes to compile.")
 @click.option("--stand-in", is_flag=True, help="Time what the gate would judge where the artifact cannot run here.")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from naflex_export.cli.options import exit_codes
+from naflex_export.cli.options import device_option, exit_codes, untrusted_option, verify_option
 from naflex_export.errors import PhotosFailed, RequestError
 from naflex_export.version import __version__
 
@@ -25,11 +25,9 @@ from naflex_export.version import __version__
 )
 @click.option("--top", default=5, show_default=True, type=click.IntRange(1), help="Labels that are shown of a photo.")
 @click.option("--json", "for_programs", is_flag=True, help="Print all labels of all photos as JSON.")
-@click.option("--device", help="Where to run, such as cpu or cuda:0.  [default: as nx.load]")
-@click.option("--untrusted", is_flag=True, help="Refuse an artifact that holds code: compile, aot and trt ones.")
-@click.option(
-    "--verify", default="full", show_default=True, type=click.Choice(["full", "size"]), help="Of the artifact's files."
-)
+@device_option
+@untrusted_option
+@verify_option
 @click.version_option(__version__, package_name="naflex_export")
 @exit_codes
 def classify_command(

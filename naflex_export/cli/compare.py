@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from naflex_export.cli.options import exit_codes, quiet_libraries, verbose_option
+from naflex_export.cli.options import device_option, exit_codes, quiet_libraries, untrusted_option, verbose_option
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -24,8 +24,8 @@ from naflex_export.cli.options import exit_codes, quiet_libraries, verbose_optio
     "--min-recall", default=0.95, show_default=True, type=float, help="The mean recall@k that passes, up to 1."
 )
 @click.option("--tokens", type=click.IntRange(1), help="The most patches of a photo.  [default: each largest bucket's]")
-@click.option("--device", help="Where to run, such as cpu or cuda:0.  [default: as nx.load]")
-@click.option("--untrusted", is_flag=True, help="Refuse an artifact that holds code: compile, aot and trt ones.")
+@device_option
+@untrusted_option
 @click.option(
     "--report",
     "reports",

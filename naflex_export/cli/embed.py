@@ -8,7 +8,14 @@ from pathlib import Path
 
 import click
 
-from naflex_export.cli.options import exit_codes, quiet_libraries, verbose_option
+from naflex_export.cli.options import (
+    device_option,
+    exit_codes,
+    quiet_libraries,
+    untrusted_option,
+    verbose_option,
+    verify_option,
+)
 from naflex_export.version import __version__
 
 SHOWN = 5
@@ -32,7 +39,7 @@ SHOWN = 5
     "share the disk of ARTIFACT, PHOTOS and --out.",
 )
 @click.option("--shard", default=1024, show_default=True, type=click.IntRange(1), help="Photos of a shard.")
-@click.option("--device", help="Where to run, such as cpu or cuda:0.  [default: as nx.load]")
+@device_option
 @click.option("--patch-size", type=click.IntRange(1), help="Which one, of an artifact of several.")
 @click.option("--exif", type=click.Choice(["apply", "ignore"]), help="Turn photos upright.  [default: the artifact's]")
 @click.option(
@@ -46,10 +53,8 @@ SHOWN = 5
     type=click.Path(path_type=Path),
     help="Write a page here that shows a sample of photos beside their nearest neighbours.",
 )
-@click.option("--untrusted", is_flag=True, help="Refuse an artifact that holds code: compile, aot and trt ones.")
-@click.option(
-    "--verify", default="full", show_default=True, type=click.Choice(["full", "size"]), help="Of the artifact's files."
-)
+@untrusted_option
+@verify_option
 @verbose_option
 @click.version_option(__version__, package_name="naflex_export")
 @partial(exit_codes, left="the shards that are done are kept: begin again to go on")

@@ -21,6 +21,7 @@ from naflex_export.cli.options import (
     seed_option,
     thorough_option,
     trust_source_option,
+    untrusted_option,
     verbose_option,
 )
 from naflex_export.cli.pack import judge_command, pack_command
@@ -59,7 +60,7 @@ COMMANDS: dict[str, click.Command] = {"pack": pack_command, "judge": judge_comma
 @click.option("--reference", metavar="MODEL", help="The model to compare with.  [default: the one exported]")
 @click.option("--weights", help="Its weights.  [default: those it was exported with]")
 @trust_source_option
-@click.option("--untrusted", is_flag=True, help="Refuse an artifact that holds code: compile, aot and trt ones.")
+@untrusted_option
 @model_args_option
 @click.option(
     "--tokenizer",

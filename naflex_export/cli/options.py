@@ -226,6 +226,13 @@ images_option = click.option(
     type=click.Path(path_type=Path),
     help="Folder of photos to judge on.  [default: three that ship with the package]",
 )
+device_option = click.option("--device", help="Where to run, such as cpu or cuda:0.  [default: as nx.load]")
+untrusted_option = click.option(
+    "--untrusted", is_flag=True, help="Refuse an artifact that holds code: compile, aot and trt ones."
+)
+verify_option = click.option(
+    "--verify", default="full", show_default=True, type=click.Choice(["full", "size"]), help="Of the artifact's files."
+)
 verbose_option = click.option("--verbose", is_flag=True, help="Let the backends' own logs through.")
 require_run_option = click.option(
     "--require-run", is_flag=True, help="Fail (exit 3) where the artifact can be built and not run."

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from naflex_export.cli.options import exit_codes
+from naflex_export.cli.options import device_option, exit_codes, untrusted_option, verify_option
 from naflex_export.version import __version__
 
 SHOWN = 5
@@ -40,11 +40,9 @@ SHOWN = 5
     help="The photos as naflex-embed was given them, where they have been moved; may be repeated.",
 )
 @click.option("--json", "for_programs", is_flag=True, help="Print what was found as JSON.")
-@click.option("--device", help="Where to run, such as cpu or cuda:0.  [default: as nx.load]")
-@click.option("--untrusted", is_flag=True, help="Refuse an artifact that holds code: compile, aot and trt ones.")
-@click.option(
-    "--verify", default="full", show_default=True, type=click.Choice(["full", "size"]), help="Of the artifact's files."
-)
+@device_option
+@untrusted_option
+@verify_option
 @click.version_option(__version__, package_name="naflex_export")
 @exit_codes
 def search_command(

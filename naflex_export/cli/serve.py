@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from naflex_export.cli.options import Terminated, exit_codes, quiet_libraries, verbose_option
+from naflex_export.cli.options import Terminated, device_option, exit_codes, quiet_libraries, verbose_option
 from naflex_export.errors import BackendError
 from naflex_export.version import __version__
 
@@ -37,7 +37,7 @@ NEEDED = ("fastapi", "uvicorn", "prometheus_client", "python_multipart", "orjson
     help="Enlarge no photo: a small one has few tokens, and a smaller bucket.  [default: as the model's library]",
 )
 @click.option("--patch-size", type=click.IntRange(1), help="Which one, of an artifact of several.")
-@click.option("--device", help="Where to run, such as cpu or cuda:0.  [default: as nx.load]")
+@device_option
 @click.option("--access-log", is_flag=True, help="Write a line for each request.")
 @verbose_option
 @click.version_option(__version__, package_name="naflex_export")
