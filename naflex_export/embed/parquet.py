@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
-from naflex_export.errors import BackendError
+from naflex_export.serving.optional_package import optional_package
 
 
 def require_pyarrow(module: str = "") -> Any:
@@ -17,9 +16,4 @@ def require_pyarrow(module: str = "") -> Any:
     Raises:
         BackendError: it is not installed.
     """
-    try:
-        return importlib.import_module(f"pyarrow.{module}" if module else "pyarrow")
-    except ImportError as error:
-        raise BackendError(
-            f"package 'pyarrow' is missing or broken ({error}): pip install naflex_export[embed]"
-        ) from error
+    return optional_package("pyarrow", "embed", module)

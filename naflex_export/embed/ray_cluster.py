@@ -6,7 +6,6 @@ Whether an address answers is asked by a process of its own: `ray.init` waits fo
 from __future__ import annotations
 
 import contextlib
-import importlib
 import logging
 import os
 import socket
@@ -16,6 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from naflex_export.errors import BackendError, RequestError, first_line
+from naflex_export.serving.optional_package import optional_package
 
 LOCAL, AUTO = "local", "auto"
 """A Ray of this machine alone, and the one that RAY_ADDRESS or this machine's own files name."""
@@ -38,10 +38,7 @@ def require_ray(module: str = "") -> Any:
     Raises:
         BackendError: it is not installed.
     """
-    try:
-        return importlib.import_module(f"ray.{module}" if module else "ray")
-    except ImportError as error:
-        raise BackendError(f"package 'ray' is missing or broken ({error}): pip install naflex_export[ray]") from error
+    return optional_package("ray", "ray", module)
 
 
 @contextlib.contextmanager

@@ -6,7 +6,6 @@ padded stands in that file.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from naflex_export.errors import ArtifactError, BackendError, InputError, RequestError
+from naflex_export.errors import ArtifactError, InputError, RequestError
 from naflex_export.serving.manifest import Manifest
 from naflex_export.serving.opened import VerifiedFolder
+from naflex_export.serving.optional_package import optional_package
 from naflex_export.serving.zero_shot import Scoring
 
 Array = NDArray[Any]
@@ -140,12 +140,7 @@ def text_folder(folder: VerifiedFolder) -> VerifiedFolder:
 
 def _tokenizer_of(folder: VerifiedFolder) -> Any:
     """Return the tokenizer of a text tower, once it is known to have the model's tokens and no others."""
-    try:
-        tokenizers = importlib.import_module("tokenizers")
-    except ImportError as error:
-        raise BackendError(
-            f"package 'tokenizers' is missing or broken ({error}): pip install naflex_export[text]"
-        ) from error
+    tokenizers = optional_package("tokenizers", "text")
     shown = str(folder.shown / TOKENIZER)
     if TOKENIZER not in folder.manifest.files:
         raise ArtifactError(f"the artifact lists no {shown!r}, which makes tokens of texts: export again")
