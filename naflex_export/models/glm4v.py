@@ -17,7 +17,6 @@ from naflex_export.errors import UnsupportedModelError
 from naflex_export.models.tower import JoinedQkvAttention, TowerAdapter, VectorizedTower
 from naflex_export.models.tower_position import add_position
 from naflex_export.resample.weights import Resampling
-from naflex_export.serving.tower_format import TowerFormat
 
 BICUBIC = Resampling(mode="bicubic", antialias=False)
 
@@ -67,15 +66,6 @@ class Glm4v(TowerAdapter):
             *("post_conv_layernorm", "downsample", "post_layernorm"),
         }
     )
-
-    @classmethod
-    def format_of(cls, model: Any) -> TowerFormat:
-        config = model.config
-        values = config.in_channels * config.temporal_patch_size * config.patch_size**2
-        return TowerFormat("hidden_states", (values,), config.spatial_merge_size)
-
-    def named_outputs(self, given: Any) -> dict[str, Tensor]:
-        return {"tokens": given.pooler_output}
 
     def check_options(self) -> None:
         found = getattr(self.model.embeddings, "interpolated_method", None)

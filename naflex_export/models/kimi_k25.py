@@ -80,9 +80,6 @@ class Kimi(TowerAdapter):
         patch_shape = (model.patch_embed.proj.in_channels, *model.patch_embed.proj.kernel_size)
         return TowerFormat("pixel_values", patch_shape, max(model.merge_kernel_size), by_rows=True)
 
-    def named_outputs(self, given: Any) -> dict[str, Tensor]:
-        return {"tokens": given.pooler_output}
-
     def check_options(self) -> None:
         height, width = self.model.merge_kernel_size
         if height != width:

@@ -22,7 +22,6 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
 from naflex_export.errors import UnsupportedModelError
 from naflex_export.models.packing import Packing
 from naflex_export.models.tower import JoinedQkvAttention, TowerAdapter, VectorizedTower
-from naflex_export.serving.tower_format import TowerFormat
 
 MOST_WINDOWS = 2**20
 """In a row: what a window's row is multiplied with to number it."""
@@ -115,15 +114,6 @@ class Qwen25VL(TowerAdapter):
         Qwen2_5_VLVisionAttention: VectorizedQwen25VLAttention,
     }
     children = frozenset({"patch_embed", "rotary_pos_emb", "blocks", "merger"})
-
-    @classmethod
-    def format_of(cls, model: Any) -> TowerFormat:
-        config = model.config
-        values = config.in_channels * config.temporal_patch_size * config.patch_size**2
-        return TowerFormat("hidden_states", (values,), config.spatial_merge_size)
-
-    def named_outputs(self, given: Any) -> dict[str, Tensor]:
-        return {"tokens": given.pooler_output}
 
     def check_options(self) -> None:
         model = self.model

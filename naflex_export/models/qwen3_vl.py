@@ -18,7 +18,6 @@ from naflex_export.errors import UnsupportedModelError
 from naflex_export.models.tower import JoinedQkvAttention, TowerAdapter, VectorizedTower
 from naflex_export.models.tower_position import add_position
 from naflex_export.resample.weights import Resampling
-from naflex_export.serving.tower_format import TowerFormat
 
 BILINEAR = Resampling(mode="bilinear", antialias=False, align_corners=True)
 
@@ -65,19 +64,13 @@ class Qwen3VL(TowerAdapter):
     }
     children = frozenset({"patch_embed", "pos_embed", "rotary_pos_emb", "blocks", "merger", "deepstack_merger_list"})
 
-    @classmethod
-    def format_of(cls, model: Any) -> TowerFormat:
-        config = model.config
-        values = config.in_channels * config.temporal_patch_size * config.patch_size**2
-        return TowerFormat("hidden_states", (values,), config.spatial_merge_size)
-
     @property
     def default_outputs(self) -> tuple[str, ...]:
         return ("tokens", *(f"deepstack_{level}" for level in range(len(self.model.deepstack_merger_list))))
 
     def named_outputs(self, given: Any) -> dict[str, Tensor]:
         levels = {f"deepstack_{level}": made for level, made in enumerate(given.deepstack_features)}
-        return {"tokens": given.pooler_output, **levels}
+        return {**super().named_outputs(given), **levels}
 
     def check_options(self) -> None:
         model = self.model

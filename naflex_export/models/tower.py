@@ -10,7 +10,6 @@ Shape legend: as in `packing.py`; M patches of a token, U tokens of all images, 
 from __future__ import annotations
 
 import json
-from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
@@ -210,13 +209,15 @@ class TowerAdapter(ModelAdapter):
         return isinstance(model, cls.tower_class)
 
     @classmethod
-    @abstractmethod
     def format_of(cls, model: Any) -> TowerFormat:
-        """Return how a tower takes a batch."""
+        """Return how a tower takes a batch: by default flat patches, those of a token one after the other."""
+        config = model.config
+        values = config.in_channels * config.temporal_patch_size * config.patch_size**2
+        return TowerFormat("hidden_states", (values,), config.spatial_merge_size)
 
-    @abstractmethod
     def named_outputs(self, given: Any) -> dict[str, Tensor]:
-        """Return what a call of the tower gave, by the outputs' names."""
+        """Return what a call of the tower gave, by the outputs' names: by default the merged tokens alone."""
+        return {"tokens": given.pooler_output}
 
     def check_options(self) -> None:
         """Check the options of the tower, each of which this release has to know.
