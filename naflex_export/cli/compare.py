@@ -51,10 +51,11 @@ def compare_command(
 
     Exit codes: 0 it may, 1 it must be built anew, 2 the request was wrong, 3 a backend or device is missing.
     """
+    from naflex_export.accuracy.report.suffix import check_report
     from naflex_export.cli.console import err, out, print_written
     from naflex_export.progress import Stages
     from naflex_export.reindex.compare import CompareRequest, compare_artifacts
-    from naflex_export.reindex.report_formats import check_report, lines, write
+    from naflex_export.reindex.report_formats import lines, write
     from naflex_export.serving.publish import check_outside_artifacts
 
     quiet_libraries(verbose)

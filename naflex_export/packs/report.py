@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 from xml.etree.ElementTree import Element
 
-from naflex_export.accuracy.report.markup import html_of, tag
+from naflex_export.accuracy.report.markup import document, tag
 from naflex_export.accuracy.report.phrases import distance, number
 from naflex_export.accuracy.report.style import stylesheet
 from naflex_export.packs.judge import Verdict
@@ -36,13 +36,6 @@ def as_json(verdict: Verdict) -> dict[str, Any]:
 def as_html(verdict: Verdict) -> str:
     """Return a verdict as a page: whether the answers are right, the diagnosis, and the figures."""
     word = "passed" if verdict.passed else "FAILED"
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("title", f"Golden pack: {word}"),
-        tag("style", stylesheet()),
-    )
     right = sum(not one.exceeded for one in verdict.cases)
     banner = tag(
         "header",
@@ -53,7 +46,7 @@ def as_html(verdict: Verdict) -> str:
         class_="verdict" if verdict.passed else "failed verdict",
     )
     main = tag("main", banner, *_diagnosis(verdict), *_failures(verdict), *_cases(verdict))
-    return f"<!doctype html>\n{html_of(tag('html', head, tag('body', main), lang='en'))}\n"
+    return document(f"Golden pack: {word}", stylesheet(), main)
 
 
 def _diagnosis(verdict: Verdict) -> list[Element]:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
-from naflex_export.accuracy.report.markup import clean, html_of, tag
+from naflex_export.accuracy.report.markup import clean, document, tag
 from naflex_export.accuracy.report.style import stylesheet
+from naflex_export.accuracy.report.suffix import write_report
 from naflex_export.embed.thumbnail import thumbnail
-from naflex_export.errors import PhotoError, RequestError
+from naflex_export.errors import PhotoError
 from naflex_export.reindex.compare_report import DECADES, CompareReport, Found, Moved
 
 MOST_SHOWN = 12
@@ -27,22 +27,7 @@ def write(report: CompareReport, path: Path) -> None:
     Raises:
         RequestError: the suffix is another, or the file cannot be written.
     """
-    check_report(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(FORMATS[path.suffix](report), encoding="utf-8")
-    except OSError as error:
-        raise RequestError(f"report {str(path)!r} cannot be written: {error.strerror}") from error
-
-
-def check_report(path: Path) -> None:
-    """Check that a report's path says a format.
-
-    Raises:
-        RequestError: its suffix is that of none.
-    """
-    if path.suffix not in FORMATS:
-        raise RequestError(f"report {str(path)!r} ends in {path.suffix!r}: expected one of {', '.join(FORMATS)}")
+    write_report(report, path, {".html": as_html, ".json": as_json, ".md": as_markdown, ".xml": as_junit})
 
 
 def lines(report: CompareReport) -> list[str]:
@@ -115,13 +100,6 @@ def _test(name: str, failure: str = "") -> Element:
 def as_html(report: CompareReport) -> str:
     """Return the report as one page without scripts, with the photos of which least is found again."""
     verdict = "the index may be kept" if report.passed else "the index must be built anew"
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("title", f"Compared: {verdict}"),
-        tag("style", stylesheet() + _STYLE),
-    )
     banner = tag(
         "header",
         tag("h1", f"Compared: {verdict}"),
@@ -142,7 +120,7 @@ def as_html(report: CompareReport) -> str:
         tag("p", _ABOUT_WORST, class_="note"),
         *(_worst(report, one) for one in report.worst),
     )
-    return f"<!doctype html>\n{html_of(tag('html', head, tag('body', main), lang='en'))}\n"
+    return document(f"Compared: {verdict}", stylesheet() + _STYLE, main)
 
 
 _ABOUT_WORST = (
@@ -216,12 +194,3 @@ def _figure(report: CompareReport, found: Found, caption: str, alone: bool = Fal
     return tag(
         "figure", shown, tag("figcaption", f"{caption}, {name}"), title=found.name, class_="alone" if alone else ""
     )
-
-
-FORMATS: dict[str, Callable[[CompareReport], str]] = {
-    ".html": as_html,
-    ".json": as_json,
-    ".md": as_markdown,
-    ".xml": as_junit,
-}
-"""By the suffixes of reports."""

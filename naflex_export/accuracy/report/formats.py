@@ -13,9 +13,8 @@ from naflex_export.accuracy.report.html import as_html
 from naflex_export.accuracy.report.junit import as_junit
 from naflex_export.accuracy.report.markdown import as_markdown
 from naflex_export.accuracy.report.phrases import percent, shorten
-from naflex_export.accuracy.report.suffix import check_report
+from naflex_export.accuracy.report.suffix import write_report
 from naflex_export.accuracy.results import GateReport
-from naflex_export.errors import RequestError
 
 
 def write(report: GateReport, path: Path) -> None:
@@ -24,13 +23,7 @@ def write(report: GateReport, path: Path) -> None:
     Raises:
         RequestError: the suffix is another, or the file cannot be written.
     """
-    check_report(path)
-    formats = {".html": as_html, ".json": as_json, ".md": as_markdown, ".xml": as_junit}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(formats[path.suffix](report), encoding="utf-8")
-    except OSError as error:
-        raise RequestError(f"report {str(path)!r} cannot be written: {error.strerror}") from error
+    write_report(report, path, {".html": as_html, ".json": as_json, ".md": as_markdown, ".xml": as_junit})
 
 
 def as_json(report: GateReport) -> str:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from xml.etree.ElementTree import Element
 
-from naflex_export.accuracy.report.markup import html_of, tag
+from naflex_export.accuracy.report.markup import document, tag
 from naflex_export.accuracy.report.phrases import (
     MOST_LINES,
     facts,
@@ -47,13 +47,6 @@ def as_html(report: GateReport) -> str:
     """Return the report as a page: the verdict, what failed and where, three drawings, and the tables behind them."""
     verdict = "passed" if report.passed else "FAILED"
     about = f" \N{EN DASH} {report.artifact.model}, {report.artifact.target}" if report.artifact else ""
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("title", f"Accuracy gate: {verdict}{about}"),
-        tag("style", stylesheet()),
-    )
     main = tag(
         "main",
         _banner(report, verdict),
@@ -72,7 +65,7 @@ def as_html(report: GateReport) -> str:
         *_survey(report),
         tag("footer", tag("p", _FOOTER, class_="note")),
     )
-    return f"<!doctype html>\n{html_of(tag('html', head, tag('body', main), lang='en'))}\n"
+    return document(f"Accuracy gate: {verdict}{about}", stylesheet(), main)
 
 
 _FOOTER = (

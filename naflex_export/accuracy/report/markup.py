@@ -40,3 +40,21 @@ def clean(text: str) -> str:
 def html_of(element: Element) -> str:
     """Return an element and all within it as HTML."""
     return ElementTree.tostring(element, encoding="unicode", method="html")
+
+
+def document(title: str, style: str, main: Element) -> str:
+    """Return a page of one file without scripts, which fits a narrow screen too.
+
+    Args:
+        title: of the page.
+        style: its style sheet.
+        main: all that is on it.
+    """
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("title", title),
+        tag("style", style),
+    )
+    return f"<!doctype html>\n{html_of(tag('html', head, tag('body', main), lang='en'))}\n"
