@@ -30,7 +30,7 @@ from markdown_text import section
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from rich.console import Console
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import OneCycleLR
@@ -97,13 +97,24 @@ def drawing(pair: tuple[str, str], draw: np.random.Generator) -> Image.Image:
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """Return a tokenizer like SigLIP 2's, trained on the captions: lower case, pairs of bytes, an end token."""
-    texts = [way.format(f"{colour} {shape}") for way in WAYS for colour, shape in PAIRS]
+    """Return a tokenizer that is trained on the captions."""
+    return tokenizer_of([way.format(f"{colour} {shape}") for way in WAYS for colour, shape in PAIRS], TOKENS)
+
+
+def tokenizer_of(texts: Sequence[str], tokens: int, names: Sequence[str] = ("input_ids",)) -> PreTrainedTokenizerFast:
+    """Return a tokenizer like SigLIP 2's: lower case, pairs of bytes, an end token, padding on the right.
+
+    Args:
+        texts: that it is trained on.
+        tokens: that the model has.
+        names: of what it makes of a text.
+    """
     made = Tokenizer(models.BPE(unk_token="<unk>"))
     made.normalizer = normalizers.Sequence([normalizers.Lowercase(), normalizers.Replace(" ", "▁")])
     made.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
+    made.decoder = decoders.Replace("▁", " ")
     special = ["<pad>", "<eos>", "<bos>", "<unk>"]
-    trainer = trainers.BpeTrainer(vocab_size=TOKENS - 10, special_tokens=special, show_progress=False)
+    trainer = trainers.BpeTrainer(vocab_size=tokens - 10, special_tokens=special, show_progress=False)
     made.train_from_iterator(texts, trainer)
     made.post_processor = processors.TemplateProcessing(single="$A <eos>", special_tokens=[("<eos>", 1)])
     return PreTrainedTokenizerFast(
@@ -113,7 +124,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
         bos_token="<bos>",
         unk_token="<unk>",
         padding_side="right",
-        model_input_names=["input_ids"],
+        model_input_names=list(names),
     )
 
 

@@ -11,8 +11,8 @@ import pytest
 pytest.importorskip("transformers")
 
 from siglip2_tiny import VISION
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast, Siglip2Config, Siglip2ImageProcessor, Siglip2Model
+from zero_shot import tokenizer_of
 
 from naflex_export.accuracy.text_cases import CAPTIONS, LABELS
 from naflex_export.models.model_sources import randomize
@@ -35,25 +35,7 @@ TEXT: dict[str, Any] = {
 def tokenizer(
     texts: Sequence[str] = (*LABELS, *CAPTIONS), names: Sequence[str] = ("input_ids",), tokens: int = TOKENS
 ) -> PreTrainedTokenizerFast:
-    """Return a tokenizer like SigLIP 2's: lower case, pairs of bytes, an end token, padding on the right."""
-    made = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=False))
-    made.normalizer = normalizers.Sequence([normalizers.Lowercase(), normalizers.Replace(" ", "▁")])
-    made.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
-    made.decoder = decoders.Replace("▁", " ")
-    special = ["<pad>", "<eos>", "<bos>", "<unk>"]
-    made.train_from_iterator(
-        texts, trainers.BpeTrainer(vocab_size=tokens - 10, special_tokens=special, show_progress=False)
-    )
-    made.post_processor = processors.TemplateProcessing(single="$A <eos>", special_tokens=[("<eos>", 1)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=made,
-        pad_token="<pad>",
-        eos_token="<eos>",
-        bos_token="<bos>",
-        unk_token="<unk>",
-        padding_side="right",
-        model_input_names=list(names),
-    )
+    return tokenizer_of(texts, tokens, names)
 
 
 def two_towers(**text: Any) -> Siglip2Model:

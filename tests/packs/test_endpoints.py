@@ -21,14 +21,6 @@ import naflex_export as nx
 from naflex_export.cli.gate import gate_command
 from naflex_export.packs.endpoints import protocol_of
 from naflex_export.packs.opened import Pack
-from naflex_export.packs.write import write_pack
-
-
-@pytest.fixture(scope="module")
-def pack(tmp_path_factory: pytest.TempPathFactory) -> Pack:
-    path = tmp_path_factory.mktemp("packs") / "pack"
-    write_pack(tiny.siglip(), path, small=True, name="tiny")
-    return Pack.open(path)
 
 
 @pytest.fixture(scope="module")

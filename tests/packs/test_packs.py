@@ -32,13 +32,6 @@ NAMED_OTHERWISE = {"height-width-swapped": "axes-swapped", "first-block-missing"
 
 
 @pytest.fixture(scope="module")
-def pack(tmp_path_factory: pytest.TempPathFactory) -> Pack:
-    path = tmp_path_factory.mktemp("packs") / "pack"
-    write_pack(tiny.siglip(), path, small=True, name="tiny")
-    return Pack.open(path)
-
-
-@pytest.fixture(scope="module")
 def weights() -> dict[str, Any]:
     return {name: value.numpy() for name, value in tiny.siglip().state_dict().items()}
 
