@@ -17,7 +17,6 @@ from torch import nn
 
 from naflex_export.accuracy import golden
 from naflex_export.accuracy.calibration_photos import calibration_of, check_photos
-from naflex_export.accuracy.cases import STANDARD, CaseSelection
 from naflex_export.accuracy.gate import GateSettings
 from naflex_export.accuracy.judge_artifact import judge_opened, open_to_judge, refuse_stand_in
 from naflex_export.accuracy.photos import photos_for
@@ -27,6 +26,7 @@ from naflex_export.accuracy.report.formats import verdict, write
 from naflex_export.accuracy.results import GateReport, PrecisionSearch, merged
 from naflex_export.accuracy.text_gate import PREFIX
 from naflex_export.errors import BackendError, GateFailure, RequestError
+from naflex_export.export_request import ExportRequest, check_request, refuse_keeping
 from naflex_export.graph.build_settings import BuildSettings
 from naflex_export.graph.calibration import require_modelopt
 from naflex_export.graph.onnx_about import describe_onnx
@@ -39,123 +39,21 @@ from naflex_export.models.adapter import ModelAdapter
 from naflex_export.models.exportable import refuse_modes, refuse_unexportable
 from naflex_export.models.mixed_precision import kept_of
 from naflex_export.models.model_sources import weights_sha256
-from naflex_export.models.preprocessing import settings_of
 from naflex_export.models.quantized import quantized_layers
 from naflex_export.models.rounding import refuse_rounded, remark_on_precision, stored_precision
 from naflex_export.models.towers import remarks_on
-from naflex_export.precision import FLOAT32, Precision
+from naflex_export.precision import Precision
 from naflex_export.progress import Observer, shown_progress
 from naflex_export.serving import compile_cache
 from naflex_export.serving.device import resolve_device
 from naflex_export.serving.manifest import Manifest
 from naflex_export.serving.manifest_schema import PATCH_SIZES
 from naflex_export.serving.opened import opened
-from naflex_export.serving.publish import check_destination, named, staged
-from naflex_export.targets import onnx, target_named, target_word, tensorrt
-from naflex_export.text_export import IMAGE, TextExport, check_towers
+from naflex_export.serving.publish import staged
+from naflex_export.targets import onnx, target_named, tensorrt
+from naflex_export.text_export import IMAGE, TextExport
 
 REPORT = Path("gate") / "report.json"
-
-
-@dataclass(frozen=True)
-class ExportRequest:
-    """What is to be exported, and how: all that `export` takes besides the model.
-
-    Attributes:
-        target: "compile", "aot", "onnx" or "trt".
-        out: the artifact's folder. An artifact there is replaced, atomically; anything else is left alone.
-        buckets: what the artifact serves; one of 256 tokens by default.
-        precision: of the weights and of floating inputs and outputs.
-        outputs: "features" (pooled, through the head), "tokens" (the encoder's), or both; by default the features, or
-            the tokens of a model that pools nothing.
-        matrices: "stored" or "computed": where a graph has the resampling matrices of a learned grid from; by default
-            stored where they take at most 3 % of the weights.
-        patch_sizes: make an entry point for each of these patch sizes, in pixels: an artifact of its own in the folder
-            `patch<size>`, with the patch projection resampled and folded into its weight. The model must have been made
-            with `enable_patch_interpolator=True`. By default one artifact for the model's own size.
-        towers: ("image",), or ("image", "text") to export the text tower that the image tower was trained with too, in
-            the artifact's folder `text`; as one text, "image,text".
-        tokenizer: the folder of the text tower's tokenizer; by default where the model was loaded from.
-        preprocessing: how photos are prepared, where the model does not say it, or its processor cannot be had:
-            settings by name, the path of a JSON file or of a folder that holds one, or an image processor of
-            transformers. timm's settings are mean, std and interpolation.
-        upscale: enlarge photos of fewer patches than the budget, as timm and transformers do. With False a small photo
-            keeps its size and has few tokens, in the manifest and so in all that prepares photos by it; its vector is
-            not the library's own.
-        packed: take the images of a batch one after the other, as `nx.pack` gives them, with no padding between them.
-        images: a folder of photos to judge on; by default the three that ship with the package.
-        seed: of the generated batches to judge on.
-        effort: "quick", "standard" or "thorough": how many cases to judge on.
-        require_run: refuse an artifact that this machine can build and not run.
-        keep_rejected: keep an artifact that the gate rejects, as `<out>.rejected`, so that it can be judged again and
-            looked into. It is not for use.
-        source: where the model came from, for the manifest, so that `naflex-gate` can load it again.
-        settings: what the build takes besides the program.
-
-    Raises:
-        RequestError: a value is not possible.
-    """
-
-    target: str
-    out: Path
-    buckets: tuple[Bucket, ...] = (Bucket(),)
-    precision: Precision = FLOAT32
-    outputs: tuple[str, ...] | None = None
-    matrices: str | None = None
-    patch_sizes: tuple[int, ...] | None = None
-    towers: tuple[str, ...] = IMAGE
-    tokenizer: str | None = None
-    preprocessing: Mapping[str, Any] | None = None
-    upscale: bool = True
-    packed: bool = False
-    images: Path | None = None
-    seed: int = 0
-    effort: str = STANDARD
-    require_run: bool = False
-    keep_rejected: bool = False
-    source: dict[str, Any] = field(default_factory=dict)
-    settings: BuildSettings = field(default_factory=BuildSettings)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "target", target_word(self.target))
-        target_named(self.target)
-        object.__setattr__(self, "precision", self.precision.for_target(self.target))
-        object.__setattr__(self, "out", named(self.out))
-        object.__setattr__(self, "buckets", check_buckets(self.buckets))
-        if self.patch_sizes is not None:
-            object.__setattr__(self, "patch_sizes", check_patch_sizes(self.patch_sizes))
-        if not isinstance(self.upscale, bool):
-            raise RequestError(f"upscale={self.upscale!r}: expected True or False")
-        object.__setattr__(self, "towers", check_towers(self.towers))
-        if self.tokenizer is not None:
-            object.__setattr__(self, "tokenizer", str(self.tokenizer))
-        if self.tokenizer is not None and self.towers == IMAGE:
-            raise RequestError(
-                f"--tokenizer {self.tokenizer!r} was given and no text tower is exported: give --tower image,text too"
-            )
-        if self.patch_sizes is not None and self.towers != IMAGE:
-            raise RequestError(
-                f"towers={','.join(self.towers)} and patch_sizes={self.patch_sizes} were both given: a text tower goes "
-                "beside an image tower of one patch size"
-            )
-        if self.precision.quantized and self.towers != IMAGE:
-            raise RequestError(
-                f"towers={','.join(self.towers)} and dtype {self.precision.dtype} were both given: a text tower is not "
-                "quantized by this release; export the image tower alone, or in float16"
-            )
-        if self.preprocessing is not None:
-            object.__setattr__(self, "preprocessing", settings_of(self.preprocessing))
-        CaseSelection(self.seed, self.effort)
-
-    @property
-    def rejected(self) -> Path:
-        """Where an artifact is kept that the gate rejects, and what its report is named after."""
-        return self.out.with_name(f"{self.out.name}.rejected")
-
-    @property
-    def cases(self) -> CaseSelection:
-        """The batches to judge on."""
-        return CaseSelection(self.seed, self.effort)
 
 
 @dataclass(frozen=True)
@@ -240,28 +138,6 @@ Traced = dict[tuple[int | str | None, Precision], Program]
 """Graphs of one model for the same buckets and outputs, by patch size, or "text", and precision."""
 
 
-def _check_request(request: ExportRequest) -> None:
-    """Check what can be told of a request without its model.
-
-    Raises:
-        RequestError: parts of it do not go together, or its destination is taken.
-    """
-    check_destination(request.out)
-    if request.settings.compile_cache and request.target != "compile":
-        raise RequestError(
-            f"target {request.target!r} has no compile cache: nothing of it is compiled where it is loaded; leave "
-            "--compile-cache out"
-        )
-    check_opset(request)
-    if request.keep_rejected:
-        if request.patch_sizes is not None:
-            raise RequestError(
-                f"keep_rejected and patch_sizes={request.patch_sizes} were both given: an artifact is kept of one "
-                "patch size; export that size alone"
-            )
-        check_destination(request.rejected)
-
-
 class Exporter:
     """One export: what it needs is checked when it is made, and `run` goes through its steps.
 
@@ -288,7 +164,7 @@ class Exporter:
     ) -> None:
         self.request, self.observer = request, observer or Observer()
         self._traced = traced
-        _check_request(request)
+        check_request(request)
         self.target = target_named(request.target)
         self.target.require_build()
         if request.require_run and (reason := self.target.cannot_run(request.precision)):
@@ -574,44 +450,6 @@ class Exporter:
                 else "the artifact is not kept (--keep-rejected, or keep_rejected=True, keeps it)"
             )
             raise GateFailure(f"{failure}\n  report: {pages[0]} (open it in a browser), {pages[1]}\n  {kept}") from None
-
-
-def check_opset(request: ExportRequest) -> None:
-    """Check that the opset asked for, if one is, can be had for the target.
-
-    Raises:
-        RequestError: it cannot; the message says which can.
-    """
-    opset, known = request.settings.opset, target_named(request.target).OPSETS
-    if opset is None or opset in known:
-        return
-    if not known:
-        raise RequestError(
-            f"--opset {opset} was asked for of target {request.target!r}, which is not made of an ONNX graph: leave it "
-            "out, or take target onnx or trt"
-        )
-    raise RequestError(
-        f"--opset {opset} cannot be had for target {request.target!r}: expected {known[0]} to {known[-1]}; without "
-        "--opset the fastest of them is taken"
-    )
-
-
-def refuse_keeping(precision: Precision) -> None:
-    """Check that a packed export keeps nothing in float32, and quantizes nothing.
-
-    Raises:
-        RequestError: it is asked to.
-    """
-    if precision.quantized:
-        raise RequestError(
-            f"dtype {precision.quantized!r} and packed=True were both given: layers are quantized in padded exports "
-            "alone; leave one of the two out"
-        )
-    if precision.keep_float32:
-        raise RequestError(
-            f"keep_float32={','.join(precision.keep_float32)} and packed inputs were both asked for: parts of a model "
-            "are kept in float32 in padded exports alone; leave one of the two out"
-        )
 
 
 def _kept_in_float32(precision: Precision) -> dict[str, Any]:

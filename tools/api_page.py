@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import naflex_export as nx
-from naflex_export.exporter import ExportRequest
+from naflex_export.export_request import ExportRequest
 
 PAGE = Path(__file__).parent.parent / "docs" / "api.md"
 
@@ -22,7 +22,7 @@ HEAD = """# API
 
 Written by `python tools/api_page.py` from the docstrings of what `import naflex_export as nx` offers. Every error is a
 `NaflexExportError` and names what was given, what was expected and what to do. `ExportRequest` is in
-`naflex_export.exporter`: what `nx.export` takes by name.
+`naflex_export.export_request`: what `nx.export` takes by name.
 """
 
 

@@ -23,7 +23,8 @@ from torch import nn
 
 import naflex_export as nx
 from naflex_export.accuracy.results import GateReport
-from naflex_export.exporter import Exporter, ExportRequest
+from naflex_export.export_request import ExportRequest
+from naflex_export.exporter import Exporter
 from naflex_export.precision import Precision
 from naflex_export.progress import Observer
 

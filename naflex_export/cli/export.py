@@ -39,7 +39,8 @@ from naflex_export.version import __version__
 if TYPE_CHECKING:
     from naflex_export.accuracy.results import GateReport
     from naflex_export.cli.outcome import Outcome
-    from naflex_export.exporter import Exporter, ExportRequest
+    from naflex_export.export_request import ExportRequest
+    from naflex_export.exporter import Exporter
     from naflex_export.models.model_sources import ModelSource
     from naflex_export.progress import Stages
 
@@ -261,7 +262,7 @@ def export_command(
 
     from naflex_export.accuracy.cases import STANDARD
     from naflex_export.cli.console import print_note, spoken_on_stderr
-    from naflex_export.exporter import ExportRequest
+    from naflex_export.export_request import ExportRequest
     from naflex_export.graph.build_settings import BuildSettings
     from naflex_export.models.model_sources import ModelSource, parse_model_args
     from naflex_export.models.preprocessing import settings_of
@@ -306,7 +307,7 @@ def export_command(
 def _check_places(requests: list[ExportRequest], repository: Path | None) -> None:
     """Check what can be checked ahead of the model: places to write to, photos, and what building takes."""
     from naflex_export.accuracy.photos import photos_for
-    from naflex_export.exporter import check_opset
+    from naflex_export.export_request import check_opset
     from naflex_export.server.triton_repository import check_repository
     from naflex_export.serving.publish import check_destination
 

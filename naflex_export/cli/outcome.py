@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from naflex_export.accuracy.results import GateReport
-    from naflex_export.exporter import Artifact, ExportRequest
+    from naflex_export.export_request import ExportRequest
+    from naflex_export.exporter import Artifact
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ from naflex_export.cli.export import export_command
 from naflex_export.embed import golden
 from naflex_export.embed.golden import Golden
 from naflex_export.embed.preprocess import Preprocessor
-from naflex_export.exporter import Exporter, ExportRequest
+from naflex_export.export_request import ExportRequest
+from naflex_export.exporter import Exporter
 from naflex_export.models import adapter_of
 from naflex_export.models.adapter import ModelAdapter
 from naflex_export.serving.manifest import MANIFEST, Manifest

@@ -21,7 +21,8 @@ from naflex_export.accuracy.precision_trials import Trials
 from naflex_export.accuracy.report.formats import as_markdown
 from naflex_export.accuracy.report.html import as_html
 from naflex_export.accuracy.results import GateReport, Location, Tap
-from naflex_export.exporter import Exporter, ExportRequest
+from naflex_export.export_request import ExportRequest
+from naflex_export.exporter import Exporter
 from naflex_export.grid import Bucket
 from naflex_export.models import adapter_of
 from naflex_export.models.mixed_precision import blocks_of

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 import naflex_export as nx
 from naflex_export.cli.export import export_command
-from naflex_export.exporter import ExportRequest, check_opset
+from naflex_export.export_request import ExportRequest, check_opset
 from naflex_export.graph.build_settings import BuildSettings
 from naflex_export.targets import NAMES, target_named
 
