@@ -32,22 +32,22 @@ def test_a_graph_that_torch_overlooks_beside_other_threads_is_asked_for_alone(sa
 
 
 def test_nothing_is_kept_of_a_call() -> None:
+    """What is kept of each call shows in every window of calls; what Python and torch make now and then, in some."""
     graphs = Graphs(lambda x: x + 1, backend="eager")
     x = torch.ones(3)
 
-    def call(times: int) -> None:
-        for _ in range(times):
-            graphs.run("one kind", x)
-
-    call(50)
-    tracemalloc.start()
-    try:
-        call(50)  # what Python itself makes once while it traces
+    def growth(calls: int) -> int:
         gc.collect()
         before, _ = tracemalloc.get_traced_memory()
-        call(500)
+        for _ in range(calls):
+            graphs.run("one kind", x)
         gc.collect()
-        after, _ = tracemalloc.get_traced_memory()
+        return tracemalloc.get_traced_memory()[0] - before
+
+    graphs.run("one kind", x)
+    tracemalloc.start()
+    try:
+        found = [growth(500) for _ in range(5)]
     finally:
         tracemalloc.stop()
-    assert after - before < 500 * 40  # bytes; torch's own way to set options kept 400 of each call
+    assert min(found) < 500 * 40  # bytes; torch's own way to set options kept 400 of each call
