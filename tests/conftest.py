@@ -24,6 +24,8 @@ from naflex_export.graph.program import Program
 from naflex_export.graph.trace import trace
 from naflex_export.grid import Grid
 from naflex_export.models import adapter_of
+from naflex_export.packs.opened import Pack
+from naflex_export.packs.write import write_pack
 from naflex_export.targets.onnx import OPSET
 
 MIXED = (Grid(3, 7), Grid(1, 24), Grid(24, 1), Grid(4, 4), Grid(1, 1), Grid(5, 4))
@@ -100,6 +102,14 @@ def siglip_onnx(_siglip_onnx: bytes) -> ir.Model:
 def mixed() -> Batch:
     """A batch of mixed grids with padding, for 4-pixel patches."""
     return noise_batch("mixed", MIXED, tokens=26, token_width=48)
+
+
+@pytest.fixture(scope="module")
+def pack(tmp_path_factory: pytest.TempPathFactory) -> Pack:
+    """A small golden pack of the tiny SigLIP."""
+    path = tmp_path_factory.mktemp("packs") / "pack"
+    write_pack(tiny.siglip(), path, small=True, name="tiny")
+    return Pack.open(path)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
