@@ -83,8 +83,8 @@ def summary(rows: Sequence[Row], missing: Sequence[str] = ()) -> str:
     if engines:
         sizes = f"{min(engines) / 2**20:.0f} to {max(engines) / 2**20:.0f} MiB"
         lines += ["", f"TensorRT built {len(engines)} engines, of {sizes}."]
-    kind = ("pos_embed", "pos_resize", "rope", "pooling")
-    names = ("position embedding", "resized", "RoPE", "pooling")
+    kind = ("pos_embed", "pos_resize", "matrices", "rope", "pooling")
+    names = ("position embedding", "resized", "matrices", "RoPE", "pooling")
     lines += ["", "## Kinds", "", _groups(built, kind, (*names, "prefix tokens"), "prefix_tokens")]
     named = [{**row, "family": family_name(row["architecture"])} for row in built]
     lines += ["", "## Families", "", _groups(named, ("module", "family"), ("timm module", "names", "widths"), "width")]

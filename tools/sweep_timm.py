@@ -10,7 +10,8 @@ Each architecture has its true width, patch size and options, random weights, an
 - create, eager: timm builds it as a NaFlexVit, and its outputs can tell right from wrong.
 - vectorize: `nx.vectorize` against eager, the features and the valid tokens of mixed grids with padding.
 - compile: `nx.compile` with backend "eager", one full graph with open sizes, for two batches without a recompile.
-- trace, onnx: the ONNX graph in ONNX Runtime on a CPU, for two batches of sizes that the trace never saw.
+- trace, onnx: the ONNX graph in ONNX Runtime on a CPU, for two batches of sizes that the trace never saw. Its
+  resampling matrices are stored or computed, as the rule for exports says.
 - trt: TensorRT parses the ONNX graph of the trt target and builds an engine, which is not run: that takes a GPU.
 
 Errors are the largest difference from eager as a share of eager's largest value. Every architecture runs in a process
@@ -80,7 +81,7 @@ ERRORS = (
 )
 COLUMNS = (
     *("architecture", "module", "date", "commit", *VERSIONS),
-    *("width", "depth", "patch", "pos_embed", "pos_grid", "pos_resize", "rope", "pooling", "prefix_tokens"),
+    *("width", "depth", "patch", "pos_embed", "pos_grid", "pos_resize", "rope", "pooling", "prefix_tokens", "matrices"),
     *(*ERRORS, "onnx_nodes", "trt_engine_bytes", "seconds", "failure"),
 )
 Row = dict[str, str]
@@ -160,6 +161,7 @@ def check(name: str, on_stage: OnStage = lambda stage, row: None, **overrides: A
         program = None
         with stage("trace"):
             program = trace(adapter_of(model), [BUCKET], outputs=OUTPUTS)
+            row["matrices"] = "stored" if program.stores_matrices else "computed" if row["pos_grid"] else ""
         del model
         with tempfile.TemporaryDirectory() as folder:
             if program is not None:

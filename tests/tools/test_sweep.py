@@ -18,11 +18,11 @@ from naflex_export.accuracy.metrics import LIMITS
 from naflex_export.models import timm_naflex
 
 NARROW = {"embed_dim": 64, "num_heads": 2}
-KINDS = {  # a position embedding, a RoPE and a pooling of each kind
-    "naflexvit_base_patch16_parfac_gap": ("factorized", "none", "avg"),
-    "vit_pe_core_tiny_patch16_384": ("learned", "cat", "map"),
-    "vit_small_patch16_dinov3": ("none", "dinov3", "avg"),
-    "vit_small_patch16_rope_mixed_224": ("none", "mixed", "token"),
+KINDS = {  # a position embedding, its matrices, a RoPE and a pooling of each kind
+    "naflexvit_base_patch16_parfac_gap": ("factorized", "computed", "none", "avg"),
+    "vit_pe_core_tiny_patch16_384": ("learned", "computed", "cat", "map"),
+    "vit_small_patch16_dinov3": ("none", "", "dinov3", "avg"),
+    "vit_small_patch16_rope_mixed_224": ("none", "", "mixed", "token"),
 }
 
 
@@ -32,11 +32,11 @@ KINDS = {  # a position embedding, a RoPE and a pooling of each kind
     ("name", "kind"),
     [pytest.param(*one, id=one[0]) for one in KINDS.items()],
 )
-def test_each_kind_passes_every_stage(name: str, kind: tuple[str, str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_kind_passes_every_stage(name: str, kind: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sweep, "DEPTH", 1)
     row = sweep.check(name, **NARROW)
     assert row["failure"] == ""
-    assert (row["pos_embed"], row["rope"], row["pooling"]) == kind
+    assert (row["pos_embed"], row["matrices"], row["rope"], row["pooling"]) == kind
     for column in sweep.ERRORS:
         assert 0 <= float(row[column]) <= LIMITS["float32"].max_share
     assert int(row["trt_engine_bytes"]) > 10_000
@@ -159,6 +159,7 @@ def test_the_page_counts_and_names() -> None:
         **dict.fromkeys(sweep.ERRORS, "1.00e-06"),
         "width": "192",
         "pos_embed": "learned",
+        "matrices": "stored",
         "rope": "none",
         "pooling": "token",
         "prefix_tokens": "1",
@@ -170,7 +171,7 @@ def test_the_page_counts_and_names() -> None:
     page = sweep_page.summary([good, worse, broken, refused], missing=["eva_one"])
     assert "Rows for 3 architectures that timm builds as a `NaFlexVit`: **2 pass every stage, 1 fail one**" in page
     assert "| onnx, tokens | 3 | 1.00e-06 | 9.00e-06 | `vit_small_patch16_224` |" in page
-    assert "| learned |  | none | token | 1 | 3 | 2 | 1.00e-06 | 1.00e-06 | 9.00e-06 | 2 |" in page
+    assert "| learned |  | stored | none | token | 1 | 3 | 2 | 1.00e-06 | 1.00e-06 | 9.00e-06 | 2 |" in page
     assert "- `vit_base_patch16_224`: trt: BuildError: no" in page
     assert "1 more of timm's same modules did not build" in page
     assert "- `eva02_enormous_patch14_clip_224`: create: TypeError: no such option" in page
