@@ -21,6 +21,8 @@ class Results:
     patch: list[Row] = field(default_factory=list)
     suite: list[Row] = field(default_factory=list)
     load: list[Row] = field(default_factory=list)
+    packed: list[Row] = field(default_factory=list)
+    towers: list[Row] = field(default_factory=list)
 
     def devices(self) -> list[str]:
         """Return what was measured on, in the order of the rows."""
@@ -204,6 +206,34 @@ def share_of_older(what: str) -> Callable[[Results], list[float]]:
     return values
 
 
+def packed_exports(column: str, least: float, most: float) -> Callable[[Results], list[float]]:
+    """Return what gives a column of packed exports as a ratio to the padded one's, for batches with a share of padding.
+
+    Args:
+        column: "speedup", which is one already, or another.
+        least: share of padding.
+        most: share of padding.
+    """
+
+    def values(results: Results) -> list[float]:
+        rows = [row for row in results.packed if least <= float(row["padding"]) <= most]
+        padded = {_setting(row): float(row[column]) for row in rows if row["layout"] == "padded"}
+        return [float(row[column]) / padded[_setting(row)] for row in rows if row["layout"] == "packed"]
+
+    return values
+
+
+def _setting(row: Row) -> tuple[str, ...]:
+    return tuple(row[name] for name in ("model", "images", "tokens", "padding"))
+
+
+def towers_over_own(gpu: bool) -> Callable[[Results], list[float]]:
+    """Return what gives the speed of ours ahead of a tower's first block over the model's own."""
+    return lambda results: [
+        float(row["speedup"]) for row in results.towers if row["candidate"] == "ours" and is_gpu(row["device"]) == gpu
+    ]
+
+
 EMBEDDING, SOURCES = "embedding, forward+backward, sizes 4..31", ("16x16", "32x32", "128x128 no antialias")
 
 GOALS = (
@@ -252,6 +282,38 @@ GOALS = (
         share_of_older("load and call an ONNX artifact"),
         0.5,
         unit="%",
+    ),
+    *(
+        Goal(
+            f"packed export over padded, ONNX Runtime, on a CPU, {share} of padding",
+            f"at least {limit}x",
+            packed_exports("speedup", least, most),
+            limit,
+            most=False,
+        )
+        for share, least, most, limit in (("20 %", 0.18, 0.22, 1.15), ("3 %", 0.02, 0.04, 0.97))
+    ),
+    Goal(
+        "packed export, ONNX Runtime, on a CPU: peak memory as a share of the padded one's, every share of padding",
+        "at most 100 %",
+        packed_exports("peak_mib", 0.0, 1.0),
+        1.0,
+        unit="%",
+    ),
+    Goal(
+        "vision towers, ahead of the first block, forward and backward, on a CPU: ours over each model's own",
+        "at least 1x",
+        towers_over_own(False),
+        1.0,
+        most=False,
+    ),
+    Goal(
+        "vision towers, ahead of the first block, forward and backward, on a GPU: ours over each model's own",
+        "at least 1x",
+        towers_over_own(True),
+        1.0,
+        most=False,
+        gpu=True,
     ),
     *(
         Goal(

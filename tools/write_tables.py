@@ -22,6 +22,8 @@ KEYS = {
     "patch_resample": ("device", "threads", "dtype", "case", "layout", "pass", "candidate"),
     "gpu_suite": ("device", "step"),
     "bench_load": ("device", "threads", "what", "checkout"),
+    "bench_packed": ("device", "threads", "model", "images", "tokens", "padding", "layout"),
+    "bench_towers": ("device", "threads", "tower", "images", "tokens", "step", "candidate"),
 }
 """What tells the kinds of rows of each file apart."""
 
@@ -49,6 +51,15 @@ relative L2 distance of the features from those of eager in float32.
 
 Not in the tables: on an Intel Xeon, measured without that pause and before `Attention` read heads in rows, ONNX Runtime
 ran 8 images at 0.88 of eager's speed. It has not been measured there since.
+"""
+PACKED = """
+An exported encoder on packed tokens and on padded batches, in ONNX Runtime, float32, by `python tools/bench_packed.py`;
+*speed* is of packed over padded, memory the most that a process's first calls held beyond its opened session.
+"""
+TOWERS = """
+What vision towers of transformers do ahead of their first block (patches projected, position embedding, rotary angles),
+float32, by `python tools/bench_towers.py`: published widths, random weights, images of unequal grids. *speed* is over
+the model's own; *floor* that of the bare projection.
 """
 PATCH = """
 The kernel of the report that this project starts from, by `python tools/bench_patch_resample.py`; *error* is the
@@ -102,6 +113,12 @@ def page(results: Results) -> str:
         "## A whole encoder",
         ENCODER.strip(),
         *machines(results.encoder, encoder_tables),
+        "## Packed exports",
+        PACKED.strip(),
+        packed_table(results.packed),
+        "## Vision towers ahead of their blocks",
+        TOWERS.strip(),
+        towers_table(results.towers),
         "## A patch projection at another size",
         PATCH.strip(),
         *machines(results.patch, patch_tables),
@@ -283,6 +300,32 @@ def patch_tables(rows: Sequence[Row]) -> list[str]:
     columns = ("case", "layout", "pass", "candidate", "median_ms", "ratio_to_ours", "max_error")
     head = ["kernel", "layout", "pass", "candidate", "ms", "ratio to ours", "error"]
     return [table(head, [[row[name] for name in columns] for row in rows])]
+
+
+def packed_table(rows: Sequence[Row]) -> str:
+    """Return the table of packed beside padded exports."""
+    head = ["model", "images", "tokens", "padding", "padded, ms", "packed, ms", "speed", "padded, MiB", "packed, MiB"]
+    lines = []
+    setting = ("device", "threads", "model", "images", "tokens", "padding")
+    for found in grouped(rows, setting).values():
+        padded, packed = (next(row for row in found if row["layout"] == name) for name in ("padded", "packed"))
+        times, memory = ([figure(row[name]) for row in (padded, packed)] for name in ("ms", "peak_mib"))
+        shown = [f"`{packed['model']}`", packed["images"], packed["tokens"], percent(packed["padding"])]
+        shown += [*times, ratio(packed["speedup"]), *memory]
+        lines.append([*shown, packed["error"], machine(packed), packed["commit"]])
+    return table([*head, "error", "on", "commit"], lines) if lines else "Not measured."
+
+
+def towers_table(rows: Sequence[Row]) -> str:
+    """Return the table of what vision towers do ahead of their first block."""
+    lines = []
+    setting = ("device", "threads", "tower", "images", "tokens", "step")
+    for found in grouped(rows, setting).values():
+        own, ours, bare = (next(row for row in found if row["candidate"] == name) for name in ("own", "ours", "bare"))
+        shown = [ours["tower"], ours["images"], ours["tokens"], ours["step"], figure(own["ms"]), figure(ours["ms"])]
+        lines.append([*shown, *(ratio(row["speedup"]) for row in (ours, bare)), machine(ours), ours["commit"]])
+    head = ["tower", "images", "tokens", "step", "own, ms", "ours, ms", "speed", "floor", "on", "commit"]
+    return table(head, lines) if lines else "Not measured."
 
 
 def load_table(rows: Sequence[Row]) -> str:

@@ -35,6 +35,21 @@ def encoder(**given: str) -> Row:
     return row | given
 
 
+def packed(**given: str) -> Row:
+    """Return a row of packed beside padded exports, as bench_packed.py writes it."""
+    row = {"date": "2026-11-27", "commit": "abc", "device": "Some CPU", "threads": "2", "model": "tiny", "images": "8"}
+    row |= {"tokens": "256", "padding": "0.198", "layout": "padded", "ms": "100.0", "speedup": "1.000"}
+    row |= {"peak_mib": "200.0", "error": "1.0e-06"}
+    return row | given
+
+
+def tower(**given: str) -> Row:
+    """Return a row of a vision tower, as bench_towers.py writes it."""
+    row = {"date": "2026-11-27", "commit": "abc", "device": "Some CPU", "threads": "2", "tower": "qwen3_vl"}
+    row |= {"images": "4", "tokens": "256", "step": "forward", "candidate": "own", "ms": "100.0", "speedup": "1.000"}
+    return row | given
+
+
 def words(results: Results) -> dict[str, str]:
     """Return what the goals say that were measured."""
     found = {goal.what: verdict(goal, results) for goal in GOALS}
@@ -61,7 +76,7 @@ def test_the_committed_drawing_is_of_the_rows() -> None:
 def test_nothing_measured_is_said_to_be_not_measured() -> None:
     page = write_tables.page(Results())
     assert all(f"- {goal.what}" in page for goal in GOALS)
-    assert page.count("\nNot measured.\n") == 4
+    assert page.count("\nNot measured.\n") == 6
     said = write_tables.summary(Results())
     assert "The embedding has not been measured." in said and "The whole encoder has not been measured." in said
     assert "Nothing has been measured on a GPU" in said
@@ -91,6 +106,28 @@ def test_time_of_a_token_is_compared_over_batches() -> None:
     (varies,) = (text for what, text in words(Results(embed=rows)).items() if "how the time of a token varies" in what)
     assert varies == "12.5% on Some CPU met"
     assert not any("varies" in what for what in words(Results(embed=rows[1:])))
+
+
+def test_packed_exports_are_compared_with_padded_ones_of_the_same_batches() -> None:
+    rows = [packed(), packed(layout="packed", ms="80.0", speedup="1.250", peak_mib="150.0")]
+    rows += [row | {"padding": "0.031"} for row in (packed(), packed(layout="packed", speedup="0.960", peak_mib="210"))]
+    said = words(Results(packed=rows))
+    assert list(said.values()) == [
+        "1.25x on Some CPU met",
+        "0.96x on Some CPU **missed**",
+        "105.0% (worst of 2) on Some CPU **missed**",
+    ]
+    page = write_tables.page(Results(packed=rows))
+    assert "| `tiny` | 8 | 256 | 19.8% | 100 | 80.0 | 1.25x | 200 | 150 | 1.0e-06 | Some CPU, 2 threads | abc |" in page
+
+
+def test_towers_are_compared_with_each_models_own() -> None:
+    rows = [tower(), tower(candidate="ours", ms="80.0", speedup="1.250"), tower(candidate="bare", speedup="2.000")]
+    assert list(words(Results(towers=rows)).values()) == ["1.25x on Some CPU met"]
+    on_gpu = words(Results(towers=[row | {"device": GPU} for row in rows]))
+    assert [what for what in on_gpu if "on a GPU" in what] == list(on_gpu)
+    page = write_tables.page(Results(towers=rows))
+    assert "| qwen3_vl | 4 | 256 | forward | 100 | 80.0 | 1.25x | 2.00x | Some CPU, 2 threads | abc |" in page
 
 
 def test_goals_of_a_gpu_take_rows_of_a_gpu_only() -> None:
