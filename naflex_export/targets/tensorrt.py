@@ -33,7 +33,8 @@ from naflex_export.serving.manifest import Manifest
 from naflex_export.serving.onnx_runner import OnnxRunner
 from naflex_export.serving.runner import Runner
 from naflex_export.serving.signature import TensorSpec
-from naflex_export.serving.tensorrt_runner import FILE, TensorRTRunner, tensorrt, tensorrt_log, why_not_on
+from naflex_export.serving.tensorrt_log import tensorrt_log
+from naflex_export.serving.tensorrt_runner import FILE, TensorRTRunner, tensorrt, why_not_on
 from naflex_export.targets import StandIn, onnx
 
 PACKAGES = (*onnx.PACKAGES, "tensorrt", "tensorrt-rtx")

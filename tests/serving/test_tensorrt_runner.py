@@ -414,7 +414,7 @@ def test_a_runtime_cache_is_kept_where_the_user_says(rtx: Load, tmp_path: Path) 
     first.save_runtime_cache()
     assert cache.read_bytes() == b"kernels" and [path.name for path in tmp_path.iterdir()] == ["kernels.bin"]
     cache.write_bytes(b"kernels of before")
-    assert load()._contexts.maker._cache.content == b"kernels of before"
+    assert load()._maker._cache.content == b"kernels of before"
     cache.write_bytes(b"of another GPU")  # refused by the library, and written anew
     other = load()
     other.save_runtime_cache()
