@@ -66,7 +66,7 @@ def failing() -> GateReport:
         results=(case("mixed-24-seed0", errors, "float16"), case("square-24-seed0", {"4x4": 9e-3}, "float16")),
         problems=("photos-24-0: the candidate raised ValueError: at most 4 images",),
         invariances=(Invariance("padding's content", 0.2, "padding's content moved the features by 2.0e-01", "24"),),
-        baselines=(BaselineResult("features", 0.2, 7e-4),),
+        baselines=(BaselineResult("features", 0.2, 7e-4, 1e-2),),
         distributions=(
             distribution("candidate", "float16", {7: 50, 9: 50}),
             distribution("baseline", "float16", {7: 75, 8: 24, 9: 1}),
@@ -104,7 +104,7 @@ def not_finite() -> GateReport:
         failing(),
         results=(case("mixed-24-seed0", errors, "float16"),),
         invariances=(Invariance("order in the batch", math.nan, "order in the batch moved the features by nan"),),
-        baselines=(BaselineResult("features", math.nan, math.inf), BaselineResult("tokens", 0.0, 0.0)),
+        baselines=(BaselineResult("features", math.nan, math.inf, 1e-2), BaselineResult("tokens", 0.0, 0.0, 1e-2)),
         distributions=(distribution("candidate", "float16", {12: 100}),),
         location=Location("mixed-24-seed0", broken),
     )

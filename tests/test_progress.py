@@ -73,7 +73,7 @@ def test_the_verdict_is_never_cut(width: int) -> None:
 
 
 def test_a_ratio_that_is_no_number_has_no_times() -> None:
-    found = (BaselineResult("features", float("nan"), 1e-3), BaselineResult("tokens", 1e-3, 2e-3))
+    found = (BaselineResult("features", float("nan"), 1e-3, 1e-2), BaselineResult("tokens", 1e-3, 2e-3, 1e-2))
     rows = baseline_table(replace(reports.passing(), baselines=found)).rows
     assert [row[3].text for row in rows] == ["-", "0.5x"]
 

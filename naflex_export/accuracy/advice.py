@@ -30,35 +30,43 @@ def is_output(module: str) -> bool:
     return module.startswith(_OUTPUT)
 
 
-def to_keep(tap: Tap, kept: Sequence[str] = ()) -> tuple[str, ...]:
+def to_keep(tap: Tap, kept: Sequence[str] = (), *, is_coarse: bool = False) -> tuple[str, ...]:
     """Return what to keep in float32 on account of a module, besides what is: nothing where all of it is.
 
-    A module whose own values are near the end of the range spoils what they are added to, too.
+    A module whose own values are near the end of the range spoils what they are added to, too. Where the dtype is too
+    coarse, a norm of the stream of tokens, which sums in float32 as it is, is off because the stream has lost digits.
 
     Args:
         tap: of the module.
         kept: what is in float32 already.
+        is_coarse: whether eager in the dtype is too far off as well.
     """
     if is_output(tap.module):
         wanted: tuple[str, ...] = ("pooling",)
     else:
         parts = tap.module.split(".")
         is_large = math.isfinite(tap.reference_max_abs) and tap.reference_max_abs >= NEAR * tap.dtype_max
-        of_stream = ("residual", "norm") if is_large and any(map(str.isdecimal, parts)) else ()
-        wanted = of_stream if of_stream and parts[-1].isdecimal() else (*of_stream, tap.module)
+        in_block = any(map(str.isdecimal, parts))
+        reads_stream = is_coarse and "norm" in parts[-1] and (in_block or len(parts) == 1)
+        of_stream = ("residual", "norm") if reads_stream or (is_large and in_block) else ()
+        wanted = of_stream if of_stream and (reads_stream or parts[-1].isdecimal()) else (*of_stream, tap.module)
     return tuple(name for name in wanted if not any(name == one or name.startswith(f"{one}.") for one in kept))
 
 
-def advice_on(tap: Tap, dtype: str, kept: Sequence[str] = ()) -> str:
+def advice_on(tap: Tap, dtype: str, kept: Sequence[str] = (), *, is_coarse: bool = False) -> str:
     """Return what to try about the first tap that leaves its floor.
 
     Args:
         tap: it.
         dtype: the candidate's.
         kept: what of the candidate is in float32 all the same.
+        is_coarse: whether eager in that dtype is too far off as well.
     """
     if dtype == "float32":
         return f"{_reach(tap, dtype)}: {_float32(tap)}"
+    if is_coarse and (stream := to_keep(tap, kept, is_coarse=True))[:1] == ("residual",):
+        named = ",".join((*kept, *stream))
+        return f"the stream of tokens that it reads has lost digits: keep that in float32 (--keep-float32 {named})"
     keep = _keep(dtype, "this module", tap, kept)
     if _largest(tap) >= NEAR * tap.dtype_max:
         return f"{_reach(tap, dtype)}: {keep}"

@@ -121,7 +121,10 @@ def _located(comparison: Comparison, report: GateReport, batch: Batch) -> Locati
     outputs = comparison.padded(batch, dict(found.outputs))
     values = {**found.values, **{output_tap(name): value for name, value in outputs.items()}}
     baseline = _baseline(comparison, batch, reference)
-    floors = {name: _floor(comparison, reference, name, baseline.get(name)) for name in reference.values}
+    if report.is_coarse:  # what eager does as well is just what is looked for
+        floors = dict.fromkeys(reference.values, comparison.limits.relative_l2)
+    else:
+        floors = {name: _floor(comparison, reference, name, baseline.get(name)) for name in reference.values}
     highest = torch.finfo(comparison.precision.torch_dtype).max
     taps = []
     for name, wanted in reference.values.items():
@@ -142,7 +145,8 @@ def _located(comparison: Comparison, report: GateReport, batch: Batch) -> Locati
     if precision.quantized and not report.passed:
         return replace(located, advice=_advice_on_layers(comparison, batch))
     if located.first is not None:
-        return replace(located, advice=advice_on(located.first, precision.dtype, precision.keep_float32))
+        advice = advice_on(located.first, precision.dtype, precision.keep_float32, is_coarse=report.is_coarse)
+        return replace(located, advice=advice)
     if report.passed:
         return located
     overflows = next((tap for tap in located.taps if not math.isfinite(baseline.get(tap.module, 0.0))), None)

@@ -107,7 +107,8 @@ def _pointed_to(report: GateReport, names: Names) -> tuple[Names, str]:
     found = [name for tap in (*inner, *streams) for name in _of_range(tap, names, tap in inner)]
     why = f"values up to {max((_reach(tap) for tap in large), default=0):.1e} in {len(inner)} modules"
     if not found and location.first is not None and not is_output(location.first.module):
-        found, why = list(to_keep(location.first, names)), f"{location.first.module} deviates first"
+        found = list(to_keep(location.first, names, is_coarse=report.is_coarse))
+        why = f"{location.first.module} deviates first"
     return tuple(dict.fromkeys(found)), why
 
 

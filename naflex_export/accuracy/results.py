@@ -54,11 +54,18 @@ class BaselineResult:
         output: name of the output that was compared.
         candidate: root mean square over the cases of its relative L2 error against the float32 reference.
         baseline: the same error of eager in the candidate's dtype.
+        limit: the most that the candidate's may be, whatever eager's is.
     """
 
     output: str
     candidate: float
     baseline: float
+    limit: float
+
+    @property
+    def is_coarse(self) -> bool:
+        """Whether the dtype itself is too coarse for the model: eager in it is as far off, and that is too far."""
+        return math.isfinite(self.baseline) and not self.candidate <= self.limit
 
     @property
     def failure(self) -> str:
@@ -67,6 +74,11 @@ class BaselineResult:
             return "eager itself is not finite in this dtype: keep the model in float32, or try bfloat16"
         if not self.candidate <= BASELINE_FACTOR * self.baseline:
             return f"error {self.candidate:.2g} is more than {BASELINE_FACTOR:g} times eager's own {self.baseline:.2g}"
+        if self.is_coarse:
+            return (
+                f"error {self.candidate:.2g} is more than {self.limit:g}, and eager's own in this dtype is "
+                f"{self.baseline:.2g}: too coarse for this model, some of which needs more digits"
+            )
         return ""
 
 
@@ -403,6 +415,11 @@ class GateReport:
             for result in self.results
             for image in result.per_image
         )
+
+    @property
+    def is_coarse(self) -> bool:
+        """Whether the dtype is too coarse for the model: eager in it is as far off."""
+        return any(found.is_coarse for found in self.baselines)
 
     @property
     def failures(self) -> list[str]:

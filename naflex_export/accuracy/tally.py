@@ -43,7 +43,7 @@ class Tally:
 
     def add(self, bucket: Bucket, batch: Batch) -> None:
         """Run reference, candidate and baseline on a batch and compare each output."""
-        expected, floor = self.comparison.reference_of(batch), self.comparison.baseline_of(batch)
+        expected, floor = self.comparison.eager_of(batch)
         given = self._answer(batch, checked=True)
         if given is None:
             return
@@ -174,7 +174,13 @@ class Tally:
             if result.baseline is not None:
                 pairs[result.output].append((result.measures.relative_l2, result.baseline.relative_l2))
         return tuple(
-            BaselineResult(output, *map(_root_mean_square, zip(*found, strict=True))) for output, found in pairs.items()
+            BaselineResult(
+                output,
+                candidate=_root_mean_square([candidate for candidate, _ in found]),
+                baseline=_root_mean_square([baseline for _, baseline in found]),
+                limit=self.limits.relative_l2,
+            )
+            for output, found in pairs.items()
         )
 
 

@@ -155,7 +155,7 @@ def baseline_lines(report: GateReport) -> list[str]:
     """
     lines = [
         f"{result.output}: relative L2 error {result.candidate:.1e}, eager {report.dtype}'s own {result.baseline:.1e} "
-        f"(at most {BASELINE_FACTOR:g} times as much)"
+        f"(at most {BASELINE_FACTOR:g} times as much, and {result.limit:g})"
         for result in report.baselines
     ]
     above = [

@@ -72,7 +72,7 @@ def baseline_table(report: GateReport) -> Table:
                 number(found.candidate),
                 number(found.baseline),
                 _ratio(found.candidate, found.baseline),
-                f"{BASELINE_FACTOR:g}x",
+                f"{BASELINE_FACTOR:g}x, {found.limit:g}",
                 _verdict(not found.failure),
             )
             for found in report.baselines

@@ -289,7 +289,7 @@ def test_a_report_of_nothing_says_so() -> None:
 def test_limits_and_all_figures_are_in_the_tables() -> None:
     text = Page(as_html(reports.failing())).text
     assert "limit float16 2e-2 1e-2 4.5e-4" in text
-    assert "features 2e-1 7e-4 286x 2x FAIL" in text
+    assert "features 2e-1 7e-4 286x 2x, 0.01 FAIL" in text
     assert "padding's content 24 2e-1 FAIL" in text
     assert "blocks.0.attn 4e-4 2e-3 90 91 65504" in text
 

@@ -78,7 +78,7 @@ def test_markdown_begins_with_what_matters() -> None:
     ]
     assert sorted(order, key=failed.index) == order
     assert "blocks.1.attn, relative L2 2.0e-01 (floor 2.0e-03), on mixed-24-seed0; keep" in failed
-    assert "| `features` | 2e-1 | 7e-4 | 286x | 2x | **FAIL** |" in failed
+    assert "| `features` | 2e-1 | 7e-4 | 286x | 2x, 0.01 | **FAIL** |" in failed
     assert "| `24:1,4,8` | 4 | 4 | 2 | 2 |" in failed
     assert "| limit |  |  | float16 | 2e-2 | 1e-2 | 4.5e-4 |  |" in failed
     assert "| **2** | **2** |" in failed, "what exceeds its limit is bold"
