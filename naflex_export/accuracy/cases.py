@@ -234,6 +234,11 @@ def cases_of(bucket: Bucket, selection: CaseSelection, num_photos: int) -> list[
     return [name for name in names if not selection.only or name in selection.only]
 
 
+def is_quick(name: str) -> bool:
+    """Whether a case is one that every effort has."""
+    return name.startswith(tuple(f"{kind}-" for kind in ("photos", *_QUICK)))
+
+
 def survey_names(bucket: Bucket, selection: CaseSelection) -> list[str]:
     """Return the names of the batches that a survey adds to the cases of a bucket; none in an effort without one.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import torch
@@ -35,6 +35,19 @@ Outputs = dict[str, Tensor]
 Adapter = TypeVar("Adapter", bound=EncoderAdapter)
 
 
+@dataclass
+class EagerOutputs:
+    """What reference and baseline gave on batches, for another candidate that is judged on the same.
+
+    Attributes:
+        repeats: whether that of a batch is kept, by its name, which says all that it is drawn from.
+        of: by the batch's name, the reference's outputs and the baseline's.
+    """
+
+    repeats: Callable[[str], bool]
+    of: dict[str, tuple[Outputs, Outputs]] = field(default_factory=dict)
+
+
 class Comparison:
     """Runs reference, candidate and baseline on the same batches.
 
@@ -49,6 +62,7 @@ class Comparison:
         contents: [n, D] patches of photos, which stand in for the noise of generated batches where layers are
             quantized: their scales are of photos, and noise exceeds them.
         calls: of the candidate, so far.
+        eager: where what eager gives on named batches is kept; None where nobody asks again.
     """
 
     def __init__(
@@ -61,6 +75,7 @@ class Comparison:
     ) -> None:
         self.candidate, self.outputs, self.calls = candidate, outputs, 0
         self.contents: Tensor | None = None
+        self.eager: EagerOutputs | None = None
         self.precision, self.limits = precision, LIMITS[precision.limits]
         self.reference = float32_reference(reference)
         own = self.reference.input_format
@@ -96,6 +111,14 @@ class Comparison:
         with torch.no_grad(), SoundInterpolate(), keeping_softmax(self._kept):
             given = self._baseline(*self._eager_inputs(batch))
         return self._own(batch, dict(zip(self.outputs, given, strict=True)))
+
+    def eager_of(self, batch: Batch) -> tuple[Outputs, Outputs]:
+        """Return the outputs of the reference and of the baseline, each by name."""
+        if self.eager is None or not self.eager.repeats(batch.name):
+            return self.reference_of(batch), self.baseline_of(batch)
+        if batch.name not in self.eager.of:
+            self.eager.of[batch.name] = self.reference_of(batch), self.baseline_of(batch)
+        return self.eager.of[batch.name]
 
     def _own(self, batch: Batch, outputs: Outputs) -> Outputs:
         """Return what eager gave, with padding between the images where it takes packs only."""

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from naflex_export.accuracy.candidate_fault import fault_of
 from naflex_export.accuracy.cases import EFFORTS, CaseSelection, cases_of, generated_batch
-from naflex_export.accuracy.comparison import Candidate, Comparison
+from naflex_export.accuracy.comparison import Candidate, Comparison, EagerOutputs
+from naflex_export.accuracy.gpu_rounding import with_gpu_rounding
 from naflex_export.accuracy.invariances import check_invariances
 from naflex_export.accuracy.locate import first_deviation
 from naflex_export.accuracy.neighbours import FEWEST, LEAST_RECALL, MOST, neighbours_of
@@ -197,10 +198,22 @@ def judge(candidate: Candidate, reference: nn.Module, photos: Photos, settings: 
     Raises:
         RequestError: the reference is vectorized, or a case asked for does not exist.
     """
+
+    def judge_one(one: Candidate, cases: CaseSelection, eager: EagerOutputs | None) -> GateReport:
+        return _judge(one, reference, photos, replace(settings, cases=cases), eager)
+
+    return with_gpu_rounding(candidate, settings.cases, judge_one)
+
+
+def _judge(
+    candidate: Candidate, reference: nn.Module, photos: Photos, settings: GateSettings, eager: EagerOutputs | None
+) -> GateReport:
+    """Return the report on one form of a candidate."""
     cases = settings.cases
     check_only(cases.only, settings.buckets, photos)
     adapter = adapter_of(reference, settings.patch_size).prepared_by(settings.preprocessing)
     comparison = Comparison(candidate, adapter, settings.outputs, settings.precision, settings.packed)
+    comparison.eager = eager
     if comparison.precision.quantized and photos.images:
         comparison.contents = _patches_of(photos, adapter, settings.buckets[-1])
     tally = Tally(comparison)

@@ -11,9 +11,11 @@ from torch import nn
 
 from naflex_export.accuracy import golden
 from naflex_export.accuracy.cases import CaseSelection
+from naflex_export.accuracy.comparison import EagerOutputs
 from naflex_export.accuracy.gate import GateSettings, check_same_weights, judge, summary_of
+from naflex_export.accuracy.gpu_rounding import with_gpu_rounding
 from naflex_export.accuracy.photos import Photos, photos_for
-from naflex_export.accuracy.results import GateReport, merged, selections_by_part
+from naflex_export.accuracy.results import ROUNDED, GateReport, merged, selections_by_part
 from naflex_export.accuracy.text_gate import PREFIX, judge_text
 from naflex_export.embed.golden import read
 from naflex_export.errors import BackendError, RequestError
@@ -24,6 +26,7 @@ from naflex_export.models.text_tower import TextTower
 from naflex_export.serving.load import check_trusted, load_errors, open_verified
 from naflex_export.serving.manifest_schema import TEXT
 from naflex_export.serving.opened import VerifiedFolder, opened
+from naflex_export.serving.runner import Runner
 from naflex_export.serving.text import TokenMaker
 from naflex_export.targets import StandIn, target_named
 
@@ -129,9 +132,17 @@ def judge_opened_text(opened: StandIn, tower: TextTower | None, settings: GateSe
         settings: the artifact's, as `GateSettings.of` its manifest.
     """
     assert tower is not None  # whoever asks has it
-    report = judge_text(opened.runner, tower, settings, opened.tokenizer)
+    tokenizer = opened.tokenizer
+
+    def judge_one(one: Runner, cases: CaseSelection, eager: EagerOutputs | None) -> GateReport:
+        asked = dataclasses.replace(settings, cases=cases)
+        return judge_text(one, tower, asked, tokenizer if one is opened.runner else None, eager)
+
+    report = with_gpu_rounding(opened.runner, settings.cases, judge_one, repeats=lambda name: True)
     manifest = opened.runner.manifest
-    return dataclasses.replace(report, artifact=summary_of(manifest), judged=opened.judged, not_run=opened.not_run)
+    return dataclasses.replace(
+        report, artifact=summary_of(manifest), judged=_told(opened, report), not_run=opened.not_run
+    )
 
 
 def judge_opened(opened: StandIn, reference: nn.Module, photos: Photos, settings: GateSettings) -> GateReport:
@@ -150,11 +161,16 @@ def judge_opened(opened: StandIn, reference: nn.Module, photos: Photos, settings
     return dataclasses.replace(
         report,
         artifact=summary_of(manifest),
-        judged=opened.judged,
+        judged=_told(opened, report),
         not_run=opened.not_run,
         preprocessing=photo.said,
         problems=(*report.problems, *photo.problems),
     )
+
+
+def _told(opened: StandIn, report: GateReport) -> str:
+    """Return what was judged, in words; the report says what was judged beside that."""
+    return f"{opened.judged}; {report.judged}" if report.judged.startswith(ROUNDED) else opened.judged
 
 
 def open_to_judge(folder: VerifiedFolder) -> StandIn:

@@ -18,6 +18,9 @@ SCHEMA = 2
 GOLDEN = "golden-photo"
 """What problems with an artifact's golden photo begin with: no case to be run again, for it is judged each time."""
 
+ROUNDED = "rounded"
+"""What stands before the names of cases, with a slash, on which an artifact was judged as a GPU rounds it."""
+
 BASELINE_FACTOR = 2.0
 """How many times eager's own error in a low precision a candidate's may be."""
 
@@ -547,7 +550,7 @@ def selections_by_part(cases: CaseSelection, parts: Sequence[str]) -> dict[str, 
         return dict.fromkeys(parts, cases)
     found: dict[str, list[str]] = {}
     for name in cases.only:
-        prefix, _, case = name.rpartition("/")
+        prefix, case = _apart(name, parts)
         if prefix not in parts:
             raise RequestError(
                 f"case {name!r} names no part of the artifact: expected {', '.join(filter(None, parts))} and / before "
@@ -555,6 +558,14 @@ def selections_by_part(cases: CaseSelection, parts: Sequence[str]) -> dict[str, 
             )
         found.setdefault(prefix, []).append(case)
     return {part: replace(cases, only=tuple(names)) for part, names in found.items()}
+
+
+def _apart(name: str, parts: Sequence[str]) -> tuple[str, str]:
+    """Return which of these parts a case names, and its name there: that of a rounded form is one within its part."""
+    prefix, _, case = name.rpartition("/")
+    if prefix not in parts and (prefix == ROUNDED or prefix.endswith(f"/{ROUNDED}")):
+        return prefix.removesuffix(ROUNDED).removesuffix("/"), f"{ROUNDED}/{case}"
+    return prefix, case
 
 
 def _worst(values: Sequence[float], choose: Callable[[Sequence[float]], float]) -> float:

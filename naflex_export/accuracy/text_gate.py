@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from naflex_export.accuracy.cases import CaseSelection
-from naflex_export.accuracy.comparison import Comparison
+from naflex_export.accuracy.comparison import Comparison, EagerOutputs
 from naflex_export.accuracy.gate import GateSettings
 from naflex_export.accuracy.invariances import Invariance
 from naflex_export.accuracy.locate import first_deviation
@@ -34,7 +34,11 @@ TOKENS = "tokenizer"
 
 
 def judge_text(
-    candidate: Runner, reference: TextTower, settings: GateSettings, tokenizer: TokenMaker | None = None
+    candidate: Runner,
+    reference: TextTower,
+    settings: GateSettings,
+    tokenizer: TokenMaker | None = None,
+    eager: EagerOutputs | None = None,
 ) -> GateReport:
     """Return the report of the gate on a text tower.
 
@@ -43,6 +47,7 @@ def judge_text(
         reference: the model's own.
         settings: what the candidate serves, and what to judge it on.
         tokenizer: the artifact's, which must make the same tokens of texts; None where it is not judged.
+        eager: where what the reference gives is kept, for another form of the artifact; None where there is none.
 
     Raises:
         RequestError: a case asked for does not exist.
@@ -53,6 +58,7 @@ def judge_text(
             known = ", ".join(text_cases(CaseSelection()))
             raise RequestError(f"case {PREFIX}/{asked!s} does not exist: expected {PREFIX}/ and one of {known}")
     comparison = Comparison(candidate, reference, settings.outputs, settings.precision)
+    comparison.eager = eager
     tally = Tally(comparison)
     for count, name in enumerate(names, 1):
         settings.announce(f"case {count} of {len(names)}: {PREFIX}/{name}")

@@ -52,6 +52,13 @@ class Target(Protocol):
     def stand_in(self, folder: Path, manifest: Manifest) -> StandIn | None:
         """Return what can be judged where this machine cannot run the artifact itself; None where it can."""
 
+    def as_on_gpu(self, runner: Any) -> Runner | None:
+        """Return an artifact as a GPU rounds it, where this machine computes it in more digits; None where it does not.
+
+        Args:
+            runner: of the artifact on this machine.
+        """
+
     def taps(self, runner: Any, inputs: tuple[Tensor, ...], modules: Shapes) -> Tapped:
         """Return the outputs of these modules of the model, of as many of them as the artifact can show.
 

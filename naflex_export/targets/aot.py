@@ -64,6 +64,10 @@ def stand_in(folder: Path, manifest: Manifest) -> StandIn | None:
     return None
 
 
+def as_on_gpu(runner: Runner) -> None:
+    return None
+
+
 def taps(runner: Runner, inputs: tuple[Tensor, ...], modules: Shapes) -> Tapped:
     return Tapped(
         unavailable="native code has no modules left to look at: export the model to 'compile', in the same dtype, "

@@ -52,6 +52,10 @@ def stand_in(folder: Path, manifest: Manifest) -> StandIn | None:
     return None
 
 
+def as_on_gpu(runner: CompileRunner) -> None:
+    return None
+
+
 def taps(runner: CompileRunner, inputs: tuple[Tensor, ...], modules: Shapes) -> Tapped:
     """Return modules' outputs from a copy of the graph that gives them too, compiled like it.
 

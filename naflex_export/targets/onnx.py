@@ -62,6 +62,13 @@ def stand_in(folder: Path, manifest: Manifest) -> StandIn | None:
     return rounded(folder, manifest, f"{FILE} in {name} was built and not run: {reason}") if reason else None
 
 
+def as_on_gpu(runner: Runner) -> Runner | None:
+    """Return a float16 graph with each result rounded; ONNX Runtime's CPU provider computes it in float32."""
+    if not isinstance(runner, OnnxRunner) or runner.device.type != "cpu" or runner.manifest.dtype == "float32":
+        return None
+    return RoundedRunner(runner.path, runner.manifest)
+
+
 def rounded(folder: Path, manifest: Manifest, not_run: str) -> StandIn:
     """Return a 16-bit graph as a CPU can run it, with each result rounded.
 

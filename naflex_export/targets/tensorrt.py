@@ -99,6 +99,10 @@ def onnx_on_cpu(folder: Path, manifest: Manifest, not_run: str) -> StandIn:
     return StandIn(runner, f"{onnx_runner.FILE} on ONNX Runtime's CPU provider", not_run)
 
 
+def as_on_gpu(runner: Runner) -> None:
+    return None
+
+
 def taps(runner: Runner, inputs: tuple[Tensor, ...], modules: Shapes) -> Tapped:
     """Return modules' outputs from the ONNX that the engine was built from: an engine shows nothing inside.
 

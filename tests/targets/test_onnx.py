@@ -64,8 +64,8 @@ def test_low_precision_is_in_the_graph(low: nx.Artifact) -> None:
     large = [w for w in model.graph.initializer if len(w.dims) == 2 and w.data_type == expected]
     assert len(large) >= 10
     # it rounds, as eager in that dtype does: a float32 graph behind low-precision inputs would be far closer
-    (found,) = low.report.baselines
-    assert found.candidate > 0.2 * found.baseline > 1e-5
+    assert low.report.baselines
+    assert all(found.candidate > 0.2 * found.baseline > 1e-5 for found in low.report.baselines)
 
 
 @pytest.mark.parametrize("low", ["bfloat16"], indirect=True)
