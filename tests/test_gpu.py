@@ -25,6 +25,7 @@ from naflex_export.bench.workloads import workload
 from naflex_export.models import adapter_of
 from naflex_export.resample import add as add_resampled
 from naflex_export.resample.weights import Resampling
+from naflex_export.serving.gpu import Gpu
 
 DEVICE = torch.device(os.environ.get("NAFLEX_GPU_TESTS_ON", "cuda"))
 ON_GPU = DEVICE.type == "cuda"
@@ -230,6 +231,31 @@ def test_onnx_runtime_has_a_kernel_for_all_that_models_do(kind: str, dtype: str,
     artifact = nx.export(model, "onnx", tmp_path / "a", [BUCKET], dtype, effort="quick", require_run=ON_GPU)
     if ON_GPU:
         assert artifact.report.judged == f"the artifact, on {nx.load(tmp_path / 'a').device}"
+
+
+@pytest.mark.skipif(not ON_GPU, reason="a CPU has no streams")
+def test_what_a_stream_is_given_is_captured_and_replayed() -> None:
+    """All that a captured engine asks of torch, with a product in the engine's place."""
+    gpu = Gpu(torch.empty(0, device=DEVICE).device)
+    stream, held, made = gpu.new_stream(), gpu.zeros((512, 512), torch.float32), gpu.zeros((512, 512), torch.float32)
+
+    def work() -> None:
+        with torch.cuda.stream(stream):
+            torch.mul(held, 2, out=made)
+
+    stream.wait_stream(gpu.callers_stream())
+    graph = gpu.captured(work, stream)
+    for value in (1.0, 3.0):
+        given = torch.full((512, 512), value, device=DEVICE)
+        stream.wait_stream(gpu.callers_stream())
+        gpu.copy(given, held, stream)
+        gpu.replay(graph, stream)
+        gpu.callers_stream().wait_stream(stream)
+        assert torch.equal(made, 2 * given)
+    with pytest.raises(RuntimeError):  # and the stream leaves capture: what comes after it works
+        gpu.captured(stream.synchronize, stream)
+    gpu.replay(graph, stream)
+    stream.synchronize()
 
 
 def test_memory_of_a_call_is_its_peak() -> None:

@@ -14,18 +14,18 @@ SPECIALIZATIONS = ("none", "eager", "lazy")
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """How an engine is run; all but `token_sizes` are of TensorRT for RTX, which compiles kernels on the GPU.
+    """How an engine is run; `specialization` and `runtime_cache` are of TensorRT for RTX, which compiles on the GPU.
 
     Attributes:
         specialization: "none": the same kernels for every shape, from the first call on. "eager": the first call of
             each (batch, tokens) waits for kernels of its own. "lazy": they are made in the background while the general
             ones run, so that results may change in their last digits from one call to the next.
-        cuda_graph: let the library capture a call as a CUDA graph, and replay it where shapes and addresses are the
-            same.
+        cuda_graph: capture a call as a CUDA graph, and replay it where shapes are the same. TensorRT for RTX does it by
+            itself, where addresses are the same too. For `tensorrt` the first call of each shape runs the engine,
+            waits for it and captures it; graphs of the shapes used last are kept, with memory of their own.
         runtime_cache: file of compiled kernels to begin with, if it is there; the Runner's `save_runtime_cache` writes
             it. Beside the artifact, not in it: its folder holds nothing that the manifest does not list. What is in it
             runs on the GPU, so take one only from where you would install software.
-
         token_sizes: how many numbers of tokens a bucket's batches may have: each batch is padded to the next of so many
             equal steps up to the bucket's tokens, and outputs lose that padding again. So there are few shapes to
             specialize for, or to capture. 0: batches are run as they come.
@@ -50,7 +50,7 @@ class EngineSettings:
     @property
     def needs_rtx(self) -> bool:
         """Whether anything is asked for that only TensorRT for RTX can do."""
-        return replace(self, token_sizes=0) != EngineSettings()
+        return replace(self, token_sizes=0, cuda_graph=False) != EngineSettings()
 
     def padded_tokens(self, tokens: int, budget: int) -> int:
         """Return how many tokens a batch is padded to.

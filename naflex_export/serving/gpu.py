@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
 from typing import Any
 
 import torch
@@ -38,6 +39,10 @@ class Gpu:
         """Return a tensor of any content, in memory of the caller's stream."""
         return torch.empty(shape, dtype=dtype, device=self.device)
 
+    def zeros(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Return a tensor of zeros, which the caller's stream writes."""
+        return self.empty(shape, dtype).zero_()
+
     def readable(self, tensor: Tensor) -> Tensor:
         """Return the tensor in one piece at an aligned address: itself, or a copy made on the caller's stream."""
         if tensor.is_contiguous() and tensor.data_ptr() % ALIGNMENT == 0:
@@ -52,10 +57,48 @@ class Gpu:
             axis: along which the copy is longer.
             size: of the copy, along it.
         """
-        made = self.empty((*tensor.shape[:axis], size, *tensor.shape[axis + 1 :]), tensor.dtype).zero_()
+        made = self.zeros((*tensor.shape[:axis], size, *tensor.shape[axis + 1 :]), tensor.dtype)
         made.narrow(axis, 0, tensor.shape[axis]).copy_(tensor)
         return made
 
     def copied(self, tensor: Tensor) -> Tensor:
         """Return a copy in one piece, made on the caller's stream."""
         return self.empty(tuple(tensor.shape), tensor.dtype).copy_(tensor)
+
+    def copy(self, source: Tensor, target: Tensor, stream: Any) -> None:
+        """Copy what a tensor holds into another of its shape, on a stream.
+
+        Args:
+            source: to be read, however it lies in memory.
+            target: to be written.
+            stream: on which that is queued.
+        """
+        with torch.cuda.stream(stream):
+            target.copy_(source)
+
+    def captured(self, work: Callable[[], None], stream: Any) -> Any:
+        """Return a CUDA graph of what `work` queues on a stream; none of it is run.
+
+        Args:
+            work: that queues on that stream alone, allocates nothing and waits for nothing. Other threads may.
+            stream: none that is a default one.
+
+        Raises:
+            RuntimeError: it did something that cannot be captured.
+        """
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.stream(stream):
+            graph.capture_begin(capture_error_mode="thread_local")
+            try:
+                work()
+            except BaseException:
+                with suppress(RuntimeError):  # the stream must leave capture, and what failed first is what to tell
+                    graph.capture_end()
+                raise
+            graph.capture_end()
+        return graph
+
+    def replay(self, graph: Any, stream: Any) -> None:
+        """Queue all of a captured graph on a stream."""
+        with torch.cuda.stream(stream):
+            graph.replay()

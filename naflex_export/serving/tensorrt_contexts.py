@@ -89,6 +89,9 @@ class ContextMaker:
     """Makes an engine's contexts, without memory: each call gives the one it has what its shapes take.
 
     By themselves they would hold the most that any profile takes, each of them and all the time.
+
+    Attributes:
+        captures: whether the library captures runs as CUDA graphs by itself, where it is told to.
     """
 
     def __init__(self, trt: ModuleType, engine: Any, settings: EngineSettings) -> None:
@@ -96,11 +99,12 @@ class ContextMaker:
         self._strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
         self._config: Any = None
         self._cache: Any = None
+        self.captures = hasattr(trt, "CudaGraphStrategy")
         if not hasattr(trt, "DynamicShapesKernelSpecializationStrategy"):
             if settings.needs_rtx:
                 raise RequestError(
                     f"{settings} is of TensorRT for RTX, and this engine was built with {trt.__name__}, which fixes "
-                    "its kernels when it builds: expected no engine settings"
+                    "its kernels when it builds: expected no specialization and no runtime_cache"
                 )
             return
         self._config = engine.create_runtime_config()
@@ -141,31 +145,42 @@ T = TypeVar("T", bound=Queued)
 
 
 class Pool(Generic[K, T]):
-    """What calls have one at a time, by what it is for: made where none is idle, and kept for the next call."""
+    """What calls have one at a time, by what it is for: made where none is idle, and kept for the next call.
 
-    def __init__(self, make: Callable[[K], T]) -> None:
-        self._make = make
+    Args:
+        make: a new one.
+        most: how many idle ones are kept, those used last; all of them by default.
+    """
+
+    def __init__(self, make: Callable[[K], T], most: int | None = None) -> None:
+        self._make, self._most = make, most
         self._lock = threading.Lock()
-        self._idle: dict[K, list[T]] = {}
+        self._idle: list[tuple[K, T]] = []  # in the order of their last use
 
     @contextlib.contextmanager
     def taken(self, key: K) -> Iterator[T]:
         """Give one that is the caller's alone until the block ends."""
         with self._lock:
-            idle = self._idle.get(key)
-            found = idle.pop() if idle else None
+            at = next((index for index, (of, _) in enumerate(self._idle) if of == key), None)
+            found = None if at is None else self._idle.pop(at)[1]
         found = found or self._make(key)
         try:
             yield found
         finally:
             with self._lock:
-                self._idle.setdefault(key, []).append(found)
+                self._idle.append((key, found))
+            self._keep(self._most)
 
     def drop(self) -> None:
         """Give up those that no call has, once the work is done that is queued on their streams."""
+        self._keep(0)
+
+    def _keep(self, most: int | None) -> None:
+        """Give up those that were used longest ago, where there are more."""
         with self._lock:
-            dropped, self._idle = self._idle, {}
-        for one in (one for idle in dropped.values() for one in idle):
+            first_kept = 0 if most is None else max(0, len(self._idle) - most)
+            dropped, self._idle = self._idle[:first_kept], self._idle[first_kept:]
+        for _, one in dropped:
             one.stream.synchronize()
 
     def __del__(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,6 +18,7 @@ from naflex_export.serving.gpu import Gpu
 from naflex_export.serving.manifest import Manifest
 from naflex_export.serving.runner import Runner
 from naflex_export.serving.signature import TensorSpec, sizes_of
+from naflex_export.serving.tensorrt_capture import MOST_CAPTURED, CapturedRun, Shapes
 from naflex_export.serving.tensorrt_contexts import ContextMaker, EngineContext, Pool
 from naflex_export.serving.tensorrt_log import reason, tensorrt_log
 
@@ -115,7 +116,7 @@ def library_of(manifest: Manifest) -> ModuleType:
 
 
 class TensorRTRunner(Runner):
-    """Runs `model.plan` on a GPU, each call by a context that no other call has meanwhile."""
+    """Runs `model.plan` on a GPU, each call by a context, or a captured run, that no other call has meanwhile."""
 
     def __init__(
         self,
@@ -143,15 +144,23 @@ class TensorRTRunner(Runner):
         _require_signature(trt, self._engine, manifest)
         if self.settings.token_sizes and manifest.packed:
             raise RequestError("token_sizes pads batches, and a packed artifact takes none with padding: leave it out")
-        self._maker = ContextMaker(trt, self._engine, self.settings)
-        self._contexts = Pool(self._context)
+        self._maker = maker = ContextMaker(trt, self._engine, self.settings)
+        on, log = self._gpu, self._log
 
-    def _context(self, profile: int) -> EngineContext:
-        return EngineContext(self._maker, profile, self.manifest, self._gpu, self._log)
+        # neither holds the runner, which would then stay, with all its memory, until somebody collects cycles
+        def context(profile: int) -> EngineContext:
+            return EngineContext(maker, profile, manifest, on, log)
+
+        def captured(key: tuple[int, Shapes]) -> CapturedRun:
+            profile, shapes = key
+            return CapturedRun(context(profile), manifest.inputs, shapes)
+
+        self._contexts, self._captured = Pool(context), Pool(captured, MOST_CAPTURED)
 
     def trim(self) -> None:
         with self._gpu.current():
             self._contexts.drop()  # they hold the memory; the next call makes its own
+            self._captured.drop()
 
     def save_runtime_cache(self) -> None:
         """Write the kernels compiled so far to the settings' `runtime_cache`, in one step.
@@ -173,7 +182,14 @@ class TensorRTRunner(Runner):
         if added:
             with gpu.current():
                 inputs = self._padded(inputs, sizes["tokens"] + added)
-        with gpu.current(), self._contexts.taken(profile) as context:
+        run = self._run_captured if self.settings.cuda_graph and not self._maker.captures else self._run
+        with gpu.current():
+            outputs = run(profile, inputs)
+        return [_without(output, spec, added) for output, spec in zip(outputs, self.manifest.outputs, strict=True)]
+
+    def _run(self, profile: int, inputs: Sequence[Tensor]) -> list[Tensor]:
+        gpu = self._gpu
+        with self._contexts.taken(profile) as context:
             context.set_shapes(inputs)
             memory = context.use_memory()
             read = [gpu.readable(tensor) for tensor in inputs]
@@ -186,7 +202,12 @@ class TensorRTRunner(Runner):
             context.run()
             caller.wait_stream(context.stream)
             del memory  # the caller's stream has it again once the engine is done
-        return [_without(output, spec, added) for output, spec in zip(outputs, self.manifest.outputs, strict=True)]
+        return outputs
+
+    def _run_captured(self, profile: int, inputs: Sequence[Tensor]) -> list[Tensor]:
+        shapes = tuple(tuple(tensor.shape) for tensor in inputs)
+        with self._captured.taken((profile, shapes)) as captured:
+            return captured(inputs)
 
     def _padding_for(self, sizes: Mapping[str, int], profile: int) -> int:
         """Return how many tokens a batch is padded by, ahead of the engine."""

@@ -29,6 +29,9 @@ from naflex_export.targets.tensorrt import Profile
 
 GARBAGE = 0x7B
 
+Work = Callable[["Stream", int], None]
+"""What is queued on a stream: called with that stream, and its place in the queue."""
+
 
 @dataclass(eq=False)
 class Block:
@@ -63,17 +66,25 @@ class Stream:
 
     def __init__(self, world: World, device: int, handle: int) -> None:
         self.world, self.device, self.cuda_stream = world, device, handle
-        self.queue: list[Callable[[], None] | tuple[Stream, int]] = []
+        self.queue: list[Work | tuple[Stream, int]] = []
         self.done = 0
+        self.captured: list[Work] | None = None
 
     def wait_stream(self, other: Stream) -> None:
+        self.must_not_be_captured("waits for another stream")
         self.queue.append((other, len(other.queue)))
 
-    def add(self, work: Callable[[], None]) -> None:
-        self.queue.append(work)
+    def add(self, work: Work) -> None:
+        """Queue work; it is told on which stream it runs, and at which place of its queue."""
+        (self.queue if self.captured is None else self.captured).append(work)
 
     def synchronize(self) -> None:
+        self.must_not_be_captured("is waited for")
         self.finish(len(self.queue))
+
+    def must_not_be_captured(self, what: str) -> None:
+        if self.captured is not None:
+            self.world.faults.append(f"a stream {what} while it is captured")
 
     def finish(self, count: int) -> None:
         """Do as much of the queue, and what that waits for of others."""
@@ -82,7 +93,7 @@ class Stream:
             if isinstance(step, tuple):
                 step[0].finish(step[1])
             else:
-                step()
+                step(self, self.done)
             self.done += 1
 
     def reached(self) -> dict[Stream, int]:
@@ -168,8 +179,14 @@ class StrictGpu(Gpu):
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         return self.tensor(shape, dtype, self.callers_stream())
 
+    def zeros(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        made = self.empty(shape, dtype)
+        self.launch(Tensor.zero_, made)
+        return made
+
     def tensor(self, shape: Sequence[int], dtype: torch.dtype, stream: Stream) -> Tensor:
         """Return a tensor in memory that belongs to a stream."""
+        stream.must_not_be_captured("is given memory")
         size = int(np.prod(shape)) * dtype.itemsize
         buffer = np.full(size + ALIGNMENT, GARBAGE, np.uint8)
         block = Block(stream, buffer, -buffer.ctypes.data % ALIGNMENT, size)
@@ -180,16 +197,17 @@ class StrictGpu(Gpu):
 
     def readable(self, tensor: Tensor) -> Tensor:
         """Return it as `Gpu` does; what a call of the runner makes by torch is in memory of the caller's stream."""
+        return super().readable(tensor) if self._has(tensor) else self.given(tensor)
+
+    def _has(self, tensor: Tensor) -> bool:
         address = tensor.data_ptr()
-        if not any(block.address <= address < block.address + block.size for block in self.world.blocks):
-            return self.given(tensor)
-        return super().readable(tensor)
+        return any(block.address <= address < block.address + block.size for block in self.world.blocks)
 
     def padded(self, tensor: Tensor, axis: int, size: int) -> Tensor:
-        made = self.empty((*tensor.shape[:axis], size, *tensor.shape[axis + 1 :]), tensor.dtype)
+        made = self.zeros((*tensor.shape[:axis], size, *tensor.shape[axis + 1 :]), tensor.dtype)
 
         def pad(source: Tensor, target: Tensor) -> None:
-            target.zero_().narrow(axis, 0, source.shape[axis]).copy_(source)
+            target.narrow(axis, 0, source.shape[axis]).copy_(source)
 
         self.launch(pad, tensor, made)
         return made
@@ -197,14 +215,34 @@ class StrictGpu(Gpu):
     def copied(self, tensor: Tensor) -> Tensor:
         stream = self.callers_stream()
         made = self.tensor(tensor.shape, tensor.dtype, stream)
-        self.launch(lambda source, target: target.copy_(source), tensor, made, stream=stream)
+        self.copy(tensor, made, stream)
         return made
+
+    def copy(self, source: Tensor, target: Tensor, stream: Stream) -> None:
+        if self._has(source):
+            self.launch(lambda read, written: written.copy_(read), source, target, stream=stream)
+        else:  # what a call of the runner makes by torch is there already
+            self.launch(lambda written: written.copy_(source), target, stream=stream)
+
+    def captured(self, work: Callable[[], None], stream: Stream) -> Graph:
+        if stream.cuda_stream == 0:
+            self.world.faults.append("the default stream is captured")
+        stream.captured = []
+        try:
+            work()
+            return Graph(self.world, stream.captured)
+        finally:
+            stream.captured = None
+
+    def replay(self, graph: Graph, stream: Stream) -> None:
+        graph.replay(stream)
 
     def launch(self, kernel: Callable[..., Any], *tensors: Tensor, stream: Stream | None = None) -> None:
         """Queue a kernel, by default on the caller's stream; it knows its tensors by their addresses alone."""
-        stream = stream or self.callers_stream()
-        at, whats = len(stream.queue), [_Placed.of(tensor) for tensor in tensors]
-        stream.add(lambda: kernel(*(placed.found(self.world, stream, at) for placed in whats)))
+        whats = [_Placed.of(tensor) for tensor in tensors]
+        (stream or self.callers_stream()).add(
+            lambda on, at: kernel(*(placed.found(self.world, on, at) for placed in whats))
+        )
 
     def given(self, tensor: Tensor) -> Tensor:
         """Return a tensor on the GPU which a kernel on the caller's stream has yet to write."""
@@ -216,6 +254,25 @@ class StrictGpu(Gpu):
         """Return what tensors hold once all that is queued on the caller's stream is done."""
         self.callers_stream().synchronize()
         return [tensor.clone() for tensor in tensors]
+
+
+class Graph:
+    """What a stream was given while it was captured; each replay is the same work, at the same addresses."""
+
+    def __init__(self, world: World, steps: list[Work]) -> None:
+        self.world, self.steps = world, steps
+        if not steps:
+            world.faults.append("a graph with nothing in it")
+        self.last: tuple[Stream, int] | None = None
+
+    def replay(self, stream: Stream) -> None:
+        if self.last is not None and self.last[0] is not stream:
+            before, count = self.last
+            if before.done < count and stream.reached().get(before, 0) < count:
+                self.world.faults.append("a graph was replayed on a second stream while it was queued on the first")
+        for step in self.steps:
+            stream.add(step)
+        self.last = (stream, len(stream.queue))
 
 
 @dataclass
@@ -401,9 +458,13 @@ class Context:
         self.inferred = False
         self.thread: int | None = None
         self.last: tuple[Stream, int] | None = None
+        self.has_run = False  # at the shapes that it has
+        self.alive = [True]  # which a captured run asks
+        self.is_captured = False
         self._on_device("made")
 
     def __del__(self) -> None:
+        self.alive.clear()
         if self.last is not None and self.last[0].done < self.last[1]:
             self.world.faults.append("a context was destroyed while its work was queued")
 
@@ -425,7 +486,8 @@ class Context:
         smallest, _, largest = self.engine.header["profiles"][self.profile][name]
         if len(shape) != len(smallest) or not all(map(_between, smallest, shape, largest)):
             return self._refuse(f"{name} {list(shape)} is not within {smallest} and {largest}")  # the old one stays
-        self.shapes[name], self.inferred, self.wanted = tuple(shape), False, None
+        self._must_not_be_captured()
+        self.shapes[name], self.inferred, self.wanted, self.has_run = tuple(shape), False, None, False
         return True
 
     def infer_shapes(self) -> list[str]:
@@ -485,13 +547,29 @@ class Context:
         if missing:
             return self._refuse(f"no address is set for {missing}")
         self._check_order(stream)
-        at, engine = len(stream.queue), self.engine  # the queue must not be what keeps the context
+        self._must_not_be_captured()
+        engine, alive = self.engine, self.alive  # the queue must not be what keeps the context
         shapes = {name: self.get_tensor_shape(name) for name in engine.names}
         addresses, memory = dict(self.addresses), self.memory
-        stream.add(lambda: _compute(engine, shapes, addresses, memory, (stream, at)))
-        self.last = (stream, at + 1)
+
+        def work(on: Stream, at: int) -> None:
+            if captured and not alive:
+                engine.world.faults.append("a captured run was replayed after its context was gone")
+            _compute(engine, shapes, addresses, memory, (on, at))
+
+        captured = self.is_captured = stream.captured is not None
+        if captured and not self.has_run:
+            self.world.faults.append("a run was captured before one at its shapes: what that puts off is in the graph")
+        stream.add(work)
+        self.has_run = True
+        if not captured:
+            self.last = (stream, len(stream.queue))
         self._leave()
         return True
+
+    def _must_not_be_captured(self) -> None:
+        if self.is_captured:
+            self.world.faults.append("a context was used for something else after its run was captured")
 
     def _check_memory(self) -> None:
         if self.wanted is None:

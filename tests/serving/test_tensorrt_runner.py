@@ -69,9 +69,21 @@ def gpu(world: World) -> StrictGpu:
     return StrictGpu(world)
 
 
-@pytest.fixture
-def runner(gpu: StrictGpu, program: Program, folder: Path) -> TensorRTRunner:
-    return TensorRTRunner(folder / "model.plan", manifest_of(program), torch.device("cpu"), gpu)
+@pytest.fixture(params=[None, nx.EngineSettings(cuda_graph=True)], ids=["queued", "captured"])
+def runner(gpu: StrictGpu, program: Program, folder: Path, request: pytest.FixtureRequest) -> TensorRTRunner:
+    """A runner that queues each call by itself, and one that replays a CUDA graph of each shape."""
+    path, manifest = folder / "model.plan", manifest_of(program)
+    return TensorRTRunner(path, manifest, torch.device("cpu"), gpu, settings=request.param)
+
+
+def captured_only(test: Callable[..., None]) -> Callable[..., None]:
+    return pytest.mark.parametrize("runner", [nx.EngineSettings(cuda_graph=True)], indirect=True, ids=["captured"])(
+        test
+    )
+
+
+def queued_only(test: Callable[..., None]) -> Callable[..., None]:
+    return pytest.mark.parametrize("runner", [None], indirect=True, ids=["queued"])(test)
 
 
 def inputs(*grids: Grid, tokens: int = 16) -> Inputs:
@@ -212,12 +224,57 @@ def test_contexts_outlive_their_work(runner: TensorRTRunner, gpu: StrictGpu, how
         outputs = runner.execute(ready)
         runner.trim()
     if how == "gone":
-        again = TensorRTRunner(runner.folder / "model.plan", runner.manifest, runner.device, gpu)
+        again = TensorRTRunner(
+            runner.folder / "model.plan", runner.manifest, runner.device, gpu, settings=runner.settings
+        )
         outputs = again.execute(ready)
         del again
     assert_close(gpu.read(*outputs), given)
     if how == "trim":
         assert_close(gpu.read(*runner.execute(tuple(map(gpu.given, given)))), given)
+
+
+@captured_only
+def test_a_graph_of_each_shape_is_captured_once_and_replayed(
+    runner: TensorRTRunner, gpu: StrictGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two runs of the engine for a shape: one that TensorRT asks for ahead of the capture, and the captured one."""
+    runs: list[int] = []
+    true = strict.Context.execute_async_v3
+    monkeypatch.setattr(
+        strict.Context, "execute_async_v3", lambda context, handle: runs.append(handle) or true(context, handle)
+    )
+    batches = [inputs(*SMALL), inputs(Grid(2, 5), Grid(4, 4)), inputs(*LARGE, tokens=24), inputs(*SMALL)]
+    found = [runner.execute(tuple(map(gpu.given, given))) for given in batches]
+    for outputs, given in zip(found, batches, strict=True):  # the outputs of a call outlive the next one's
+        assert_close(gpu.read(*outputs), given)
+    assert len(runs) == 4 and len(set(runs)) == 2
+
+
+@captured_only
+def test_graphs_of_the_shapes_used_last_are_kept(
+    runner: TensorRTRunner, gpu: StrictGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[object] = []
+    true = gpu.captured
+    monkeypatch.setattr(gpu, "captured", lambda *work: made.append(true(*work)) or made[-1])
+    monkeypatch.setattr(runner._captured, "_most", 2)
+    for tokens in (12, 13, 12, 14, 12, 13):
+        given = inputs(Grid(3, 4), Grid(2, 2), tokens=tokens)
+        assert_close(gpu.read(*runner.execute(tuple(map(gpu.given, given)))), given)
+    assert len(made) == 4  # of 12, 13 and 14 tokens, and of 13 again, which was used longest ago when 14 came
+
+
+@captured_only
+def test_a_run_that_cannot_be_captured_is_an_error(
+    runner: TensorRTRunner, gpu: StrictGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(work: Callable[[], None], stream: object) -> None:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(gpu, "captured", refused)
+    with pytest.raises(nx.BackendError, match=r"cannot be captured .*is capturing\): load it without cuda_graph"):
+        runner.execute(tuple(map(gpu.given, inputs(*SMALL))))
 
 
 def test_it_runs_on_its_own_device_whichever_is_current(program: Program, folder: Path, world: World) -> None:
@@ -340,6 +397,7 @@ def test_an_engine_is_refused_where_it_cannot_run(program: Program, folder: Path
         tensorrt_runner.open(folder, manifest_of(program), torch.device("cpu"))
 
 
+@queued_only
 def test_contexts_have_the_memory_of_the_shapes_in_hand_and_none_between_calls(
     runner: TensorRTRunner, gpu: StrictGpu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -430,7 +488,7 @@ def test_settings_are_refused_where_nothing_heeds_them(program: Program, folder:
             manifest_of(program),
             torch.device("cpu"),
             gpu,
-            settings=nx.EngineSettings(cuda_graph=True),
+            settings=nx.EngineSettings("eager", cuda_graph=True),
         )
 
 
