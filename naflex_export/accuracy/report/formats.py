@@ -34,6 +34,9 @@ def as_json(report: GateReport) -> str:
 NARROW = 78
 """Columns below which the table leaves out what a verdict does not need: grids, and the largest difference itself."""
 
+ROOMY = 100
+"""Columns from which a case's name has a line."""
+
 
 def table(report: GateReport, width: int = 120) -> Table:
     """Return the report as a table: a row for each output of each batch, the limits below.
@@ -68,6 +71,8 @@ def table(report: GateReport, width: int = 120) -> Table:
         name = result.case.removesuffix(f"-seed{report.seed}")
         if one_bucket:
             name = re.sub(rf"-{result.bucket.split(':')[0]}(?=-|$)", "", name, count=1)
+        if width < ROOMY:
+            name = name.replace("/", "/\n")  # better there than in the midst of a word
         rows.add_row(
             f"{name} {result.output.rpartition('/')[2]}" if several else name,  # the part is in the case's name
             *([] if narrow else [f"{result.images}: {shorten(result.grids)}"]),
