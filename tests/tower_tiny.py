@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -66,6 +67,45 @@ def cosmos3_edge() -> nn.Module:
     sizes = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2}
     return seeded(Cosmos3EdgeVisionModel(Cosmos3EdgeVisionConfig(**sizes, patch_size=2, num_patches=25)))
 
+
+SIZES = {"depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "out_hidden_size": 24}
+
+
+def made(package: str, config: str, tower: str, **sizes: Any) -> nn.Module:
+    """Return a tower of a package of transformers, by the names of its classes."""
+    configs = importlib.import_module(f"transformers.models.{package}.configuration_{package}")
+    models = importlib.import_module(f"transformers.models.{package}.modeling_{package}")
+    return seeded(getattr(models, tower)(getattr(configs, config)(**sizes)))
+
+
+def qwen3_kin(package: str, config: str, tower: str) -> Callable[[], nn.Module]:
+    patches = {"patch_size": 2, "num_position_embeddings": 25, "deepstack_visual_indexes": [0, 1]}
+    return lambda: made(package, config, tower, **SIZES, **patches)
+
+
+KIN: dict[str, Callable[[], nn.Module]] = {
+    "qwen3_vl_moe": qwen3_kin("qwen3_vl_moe", "Qwen3VLMoeVisionConfig", "Qwen3VLMoeVisionModel"),
+    "qwen3_omni_moe": qwen3_kin("qwen3_omni_moe", "Qwen3OmniMoeVisionEncoderConfig", "Qwen3OmniMoeVisionEncoder"),
+    "qwen3_5": qwen3_kin("qwen3_5", "Qwen3_5VisionConfig", "Qwen3_5VisionModel"),
+    "qwen3_5_moe": qwen3_kin("qwen3_5_moe", "Qwen3_5MoeVisionConfig", "Qwen3_5MoeVisionModel"),
+    "qwen4_exp": qwen3_kin("qwen4_exp", "Qwen4ExpVisionConfig", "Qwen4ExpVisionModel"),
+    "glm4v_moe": lambda: made(
+        "glm4v_moe", "Glm4vMoeVisionConfig", "Glm4vMoeVisionModel", **SIZES, patch_size=2, image_size=10
+    ),
+    "qwen2_5_omni": lambda: made(
+        *("qwen2_5_omni", "Qwen2_5OmniVisionEncoderConfig", "Qwen2_5OmniVisionEncoder"),
+        **{**SIZES, "patch_size": 2, "window_size": 8, "fullatt_block_indexes": [1]},
+    ),
+    "qwen2_vl": lambda: made(
+        *("qwen2_vl", "Qwen2VLVisionConfig", "Qwen2VisionTransformerPretrainedModel"),
+        depth=2,
+        embed_dim=32,
+        hidden_size=24,
+        num_heads=2,
+        patch_size=2,
+    ),
+}
+"""Towers whose family another one stands for in most tests, and one of rotary positions alone."""
 
 TOWERS: dict[str, Callable[[], nn.Module]] = {
     "qwen3_vl": qwen3_vl,

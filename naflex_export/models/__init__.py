@@ -34,6 +34,11 @@ class Entry(NamedTuple):
     adapter: str
 
 
+def _tower(models: str, package: str, adapter: str) -> Entry:
+    """Return the entry of a vision tower of transformers, by the package of its model."""
+    return Entry(models, f"transformers.models.{package}.modeling_{package}", adapter)
+
+
 FAMILIES = (
     Entry("timm NaFlexVit", "timm.models.naflexvit", "timm_naflex.TimmNaFlex"),
     Entry(
@@ -41,18 +46,20 @@ FAMILIES = (
         "transformers.models.siglip2.modeling_siglip2",
         "siglip2.Siglip2",
     ),
-    Entry("Qwen3VLVisionModel", "transformers.models.qwen3_vl.modeling_qwen3_vl", "qwen3_vl.Qwen3VL"),
-    Entry("Glm4vVisionModel", "transformers.models.glm4v.modeling_glm4v", "glm4v.Glm4v"),
-    Entry(
-        "Qwen2_5_VisionTransformerPretrainedModel",
-        "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl",
-        "qwen2_5_vl.Qwen25VL",
-    ),
-    Entry("Kimi_K25VisionModel", "transformers.models.kimi_k25.modeling_kimi_k25", "kimi_k25.Kimi"),
-    Entry("PaddleOCRVisionModel", "transformers.models.paddleocr_vl.modeling_paddleocr_vl", "paddleocr_vl.PaddleOCRVL"),
-    Entry(
-        "Cosmos3EdgeVisionModel", "transformers.models.cosmos3_edge.modeling_cosmos3_edge", "cosmos3_edge.Cosmos3Edge"
-    ),
+    _tower("Qwen3VLVisionModel", "qwen3_vl", "qwen3_vl.Qwen3VL"),
+    _tower("Qwen3VLMoeVisionModel", "qwen3_vl_moe", "qwen3_vl.Qwen3VL"),
+    _tower("Qwen3OmniMoeVisionEncoder", "qwen3_omni_moe", "qwen3_vl.Qwen3VL"),
+    _tower("Qwen3_5VisionModel", "qwen3_5", "qwen3_vl.Qwen3VL"),
+    _tower("Qwen3_5MoeVisionModel", "qwen3_5_moe", "qwen3_vl.Qwen3VL"),
+    _tower("Qwen4ExpVisionModel", "qwen4_exp", "qwen3_vl.Qwen3VL"),
+    _tower("Glm4vVisionModel", "glm4v", "glm4v.Glm4v"),
+    _tower("Glm4vMoeVisionModel", "glm4v_moe", "glm4v.Glm4v"),
+    _tower("Qwen2_5_VisionTransformerPretrainedModel", "qwen2_5_vl", "qwen2_5_vl.Qwen25VL"),
+    _tower("Qwen2_5OmniVisionEncoder", "qwen2_5_omni", "qwen2_5_vl.Qwen25VL"),
+    _tower("Qwen2VisionTransformerPretrainedModel", "qwen2_vl", "qwen2_vl.Qwen2VL"),
+    _tower("Kimi_K25VisionModel", "kimi_k25", "kimi_k25.Kimi"),
+    _tower("PaddleOCRVisionModel", "paddleocr_vl", "paddleocr_vl.PaddleOCRVL"),
+    _tower("Cosmos3EdgeVisionModel", "cosmos3_edge", "cosmos3_edge.Cosmos3Edge"),
 )
 
 

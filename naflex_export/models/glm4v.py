@@ -1,4 +1,4 @@
-"""GLM-4V's vision tower, of 4.1V and 4.6V too: a learned grid sampled bicubically, patches merged by a convolution.
+"""GLM-4V's vision tower, of 4.1V to 4.6V: a learned grid sampled bicubically, patches merged by a convolution.
 
 `grid_sample` with a clamped border is a bicubic resize without antialias: both read the same four samples an axis.
 
@@ -7,26 +7,21 @@ Shape legend: as in `tower.py`.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.models.glm4v.modeling_glm4v import Glm4vVisionAttention, Glm4vVisionModel
 
 from naflex_export.errors import UnsupportedModelError
-from naflex_export.models.tower import JoinedQkvAttention, TowerAdapter, VectorizedTower
+from naflex_export.models.tower_kin import Kin, KinAdapter, KinTower, twin_named
 from naflex_export.models.tower_position import add_position
 from naflex_export.resample.weights import Resampling
 
 BICUBIC = Resampling(mode="bicubic", antialias=False)
 
 
-class VectorizedGlm4vAttention(JoinedQkvAttention, Glm4vVisionAttention):
-    """`Glm4vVisionAttention` within each image of a pack."""
-
-
-class VectorizedGlm4vVisionModel(VectorizedTower, Glm4vVisionModel):
-    """`Glm4vVisionModel` without a look at its grids."""
+class Glm4vForward(KinTower):
+    """The tower's forward without a look at its grids."""
 
     def forward(
         self, hidden_states: Tensor, grid_thw: Tensor, positions: Tensor | None = None, **kwargs: Any
@@ -48,18 +43,18 @@ class VectorizedGlm4vVisionModel(VectorizedTower, Glm4vVisionModel):
         side = self.spatial_merge_size
         square_UCHW = self.post_layernorm(x_TC).view(-1, side, side, x_TC.shape[1]).permute(0, 3, 1, 2)
         merged_UE = self.downsample(square_UCHW).view(-1, self.config.out_hidden_size)
-        return BaseModelOutputWithPooling(last_hidden_state=merged_UE, pooler_output=self.merger(merged_UE))
+        return self.output_class(last_hidden_state=merged_UE, pooler_output=self.merger(merged_UE))
 
 
-class Glm4v(TowerAdapter):
-    """Of transformers' `Glm4vVisionModel`, alone or in a model of images and texts."""
+class Glm4v(KinAdapter):
+    """Of transformers' `Glm4vVisionModel` and its kin, alone or in a model of images and texts."""
 
     name = "transformers GLM-4V"
-    tower_class = Glm4vVisionModel
-    twins: ClassVar = {
-        Glm4vVisionModel: VectorizedGlm4vVisionModel,
-        Glm4vVisionAttention: VectorizedGlm4vAttention,
-    }
+    kin = (
+        Kin("glm4v", "Glm4vVisionModel", "Glm4vVisionAttention"),
+        Kin("glm4v_moe", "Glm4vMoeVisionModel", "Glm4vMoeVisionAttention"),
+    )
+    forward_class = Glm4vForward
     children = frozenset(
         {
             *("embeddings", "patch_embed", "rotary_pos_emb", "blocks", "merger"),
@@ -73,3 +68,7 @@ class Glm4v(TowerAdapter):
             raise UnsupportedModelError(
                 f"the tower samples its positions by {found!r}: expected 'bicubic', as GLM-4V has it"
             )
+
+
+def __getattr__(name: str) -> Any:
+    return twin_named(name, Glm4v)

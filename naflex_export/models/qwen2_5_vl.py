@@ -1,5 +1,7 @@
 """Qwen2.5-VL's vision tower: rotary positions alone, and attention within windows of an image in most blocks.
 
+Qwen2.5-Omni has the same tower under other names.
+
 transformers sorts tokens by their windows ahead of the first block. Where a token goes follows from its grid, so that
 needs no sort: above it are whole rows of windows, and to its left whole windows of as many rows as its own.
 
@@ -9,19 +11,16 @@ Shape legend: as in `tower.py`.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
-    Qwen2_5_VisionTransformerPretrainedModel,
-    Qwen2_5_VLVisionAttention,
-)
 
 from naflex_export.errors import UnsupportedModelError
 from naflex_export.models.packing import Packing
-from naflex_export.models.tower import JoinedQkvAttention, TowerAdapter, VectorizedTower
+from naflex_export.models.tower import JoinedQkvAttention
+from naflex_export.models.tower_kin import Kin, KinAdapter, KinTower, twin_named
 
 MOST_WINDOWS = 2**20
 """In a row: what a window's row is multiplied with to number it."""
@@ -68,12 +67,17 @@ class Windows(NamedTuple):
         return cls(first_U + source_U, first_U + place_U, down_U * MOST_WINDOWS + across_U)
 
 
-class VectorizedQwen25VLAttention(JoinedQkvAttention, Qwen2_5_VLVisionAttention):
-    """`Qwen2_5_VLVisionAttention` within each image of a pack, or each window of it."""
+class SplitQkvAttention(JoinedQkvAttention):
+    """The same of Omni's attention, which projects queries, keys and values each by itself."""
+
+    def projected(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries, keys and values [T, C]."""
+        own: Any = self
+        return own.q(hidden_states), own.k(hidden_states), own.v(hidden_states)
 
 
-class VectorizedQwen25VLVisionModel(VectorizedTower, Qwen2_5_VisionTransformerPretrainedModel):
-    """`Qwen2_5_VisionTransformerPretrainedModel` without a look at its grids."""
+class Qwen25VLForward(KinTower):
+    """The tower's forward without a look at its grids, and so without a sort by windows."""
 
     def forward(
         self, hidden_states: Tensor, grid_thw: Tensor, positions: Tensor | None = None, **kwargs: Any
@@ -101,18 +105,18 @@ class VectorizedQwen25VLVisionModel(VectorizedTower, Qwen2_5_VisionTransformerPr
             lengths = whole if number in self.fullatt_block_indexes else within
             x_TC = block(x_TC, cu_seqlens=lengths, position_embeddings=rotary)
         merged_UE = self.merger(x_TC).index_select(0, windows.place_U)
-        return BaseModelOutputWithPooling(last_hidden_state=x_TC, pooler_output=merged_UE)
+        return self.output_class(last_hidden_state=x_TC, pooler_output=merged_UE)
 
 
-class Qwen25VL(TowerAdapter):
-    """Of transformers' `Qwen2_5_VisionTransformerPretrainedModel`, alone or in a model of images and texts."""
+class Qwen25VL(KinAdapter):
+    """Of transformers' `Qwen2_5_VisionTransformerPretrainedModel` and its kin, alone or in a model around it."""
 
     name = "transformers Qwen2.5-VL"
-    tower_class = Qwen2_5_VisionTransformerPretrainedModel
-    twins: ClassVar = {
-        Qwen2_5_VisionTransformerPretrainedModel: VectorizedQwen25VLVisionModel,
-        Qwen2_5_VLVisionAttention: VectorizedQwen25VLAttention,
-    }
+    kin = (
+        Kin("qwen2_5_vl", "Qwen2_5_VisionTransformerPretrainedModel", "Qwen2_5_VLVisionAttention"),
+        Kin("qwen2_5_omni", "Qwen2_5OmniVisionEncoder", "Qwen2_5OmniVisionAttention", attends=SplitQkvAttention),
+    )
+    forward_class = Qwen25VLForward
     children = frozenset({"patch_embed", "rotary_pos_emb", "blocks", "merger"})
 
     def check_options(self) -> None:
@@ -122,3 +126,7 @@ class Qwen25VL(TowerAdapter):
                 f"the tower's windows of {model.window_size} pixels hold no token of "
                 f"{model.spatial_merge_size * model.patch_size}: expected larger ones"
             )
+
+
+def __getattr__(name: str) -> Any:
+    return twin_named(name, Qwen25VL)

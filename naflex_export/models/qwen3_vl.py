@@ -1,37 +1,31 @@
 """Qwen3-VL's vision tower: a learned grid resized bilinearly with aligned corners, patches in the order of merging.
 
+Qwen3-Omni and the mixture of experts have the same tower under other names; Qwen3.5's and Qwen4's have no deepstack.
+
 Shape legend: as in `tower.py`.
 """
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor
-from transformers.models.qwen3_vl.modeling_qwen3_vl import (
-    BaseModelOutputWithDeepstackFeatures,
-    Qwen3VLVisionAttention,
-    Qwen3VLVisionModel,
-)
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from naflex_export.errors import UnsupportedModelError
-from naflex_export.models.tower import JoinedQkvAttention, TowerAdapter, VectorizedTower
+from naflex_export.models.tower_kin import Kin, KinAdapter, KinTower, twin_named
 from naflex_export.models.tower_position import add_position
 from naflex_export.resample.weights import Resampling
 
 BILINEAR = Resampling(mode="bilinear", antialias=False, align_corners=True)
 
 
-class VectorizedQwen3VLAttention(JoinedQkvAttention, Qwen3VLVisionAttention):
-    """`Qwen3VLVisionAttention` within each image of a pack."""
-
-
-class VectorizedQwen3VLVisionModel(VectorizedTower, Qwen3VLVisionModel):
-    """`Qwen3VLVisionModel` without a look at its grids."""
+class Qwen3VLForward(KinTower):
+    """The tower's forward without a look at its grids."""
 
     def forward(
         self, hidden_states: Tensor, grid_thw: Tensor, positions: Tensor | None = None, **kwargs: Any
-    ) -> BaseModelOutputWithDeepstackFeatures:
+    ) -> BaseModelOutputWithPooling:
         """Return the tower's outputs: patches [T, C], merged tokens [U, E] and those of each deepstack level.
 
         Args:
@@ -43,34 +37,52 @@ class VectorizedQwen3VLVisionModel(VectorizedTower, Qwen3VLVisionModel):
         packing = self.packing(hidden_states, grid_thw, positions)
         x_TC = add_position(self.patch_embed(hidden_states), self.pos_embed.weight, packing, BILINEAR)
         rotary = self.rotary_pos_emb(x_TC, packing.coord_T12.squeeze(1))
-        levels = []
+        levels: list[Tensor] = []
+        indexes = getattr(self, "deepstack_visual_indexes", ())
         for number, block in enumerate(self.blocks):
             x_TC = block(x_TC, cu_seqlens=packing, position_embeddings=rotary)
-            if number in self.deepstack_visual_indexes:
-                levels.append(self.deepstack_merger_list[self.deepstack_visual_indexes.index(number)](x_TC))
-        return BaseModelOutputWithDeepstackFeatures(
-            last_hidden_state=x_TC, pooler_output=self.merger(x_TC), deepstack_features=levels
-        )
+            if number in indexes:
+                levels.append(self.deepstack_merger_list[indexes.index(number)](x_TC))
+        deep: Any = {"deepstack_features": levels} if hasattr(self, "deepstack_merger_list") else {}
+        return self.output_class(last_hidden_state=x_TC, pooler_output=self.merger(x_TC), **deep)
 
 
-class Qwen3VL(TowerAdapter):
-    """Of transformers' `Qwen3VLVisionModel`, alone or in a model of images and texts."""
+_DEEP = "BaseModelOutputWithDeepstackFeatures"
+
+
+class Qwen3VL(KinAdapter):
+    """Of transformers' `Qwen3VLVisionModel` and its kin, alone or in a model of images and texts."""
 
     name = "transformers Qwen3-VL"
-    tower_class = Qwen3VLVisionModel
-    twins: ClassVar = {
-        Qwen3VLVisionModel: VectorizedQwen3VLVisionModel,
-        Qwen3VLVisionAttention: VectorizedQwen3VLAttention,
-    }
-    children = frozenset({"patch_embed", "pos_embed", "rotary_pos_emb", "blocks", "merger", "deepstack_merger_list"})
+    kin = (
+        Kin("qwen3_vl", "Qwen3VLVisionModel", "Qwen3VLVisionAttention", _DEEP),
+        Kin("qwen3_vl_moe", "Qwen3VLMoeVisionModel", "Qwen3VLMoeVisionAttention", _DEEP),
+        Kin("qwen3_omni_moe", "Qwen3OmniMoeVisionEncoder", "Qwen3OmniMoeVisionAttention", _DEEP),
+        Kin("qwen3_5", "Qwen3_5VisionModel", "Qwen3_5VisionAttention"),
+        Kin("qwen3_5_moe", "Qwen3_5MoeVisionModel", "Qwen3_5MoeVisionAttention"),
+        Kin("qwen4_exp", "Qwen4ExpVisionModel", "Qwen4ExpVisionAttention"),
+    )
+    forward_class = Qwen3VLForward
+    children = frozenset({"patch_embed", "pos_embed", "rotary_pos_emb", "blocks", "merger"})
+
+    @property
+    def own_children(self) -> frozenset[str]:
+        kin = self.kin_of(self.model)
+        if kin is None or not kin.output:
+            return self.children
+        return self.children | {"merger_list" if kin.package == "qwen3_omni_moe" else "deepstack_merger_list"}
 
     @property
     def default_outputs(self) -> tuple[str, ...]:
-        return ("tokens", *(f"deepstack_{level}" for level in range(len(self.model.deepstack_merger_list))))
+        return ("tokens", *(f"deepstack_{level}" for level in range(len(self._levels))))
+
+    @property
+    def _levels(self) -> Any:
+        return getattr(self.model, "deepstack_merger_list", ())
 
     def named_outputs(self, given: Any) -> dict[str, Tensor]:
-        levels = {f"deepstack_{level}": made for level, made in enumerate(given.deepstack_features)}
-        return {**super().named_outputs(given), **levels}
+        levels = getattr(given, "deepstack_features", None) or ()
+        return {**super().named_outputs(given), **{f"deepstack_{at}": made for at, made in enumerate(levels)}}
 
     def check_options(self) -> None:
         model = self.model
@@ -84,3 +96,7 @@ class Qwen3VL(TowerAdapter):
             raise UnsupportedModelError(
                 f"the tower has {len(model.pos_embed.weight)} positions, which make no square: expected a square number"
             )
+
+
+def __getattr__(name: str) -> Any:
+    return twin_named(name, Qwen3VL)

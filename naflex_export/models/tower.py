@@ -112,8 +112,18 @@ class JoinedQkvAttention(nn.Module):
         own: Any = self
         if not isinstance(cu_seqlens, Packing):
             return cast(Tensor, super().forward(hidden_states, cu_seqlens, position_embeddings, **kwargs))
+        rows = self.projected(hidden_states)
+        return cast(Tensor, own.proj(rotary_attention(own, rows, cu_seqlens, position_embeddings)))
+
+    def projected(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries, keys and values [T, C].
+
+        Args:
+            hidden_states: [T, C].
+        """
+        own: Any = self
         query, key, value = own.qkv(hidden_states).chunk(3, dim=-1)
-        return cast(Tensor, own.proj(rotary_attention(own, (query, key, value), cu_seqlens, position_embeddings)))
+        return query, key, value
 
 
 class TowerEncoder(nn.Module):
@@ -230,39 +240,55 @@ class TowerAdapter(ModelAdapter):
     def is_vectorized(self) -> bool:
         return isinstance(self.model, VectorizedTower)
 
+    @property
+    def own_class(self) -> type[nn.Module]:
+        """The tower's own class of transformers."""
+        return self.tower_class
+
+    @property
+    def own_twins(self) -> Mapping[type[nn.Module], type[nn.Module]]:
+        """The class that stands in for each of transformers' classes."""
+        return self.twins
+
+    @property
+    def own_children(self) -> frozenset[str]:
+        """The modules that the tower has to consist of, by name."""
+        return self.children
+
     def packed(self) -> ModelAdapter:
         return self
 
     def vectorized(self) -> Self:
         if self.is_vectorized:
             return self
-        if type(self.model) is not self.tower_class:
+        own_class, twins, children = self.own_class, self.own_twins, self.own_children
+        if type(self.model) is not own_class:
             raise UnsupportedModelError(
-                f"{type(self.model).__qualname__} is a subclass of {self.tower_class.__qualname__}, whose forward may "
-                f"do more than ours is known to do: expected {self.tower_class.__qualname__} itself"
+                f"{type(self.model).__qualname__} is a subclass of {own_class.__qualname__}, whose forward may "
+                f"do more than ours is known to do: expected {own_class.__qualname__} itself"
             )
         known = {name for name, _ in self.model.named_children()}
-        if known != self.children:
-            differs = min(known ^ self.children)
+        if known != children:
+            differs = min(known ^ children)
             raise UnsupportedModelError(
-                f"the {self.tower_class.__qualname__} of this release of transformers has "
+                f"the {own_class.__qualname__} of this release of transformers has "
                 f"{f'a module {differs!r}' if differs in known else f'no module {differs!r}'}: expected "
-                f"{', '.join(sorted(self.children))}; this release of naflex_export was not written for it"
+                f"{', '.join(sorted(children))}; this release of naflex_export was not written for it"
             )
         self.check_options()
         twin = self.of(shared_copy(self.model))
         found = set()
         for name, module in twin.model.named_modules():
-            if type(module) in self.twins:
+            if type(module) in twins:
                 refuse_replaced(module, ("forward",), name or "the tower")
                 found.add(type(module))
-                module.__class__ = self.twins[type(module)]
-            elif any(isinstance(module, kind) for kind in self.twins):
+                module.__class__ = twins[type(module)]
+            elif any(isinstance(module, kind) for kind in twins):
                 raise UnsupportedModelError(
                     f"{name} is a {type(module).__qualname__}, a subclass of what transformers has there: expected its "
                     "own class"
                 )
-        for kind in self.twins.keys() - found:
+        for kind in twins.keys() - found:
             raise UnsupportedModelError(
                 f"the tower holds no {kind.__qualname__}: expected one, as in the releases of transformers known here"
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 import re
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 pytest.importorskip("transformers")
 
-from tower_tiny import GRIDS, TOWERS, far, gradients, outputs_of, pack_for
+from tower_tiny import GRIDS, KIN, TOWERS, far, gradients, outputs_of, pack_for
 
 import naflex_export as nx
 from naflex_export.bench.techniques import Bench
@@ -29,6 +30,11 @@ NO_PHOTOS = "ignore:the model is a vision tower, whose patches its own processor
 @pytest.fixture(params=TOWERS)
 def tower(request: pytest.FixtureRequest) -> nn.Module:
     return TOWERS[request.param]()
+
+
+@pytest.fixture(params=[*TOWERS, *KIN])
+def any_tower(request: pytest.FixtureRequest) -> nn.Module:
+    return {**TOWERS, **KIN}[request.param]()
 
 
 def largest_gradient(found: dict[str, Tensor | None]) -> float:
@@ -54,9 +60,27 @@ def test_outputs_and_gradients_are_the_towers_own(tower: nn.Module) -> None:
             assert float((gradient - wanted_gradient).abs().max()) < 1e-5 * scale, name
 
 
+@pytest.mark.parametrize("name", KIN)
+def test_the_same_tower_under_another_name_is_served_by_the_same_file(name: str) -> None:
+    tower = KIN[name]()
+    fast = nx.vectorize(tower)
+    _, inputs = pack_for(tower)
+    wanted, given = outputs_of(tower, inputs), outputs_of(fast, inputs)
+    assert max(far(given[output], wanted[output]) for output in wanted) < 1e-5
+    assert type(fast(*inputs)) is type(tower(*inputs[:2]))
+    theirs, ours = gradients(tower, inputs), gradients(fast, inputs)
+    assert max(far_gradient(ours[part], theirs[part]) for part in theirs) < 1e-5 * largest_gradient(theirs)
+    again = pickle.loads(pickle.dumps(fast))
+    assert type(again) is type(fast) and torch.equal(again(*inputs)[0], fast(*inputs)[0])
+    with pytest.raises(nx.UnsupportedModelError, match=f"Mine is a subclass of {type(tower).__name__}"):
+        tower.__class__ = type("Mine", (type(tower),), {})
+        nx.vectorize(tower)
+
+
 @pytest.mark.full
 @pytest.mark.parametrize("images", [1, 2, 5, 16])
-def test_packs_of_many_images_with_sides_to_64(tower: nn.Module, images: int) -> None:
+def test_packs_of_many_images_with_sides_to_64(any_tower: nn.Module, images: int) -> None:
+    tower = any_tower
     fast, merge = nx.vectorize(tower), adapter_of(tower).input_format.merge
     draw = random.Random(images)
     longest = 64 // merge
@@ -79,7 +103,8 @@ def far_gradient(given: Tensor | None, wanted: Tensor | None) -> float:
 @pytest.mark.full
 @pytest.mark.filterwarnings(NO_PHOTOS)
 @pytest.mark.parametrize("target", ["onnx", "aot", "compile"])
-def test_exports_serve_sizes_that_were_never_traced(tower: nn.Module, target: str, tmp_path: Path) -> None:
+def test_exports_serve_sizes_that_were_never_traced(any_tower: nn.Module, target: str, tmp_path: Path) -> None:
+    tower = any_tower
     outputs = adapter_of(tower).default_outputs
     artifact = nx.export(tower, target, tmp_path / "a", [nx.Bucket(40, (1, 3, 16))], outputs=outputs)
     assert artifact.report.passed and artifact.manifest.packed
