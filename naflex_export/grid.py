@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -90,12 +91,13 @@ class Bucket:
 
     @property
     def packed_dims(self) -> dict[str, Range]:
-        """The range of each open dimension of packed inputs, by its name: `tokens` are those of all images together."""
+        """The range of each open dimension of packed inputs, by its name: `tokens` and `rows` are of all images."""
         smallest, usual, largest = self.batch
         return {
             "images": Range(*self.batch),
             "tokens": Range(smallest, self.tokens * usual, self.tokens * largest),
             "longest": Range(1, self.tokens, self.tokens),
+            "rows": Range(smallest, math.isqrt(self.tokens) * usual, self.tokens * largest),
         }
 
     def dims_of(self, names: Container[str]) -> dict[str, Range]:

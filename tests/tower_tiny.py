@@ -68,6 +68,12 @@ def cosmos3_edge() -> nn.Module:
     return seeded(Cosmos3EdgeVisionModel(Cosmos3EdgeVisionConfig(**sizes, patch_size=2, num_patches=25)))
 
 
+def hunyuan_vl(**options: Any) -> nn.Module:
+    sizes = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2}
+    names = ("hunyuan_vl", "HunYuanVLVisionConfig", "HunYuanVLVisionTransformer")
+    return made(*names, **sizes, patch_size=2, max_image_size=10, text_hidden_size=24, **options)
+
+
 SIZES = {"depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "out_hidden_size": 24}
 
 
@@ -114,6 +120,7 @@ TOWERS: dict[str, Callable[[], nn.Module]] = {
     "kimi_k25": kimi_k25,
     "paddleocr_vl": paddleocr_vl,
     "cosmos3_edge": cosmos3_edge,
+    "hunyuan_vl": hunyuan_vl,
 }
 
 

@@ -214,16 +214,18 @@ def page(text: str) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Add rows, and write the page."""
     sys.path.insert(0, str(record.ROOT / "tests"))
-    from tower_tiny import TOWERS
+    from tower_tiny import KIN, TOWERS
+
+    towers = {**TOWERS, **KIN}
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--page", action="store_true", help="measure nothing")
-    parser.add_argument("--family", action="append", choices=list(TOWERS))
+    parser.add_argument("--family", action="append", choices=list(towers))
     parser.add_argument("--exporter", action="append", choices=list(EXPORTERS))
     asked = parser.parse_args(arguments)
     for family in [] if asked.page else asked.family or TOWERS:
         for exporter in asked.exporter or EXPORTERS:
-            made = measured(TOWERS[family](), exporter)
+            made = measured(towers[family](), exporter)
             record.append(ROWS, FIELDS, [{**record.about("cpu", PACKAGES), "family": family, **row} for row in made])
             print(family, exporter, *(row["error"] or row["refused"] for row in made), sep=" | ")
     PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

@@ -202,8 +202,8 @@ class Comparison:
         """
         prefix, tokens = self.reference.num_prefix_tokens, int(batch.patch_valid.sum())
         rows = value.squeeze(0) if value.ndim == 3 else value
-        if isinstance(self.input_format, TowerFormat) and len(rows) in (tokens, self.input_format.merge**2 * tokens):
-            rows = rows.reshape(tokens, -1)  # all patches of a token, where a tower leaves them apart
+        if isinstance(self.input_format, TowerFormat):
+            rows = self.input_format.by_token(rows, batch.grids)
         for count in dict.fromkeys((prefix, 0)):
             if rows.ndim == 2 and len(rows) == count * len(batch.grids) + tokens:
                 return padded_rows(rows, batch.patch_valid, count)

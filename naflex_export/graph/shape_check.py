@@ -26,7 +26,7 @@ from naflex_export.graph.view import Step, step_of, step_of_call
 SIZES = {"batch": 5, "tokens": 13}
 """Larger than those of `trace.EXAMPLE`, so that a slice that was cut to them shows."""
 
-PACKED_SIZES = {"images": 5, "images + 1": 6, "longest": 13, "tokens": 37}
+PACKED_SIZES = {"images": 5, "images + 1": 6, "longest": 13, "tokens": 37, "rows": 19}
 """The same of packed inputs."""
 
 _REMEDY = (

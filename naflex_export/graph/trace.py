@@ -26,7 +26,12 @@ EXAMPLE = (Grid(2, 5), Grid(4, 2), Grid(1, 11))
 
 EXAMPLE_TOKENS = 11
 
-PACKED_SIZES = {"images": len(EXAMPLE), "tokens": sum(grid.tokens for grid in EXAMPLE), "longest": EXAMPLE_TOKENS}
+PACKED_SIZES = {
+    "images": len(EXAMPLE),
+    "tokens": sum(grid.tokens for grid in EXAMPLE),
+    "longest": EXAMPLE_TOKENS,
+    "rows": sum(grid.height for grid in EXAMPLE),
+}
 """The sizes of the same batch packed."""
 
 _LEAST = Bucket(EXAMPLE_TOKENS, (1, 1, len(EXAMPLE)))
@@ -138,6 +143,7 @@ def capture(
     dims: dict[str, Any] = {
         name: Dim(name, min=1, max=max(size, *(bucket.dims_of(names)[name].largest for bucket in ordered)))
         for name, size in example_sizes.items()
+        if any(OpenSize.of(opened).name == name for opened in names)
     }
     if "images + 1" in names:  # a dimension of its own, which no graph ties to the other
         dims["images + 1"] = Dim("ends", min=2, max=1 + max(bucket.batch[2] for bucket in (*ordered, _LEAST)))

@@ -60,11 +60,12 @@ FAMILIES = (
     _tower("Kimi_K25VisionModel", "kimi_k25", "kimi_k25.Kimi"),
     _tower("PaddleOCRVisionModel", "paddleocr_vl", "paddleocr_vl.PaddleOCRVL"),
     _tower("Cosmos3EdgeVisionModel", "cosmos3_edge", "cosmos3_edge.Cosmos3Edge"),
+    _tower("HunYuanVLVisionTransformer", "hunyuan_vl", "hunyuan_vl.HunYuanVL"),
 )
 
 
 NOT_SERVED = {
-    "HunYuanVLVisionTransformer": "it ends each row of tokens with one more, so that their number depends on the grids",
+    "RadioModel": "give timm's naflexvit of the same C-RADIO, which is served, packed too",
 }
 """Vision towers of transformers that no family here serves, and why."""
 

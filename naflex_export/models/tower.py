@@ -137,17 +137,17 @@ class TowerEncoder(nn.Module):
 
     def forward(self, hidden_states: Tensor, grid_thw: Tensor, positions: Tensor) -> tuple[Tensor, ...]:
         """Return the outputs asked for."""
-        return self.outputs_of(hidden_states, grid_thw, positions)
+        return self.outputs_of(hidden_states, grid_thw, positions=positions)
 
-    def outputs_of(self, patches: Tensor, grid_thw: Tensor, positions: Tensor) -> tuple[Tensor, ...]:
-        """Return the outputs asked for; an untouched tower takes no positions.
+    def outputs_of(self, patches: Tensor, grid_thw: Tensor, **follow: Tensor) -> tuple[Tensor, ...]:
+        """Return the outputs asked for; an untouched tower takes nothing that follows from its grids.
 
         Args:
             patches: as the tower takes them.
             grid_thw: [B, 3].
-            positions: [N].
+            follow: `positions`, and `rows` where the tower marks them.
         """
-        given = self.model(patches, grid_thw=grid_thw, **({"positions": positions} if self._extra else {}))
+        given = self.model(patches, grid_thw=grid_thw, **(follow if self._extra else {}))
         made = self._unpack(given)
         return tuple(made[name] for name in self.outputs)
 
@@ -157,7 +157,17 @@ class PixelEncoder(TowerEncoder):
 
     def forward(self, pixel_values: Tensor, grid_thw: Tensor, positions: Tensor) -> tuple[Tensor, ...]:
         """Return the outputs asked for."""
-        return self.outputs_of(pixel_values, grid_thw, positions)
+        return self.outputs_of(pixel_values, grid_thw, positions=positions)
+
+
+class MarkedRowsEncoder(TowerEncoder):
+    """The same of a tower that marks the ends of rows, with one more input."""
+
+    def forward(  # type: ignore[override]
+        self, pixel_values: Tensor, grid_thw: Tensor, positions: Tensor, rows: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Return the outputs asked for."""
+        return self.outputs_of(pixel_values, grid_thw, positions=positions, rows=rows)
 
 
 class _Reached(Exception):
@@ -181,12 +191,13 @@ class TowerEmbedding(nn.Module):
 
     def __init__(self, adapter: TowerAdapter) -> None:
         super().__init__()
-        self.encoder = TowerEncoder(adapter.with_blocks(nn.ModuleList([_End()])), ())
+        ended = adapter.with_blocks(nn.ModuleList([_End()]))
+        self.encoder = ended.encoder_class(ended, ())
 
-    def forward(self, patches: Tensor, grid_thw: Tensor, positions: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Return patches [T, C], and where there are any cosines and sines [T, width of a head]."""
         try:
-            self.encoder(patches, grid_thw, positions)
+            self.encoder(*inputs)
         except _Reached as reached:
             return reached.seen
         raise AssertionError("the tower has no blocks, and one was put there")
@@ -308,8 +319,14 @@ class TowerAdapter(ModelAdapter):
         known = self.default_outputs
         if not outputs or len(set(outputs)) != len(outputs) or not set(outputs) <= set(known):
             raise RequestError(f"outputs={outputs!r}: expected some of {', '.join(map(repr, known))}, each once")
-        kind = PixelEncoder if self.input_format.names[0] == "pixel_values" else TowerEncoder
-        return kind(self, outputs)
+        return self.encoder_class(self, outputs)
+
+    @property
+    def encoder_class(self) -> type[TowerEncoder]:
+        """The class of encoders whose forward names its inputs as the tower's own does."""
+        if self.input_format.marks_rows:
+            return MarkedRowsEncoder
+        return PixelEncoder if self.input_format.names[0] == "pixel_values" else TowerEncoder
 
     def unpack(self, output: Any) -> Any:
         return output if isinstance(output, Tensor) or type(output) is dict else self.named_outputs(output)

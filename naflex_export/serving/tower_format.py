@@ -4,8 +4,11 @@ A tower merges a square of patches to one token, and its sides are multiples of 
 holds tokens, the squares, in the place of patches: a `Grid` counts tokens, and a token's values are those of all its
 patches. `positions`, 0, 1, 2 and so on, are as many as the image of most tokens has, as in a pack.
 
+Some towers give a token at the start of each image, at the end of each row of tokens and at the end of the image. How
+many rows there are is no shape of the patches, so `rows`, 0, 1, 2 and so on, are as many as all images have together.
+
 Shape legend: B images, N tokens of the longest or that a batch is padded to, U tokens of all images, M patches of a
-token, T = M * U patches, D values of a patch.
+token, T = M * U patches, R rows of tokens of all images, D values of a patch.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from naflex_export.errors import InputError
-from naflex_export.grid import Bucket
+from naflex_export.grid import Bucket, Grid
 from naflex_export.serving.input_formats import InputFormat, Values, values_of
 from naflex_export.serving.packed_format import check_packed_sizes
 from naflex_export.serving.signature import OpenSize
@@ -30,6 +33,12 @@ if TYPE_CHECKING:
 
 PATCHES = ("hidden_states", "pixel_values")
 """What towers call their patches."""
+
+ROWS = "rows"
+"""The input, and its dimension, of towers that mark the ends of rows."""
+
+FOLLOWING = ("grid_thw", "positions", ROWS)
+"""What follows the patches."""
 
 MOST_MERGED = 16
 """Patches along a side of a token: none has more than a few."""
@@ -44,6 +53,8 @@ class TowerFormat(InputFormat):
         merge: patches along a side of a token.
         by_rows: patches go row by row through an image; without, through one token after the other.
         in_batch: the patches are [1, T, ...].
+        marks_rows: a token is given for the start and end of each image and the end of each of its rows; there is an
+            input `rows` then.
     """
 
     valid = ""
@@ -58,13 +69,16 @@ class TowerFormat(InputFormat):
         *,
         by_rows: bool = False,
         in_batch: bool = False,
+        marks_rows: bool = False,
     ) -> None:
-        self.names = (patches, "grid_thw", "positions")
+        self.marks_rows, rows = marks_rows, (ROWS,) if marks_rows else ()
+        self.names = (patches, *FOLLOWING[:2], *rows)
         self.merge, self.by_rows, self.in_batch, self.patch_shape = merge, by_rows, in_batch, patch_shape
         count = f"{merge * merge}*tokens" if merge > 1 else "tokens"
         values = ("values",) if len(patch_shape) == 1 else ("channels", "height", "width")
-        self.dims = ((*(("one",) if in_batch else ()), count, *values), ("images", "frames and sides"), ("longest",))
-        self.opened = (count, "images", "longest")
+        of_patches = (*(("one",) if in_batch else ()), count, *values)
+        self.dims = (of_patches, ("images", "frames and sides"), ("longest",), *((row,) for row in rows))
+        self.opened = (count, "images", "longest", *rows)
 
     @classmethod
     def of_inputs(cls, names: Sequence[str], shape: Sequence[int | str]) -> TowerFormat | None:
@@ -74,13 +88,13 @@ class TowerFormat(InputFormat):
             names: of the inputs.
             shape: of the first of them.
         """
-        if len(names) != 3 or names[0] not in PATCHES or tuple(names[1:]) != ("grid_thw", "positions"):
+        if names[0] not in PATCHES or tuple(names[1:]) not in (FOLLOWING, FOLLOWING[:2]):
             return None
         axis = next((axis for axis, dim in enumerate(shape) if isinstance(dim, str)), 0)
         factor = OpenSize.of(str(shape[axis])).factor if shape else 1
         merge = min(math.isqrt(factor), MOST_MERGED)
         sides = tuple(size for size in shape[axis + 1 :] if isinstance(size, int))
-        return cls(names[0], sides or (1,), merge, in_batch=axis == 1)
+        return cls(names[0], sides or (1,), merge, in_batch=axis == 1, marks_rows=ROWS in names)
 
     def token_width(self, shape: Sequence[int | str]) -> int:
         return self.merge**2 * math.prod(self.patch_shape)
@@ -98,24 +112,53 @@ class TowerFormat(InputFormat):
             parts.append(token_U.reshape(-1, *self.patch_shape))
         patches = torch.cat(parts)
         grids = [[1, height * side, width * side] for height, width in batch.grids]
-        longest = max(grid.tokens for grid in batch.grids)
+        counts = [max(grid.tokens for grid in batch.grids)]
+        if self.marks_rows:
+            counts.append(sum(grid.height for grid in batch.grids))
         return (
             patches.unsqueeze(0) if self.in_batch else patches,
             torch.tensor(grids, dtype=torch.int64, device=device),
-            torch.arange(longest, device=device),
+            *(torch.arange(count, device=device) for count in counts),
         )
 
+    def by_token(self, rows: Tensor, grids: Sequence[Grid]) -> Tensor:
+        """Return what a tower gave with one row for each token, [U, ...]; as it is where it has another form.
+
+        Patches that a tower leaves apart are put together, and what marks the start, the end and the rows of an image
+        is put beside its first token, its last one and the last of each row.
+
+        Args:
+            rows: what was given.
+            grids: of the images, in tokens.
+        """
+        import torch
+
+        tokens = sum(grid.tokens for grid in grids)
+        if len(rows) in (tokens, self.merge**2 * tokens):
+            return rows.reshape(tokens, -1)
+        lengths = [grid.tokens + grid.height + 2 for grid in grids]
+        if not self.marks_rows or rows.ndim != 2 or len(rows) != sum(lengths):
+            return rows
+        found = []
+        for (height, width), image in zip(grids, torch.split(rows, lengths), strict=True):
+            body = image[1:-1].reshape(height, width + 1, -1)
+            marks = body.new_zeros(height, width, 3, body.shape[-1])
+            marks[:, -1, 0], marks[0, 0, 1], marks[-1, -1, 2] = body[:, -1], image[0], image[-1]
+            found.append(torch.cat([body[:, :-1], marks.flatten(2)], dim=-1).flatten(0, 1))
+        return torch.cat(found)
+
     def completed(self, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return what was given, with the `positions` that follow from the grids; this waits for them on a GPU."""
+        """Return what was given, with what follows from the grids; this waits for them on a GPU."""
         mapping = inputs[0] if len(inputs) == 1 and isinstance(inputs[0], Mapping) else None
         given = dict(mapping or zip(self.names, inputs, strict=False)) | dict(named)
         grids: Any = given.get("grid_thw")
-        if len(inputs) > 2 or "positions" in given or not hasattr(grids, "shape") or grids.ndim != 2:
+        left_out = [name for name in self.names[2:] if name not in given]
+        if not left_out or len(inputs) > len(self.names) or getattr(grids, "ndim", None) != 2:
             return inputs, dict(named)
-        positions = self.positions_of(grids)
+        follow = {name: self.positions_of(grids) if name != ROWS else self.rows_of(grids) for name in left_out}
         if mapping is not None:
-            return ({**mapping, "positions": positions},), dict(named)
-        return inputs, {**named, "positions": positions}
+            return ({**mapping, **follow},), dict(named)
+        return inputs, {**named, **follow}
 
     def positions_of(self, grids: Any) -> Any:
         """Return 0, 1, 2 and so on, as many as the largest image has tokens, of the kind that the grids are.
@@ -125,13 +168,16 @@ class TowerFormat(InputFormat):
         """
         values = values_of(grids)
         sides = np.clip(values[:, 1:], 1, 2**15) if values.size else np.ones((1, 2), np.int64)
-        longest = max(1, int(sides.prod(axis=1).max()) // self.merge**2)
-        positions = np.arange(longest, dtype=np.int64)
-        if isinstance(grids, np.ndarray):
-            return positions
-        import torch
+        return _numbers(max(1, int(sides.prod(axis=1).max()) // self.merge**2), grids)
 
-        return torch.from_numpy(positions).to(grids.device)
+    def rows_of(self, grids: Any) -> Any:
+        """Return 0, 1, 2 and so on, as many as all images have rows of tokens, of the kind that the grids are.
+
+        Args:
+            grids: `grid_thw`, a tensor or an array.
+        """
+        heights = np.clip(values_of(grids)[:, 1], 1, 2**15)
+        return _numbers(max(1, int(heights.sum()) // self.merge), grids)
 
     def check_sizes(self, sizes: Mapping[str, int], buckets: Sequence[Bucket]) -> None:
         check_packed_sizes(sizes, buckets)
@@ -140,7 +186,7 @@ class TowerFormat(InputFormat):
         self.check_tokens(inputs)
 
     def check_tokens(self, inputs: Sequence[Any]) -> None:
-        grid_B3, positions_N = map(values_of, inputs[1:])
+        grid_B3, positions_N, *rows = map(values_of, inputs[1:])
         patches = inputs[0].shape[1] if self.in_batch else inputs[0].shape[0]
         self.check_grids(grid_B3, patches)
         longest = int(grid_B3.prod(axis=1).max()) // self.merge**2
@@ -148,6 +194,12 @@ class TowerFormat(InputFormat):
             raise InputError(
                 f"positions are {len(positions_N)} values, {positions_N.tolist()[:4]} and so on: expected 0, 1, 2 and "
                 f"so on, {longest} of them for the largest image; they may be left out"
+            )
+        count = int(grid_B3[:, 1].sum()) // self.merge
+        if rows and (len(rows[0]) != count or (rows[0] != np.arange(count)).any()):
+            raise InputError(
+                f"rows are {len(rows[0])} values, {rows[0].tolist()[:4]} and so on: expected 0, 1, 2 and so on, "
+                f"{count} of them for the rows of tokens of all images; they may be left out"
             )
 
     def check_grids(self, grid_B3: Values, patches: int) -> None:
@@ -194,3 +246,13 @@ class TowerFormat(InputFormat):
 
     def without_padding(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return inputs
+
+
+def _numbers(count: int, like: Any) -> Any:
+    """Return 0, 1, 2 and so on, int64, of the kind and on the device of a tensor or an array."""
+    numbers = np.arange(count, dtype=np.int64)
+    if isinstance(like, np.ndarray):
+        return numbers
+    import torch
+
+    return torch.from_numpy(numbers).to(like.device)

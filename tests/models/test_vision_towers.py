@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 pytest.importorskip("transformers")
 
-from tower_tiny import GRIDS, KIN, TOWERS, far, gradients, outputs_of, pack_for
+from tower_tiny import GRIDS, KIN, TOWERS, far, gradients, hunyuan_vl, outputs_of, pack_for
 
 import naflex_export as nx
 from naflex_export.bench.techniques import Bench
@@ -144,7 +144,7 @@ def test_what_cannot_be_asked_of_a_tower_is_refused(tower: nn.Module, tmp_path: 
 
 def test_a_call_is_checked_on_a_cpu(tower: nn.Module) -> None:
     fast: Any = nx.vectorize(tower)
-    _, (patches, grids, _) = pack_for(tower)
+    _, (patches, grids, *_) = pack_for(tower)
     with pytest.raises(nx.InputError, match="patches together, and"):
         fast(patches, grids[:-1])
 
@@ -160,15 +160,25 @@ def test_one_compiled_graph_serves_every_pack(tower: nn.Module) -> None:
 
 
 def test_a_tower_that_is_not_served_is_refused_by_name() -> None:
-    from transformers.models.hunyuan_vl.configuration_hunyuan_vl import HunYuanVLVisionConfig
-    from transformers.models.hunyuan_vl.modeling_hunyuan_vl import HunYuanVLVisionTransformer
+    from transformers.models.radio.configuration_radio import RadioConfig
+    from transformers.models.radio.modeling_radio import RadioModel
 
     sizes = {"num_hidden_layers": 1, "hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
-    tower = HunYuanVLVisionTransformer(HunYuanVLVisionConfig(**sizes, patch_size=4, max_image_size=16))
-    with pytest.raises(nx.UnsupportedModelError, match="the model is a HunYuanVLVisionTransformer, which this release"):
+    tower = RadioModel(RadioConfig(**sizes, patch_size=4, max_img_size=16))
+    with pytest.raises(nx.UnsupportedModelError, match="the model is a RadioModel, which this release does not serve"):
         nx.vectorize(tower)
-    with pytest.raises(nx.UnsupportedModelError, match="it ends each row of tokens with one more"):
+    with pytest.raises(nx.UnsupportedModelError, match="give timm's naflexvit"):
         adapter_of(nn.ModuleDict({"visual": tower}))
+
+
+def test_the_ends_of_rows_are_marked_whatever_the_resize() -> None:
+    tower = hunyuan_vl(interpolate_mode="bicubic")
+    _, inputs = pack_for(tower)
+    wanted, given = outputs_of(tower, inputs)["tokens"], nx.vectorize(tower)(*inputs).pooler_output[0]
+    assert far(given, wanted) < 1e-5
+    assert len(wanted) == sum(grid.tokens + grid.height + 2 for grid in GRIDS)
+    with pytest.raises(nx.UnsupportedModelError, match="resizes its positions by 'nearest': expected 'bilinear' or"):
+        nx.vectorize(hunyuan_vl(interpolate_mode="nearest"))
 
 
 @pytest.mark.full

@@ -127,3 +127,36 @@ def test_a_manifest_says_how_many_patches_are_merged(checker: Checker, tmp_path:
     form = input_format_of([spec.name for spec in read], read[0].shape)
     assert isinstance(form, TowerFormat) and form.merge == 2 and form.dims == FORM.dims
     assert checker.warmup() is checker
+
+
+MARKED = TowerFormat("pixel_values", (6,), merge=2, by_rows=True, marks_rows=True)
+
+
+def test_the_rows_of_a_tower_that_marks_them_may_be_left_out(tmp_path: Path) -> None:
+    shapes = [tuple({"values": 6, "frames and sides": 3}.get(dim, dim) for dim in dims) for dims in MARKED.dims]
+    dtypes = ("float32", "int64", "int64", "int64")
+    specs = tuple(TensorSpec(*spec) for spec in zip(MARKED.names, dtypes, shapes, strict=True))
+    manifest(inputs=specs, outputs=specs, buckets=BUCKETS).write(tmp_path)
+    runner = Checker(type(manifest()).read(tmp_path), torch.device("cpu"))
+    patches, grids, positions, rows = MARKED.arrange(BATCH)
+    assert rows.tolist() == list(range(3 + 1 + 2))
+    for found in (
+        runner(patches, grids),
+        runner(patches, grids, positions),
+        runner(patches, grid_thw=grids, rows=rows),
+    ):
+        assert isinstance(found, dict) and torch.equal(found["rows"], rows)
+    with pytest.raises(nx.InputError, match="rows are 5 values, .0, 1, 2, 3. and so on: expected 0, 1, 2 and so on, 6"):
+        runner(patches, grids, positions, rows[:5])
+    with pytest.raises(nx.InputError, match="expected 0, 1, 2 and so on, 6 of them for the rows of tokens"):
+        runner(patches, grids, positions, rows.flip(0))
+
+
+def test_marks_go_beside_the_tokens_that_they_follow() -> None:
+    grids = (Grid(2, 2), Grid(1, 1))  # start, two rows of two tokens and an end, end; start, token, end of row, end
+    rows = torch.arange(1.0, 13.0).unsqueeze(1)
+    assert MARKED.by_token(rows, grids).tolist() == [
+        *([2, 0, 1, 0], [3, 4, 0, 0], [5, 0, 0, 0], [6, 7, 0, 8]),
+        [10, 11, 9, 12],
+    ]
+    assert MARKED.by_token(rows[1:], grids) is not None and len(MARKED.by_token(rows[1:], grids)) == 11
