@@ -161,19 +161,14 @@ def check_opset(request: ExportRequest) -> None:
     )
 
 
-def refuse_keeping(precision: Precision) -> None:
-    """Check that a packed export keeps nothing in float32, and quantizes nothing.
+def refuse_quantized(precision: Precision) -> None:
+    """Check that a packed export quantizes nothing.
 
     Raises:
         RequestError: it is asked to.
     """
     if precision.quantized:
         raise RequestError(
-            f"dtype {precision.quantized!r} and packed=True were both given: layers are quantized in padded exports "
-            "alone; leave one of the two out"
-        )
-    if precision.keep_float32:
-        raise RequestError(
-            f"keep_float32={','.join(precision.keep_float32)} and packed inputs were both asked for: parts of a model "
-            "are kept in float32 in padded exports alone; leave one of the two out"
+            f"dtype {precision.quantized!r} and packed inputs were both asked for: layers are quantized in padded "
+            "exports alone, calibrated on photos; leave one of the two out"
         )

@@ -26,7 +26,7 @@ from naflex_export.accuracy.report.formats import verdict, write
 from naflex_export.accuracy.results import GateReport, PrecisionSearch, merged
 from naflex_export.accuracy.text_gate import PREFIX
 from naflex_export.errors import BackendError, GateFailure, RequestError
-from naflex_export.export_request import ExportRequest, check_request, refuse_keeping
+from naflex_export.export_request import ExportRequest, check_request, refuse_quantized
 from naflex_export.graph.build_settings import BuildSettings
 from naflex_export.graph.calibration import require_modelopt
 from naflex_export.graph.onnx_about import describe_onnx
@@ -184,7 +184,7 @@ class Exporter:
             check_photos(request.precision, request.images, self.photos)
             require_modelopt()
         if self.laid_out(adapter_of(model)).input_format.is_packed:
-            refuse_keeping(request.precision)
+            refuse_quantized(request.precision)
         self.text: TextExport | None = None
         if request.towers != IMAGE:
             self.text = TextExport(adapter_of(model).text_tower(request.tokenizer), self.target)

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from naflex_export.errors import BuildError, RequestError
+from naflex_export.errors import BuildError
 from naflex_export.graph.checks import check_program, require
 from naflex_export.graph.mask_limits import leave_room_for_scores
 from naflex_export.graph.program import Program, name_dims
 from naflex_export.graph.size_conditions import export_for_all_sizes
-from naflex_export.grid import MATRICES, Bucket, Grid, check_buckets
+from naflex_export.grid import Bucket, Grid, check_buckets
 from naflex_export.models.adapter import EncoderAdapter
 from naflex_export.models.mixed_precision import cast_encoder, cast_model, keeping_softmax
 from naflex_export.precision import ALL_LOW, FLOAT32, Kept, Precision
@@ -64,7 +64,7 @@ def trace(
     """
     own, stored = adapter.vectorized().own_copy(), None
     if stores_matrices(own, buckets, precision, matrices):
-        stored = StoredMatrices.of(own.position_axes, _longest(buckets), next(own.model.parameters()).device)
+        stored = StoredMatrices.of(own.position_axes, _longest(own, buckets), next(own.model.parameters()).device)
     kept = cast_model(own, precision)
     own.model.eval()
     return capture(
@@ -89,22 +89,20 @@ def stores_matrices(
         adapter: of the model.
         buckets: that the graph serves; their most tokens are the longest side that a grid can have.
         precision: of the weights.
-        matrices: "stored", "computed", or None for the rule.
+        matrices: "stored", "computed", or None for the rule; packed graphs store them only where they are asked to.
 
     Raises:
         RequestError: matrices were to be stored that cannot be.
     """
-    if adapter.input_format.is_packed:
-        if matrices == MATRICES[0]:
-            raise RequestError("matrices='stored' was given, and inputs are packed: packed graphs compute them")
-        return False
+    if adapter.input_format.is_packed and matrices is None:
+        return False  # where a token is one of several patches, sides are long and tables large
     weights = sum(parameter.numel() for parameter in adapter.model.parameters()) * precision.torch_dtype.itemsize
-    return are_stored(matrices, adapter.position_axes, _longest(buckets), weights)
+    return are_stored(matrices, adapter.position_axes, _longest(adapter, buckets), weights)
 
 
-def _longest(buckets: Sequence[Bucket]) -> int:
-    """Return the longest side that a grid can have: all tokens in one row or column."""
-    return max((bucket.tokens for bucket in buckets), default=1)
+def _longest(adapter: EncoderAdapter, buckets: Sequence[Bucket]) -> int:
+    """Return the longest side that a grid can have, in patches: all tokens in one row or column."""
+    return adapter.input_format.patches_along(max((bucket.tokens for bucket in buckets), default=1))
 
 
 def capture(

@@ -33,10 +33,14 @@ class EncoderAdapter(ABC):
         package: the distribution that defines the models; manifests record its version.
         input_format: the inputs, as the model's own forward takes them.
         model: the model itself, untouched or vectorized.
+        blocks: the name of the tower's list of blocks; empty for the numbered modules that hold most of the weights.
+        ahead: the tower's modules ahead of the blocks, where the order in which it has them does not say so.
     """
 
     name: ClassVar[str]
     package: ClassVar[str]
+    blocks: ClassVar[str] = ""
+    ahead: ClassVar[tuple[str, ...]] = ()
     input_format: InputFormat
     model: Any
 

@@ -5,6 +5,7 @@ Shape legend: as in `tower.py`.
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar, cast
 
 from torch import Tensor
@@ -18,6 +19,7 @@ from naflex_export.models.packing import Packing, attend
 from naflex_export.models.siglip2 import BILINEAR
 from naflex_export.models.tower import TowerAdapter, VectorizedTower
 from naflex_export.models.tower_position import add_position
+from naflex_export.resample.stored import Axis
 from naflex_export.serving.tower_format import TowerFormat
 
 
@@ -76,3 +78,7 @@ class Cosmos3Edge(TowerAdapter):
 
     def named_outputs(self, given: Any) -> dict[str, Tensor]:
         return {"tokens": given.last_hidden_state}
+
+    @property
+    def learned_grid(self) -> Axis:
+        return math.isqrt(len(self.model.embeddings.position_embedding.weight)), BILINEAR

@@ -7,6 +7,7 @@ Shape legend: as in `tower.py`.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import Tensor
@@ -15,6 +16,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from naflex_export.errors import UnsupportedModelError
 from naflex_export.models.tower_kin import Kin, KinAdapter, KinTower, twin_named
 from naflex_export.models.tower_position import add_position
+from naflex_export.resample.stored import Axis
 from naflex_export.resample.weights import Resampling
 
 BICUBIC = Resampling(mode="bicubic", antialias=False)
@@ -61,6 +63,12 @@ class Glm4v(KinAdapter):
             *("post_conv_layernorm", "downsample", "post_layernorm"),
         }
     )
+
+    ahead = ("embeddings", "patch_embed", "rotary_pos_emb", "post_conv_layernorm")
+
+    @property
+    def learned_grid(self) -> Axis:
+        return math.isqrt(len(self.model.embeddings.position_embedding.weight)), BICUBIC
 
     def check_options(self) -> None:
         found = getattr(self.model.embeddings, "interpolated_method", None)

@@ -8,7 +8,8 @@ Shape legend: as in `tower.py`; R rows of tokens of all images, K = U + R + 2 * 
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, NamedTuple
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -23,13 +24,15 @@ from naflex_export.errors import UnsupportedModelError
 from naflex_export.models.packing import Packing, attend
 from naflex_export.models.tower import TowerAdapter, VectorizedTower
 from naflex_export.models.tower_position import add_position
+from naflex_export.resample.stored import Axis
 from naflex_export.resample.weights import Resampling
 from naflex_export.serving.tower_format import TowerFormat
 
 MODES = ("bilinear", "bicubic")
 
 
-class Marked(NamedTuple):
+@dataclass(frozen=True)
+class Marked:
     """Where patches lie whose tower marks the ends of rows, in place of a grid.
 
     Attributes:
@@ -157,6 +160,10 @@ class HunYuanVL(TowerAdapter):
 
     def named_outputs(self, given: Any) -> dict[str, Tensor]:
         return {"tokens": given.pooler_output.squeeze(0)}
+
+    @property
+    def learned_grid(self) -> Axis:
+        return self.model.embeddings.position_edge, _resampling(self.model.config)
 
     def check_options(self) -> None:
         mode = self.model.config.interpolate_mode

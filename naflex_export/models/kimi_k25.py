@@ -16,6 +16,7 @@ from naflex_export.errors import UnsupportedModelError
 from naflex_export.models.packing import Packing
 from naflex_export.models.tower import TowerAdapter, VectorizedTower, rotary_attention
 from naflex_export.models.tower_position import add_position
+from naflex_export.resample.stored import Axis
 from naflex_export.resample.weights import Resampling
 from naflex_export.serving.tower_format import TowerFormat
 
@@ -79,6 +80,10 @@ class Kimi(TowerAdapter):
     def format_of(cls, model: Any) -> TowerFormat:
         patch_shape = (model.patch_embed.proj.in_channels, *model.patch_embed.proj.kernel_size)
         return TowerFormat("pixel_values", patch_shape, max(model.merge_kernel_size), by_rows=True)
+
+    @property
+    def learned_grid(self) -> Axis:
+        return len(self.model.patch_embed.pos_emb.position_embeddings), BICUBIC
 
     def check_options(self) -> None:
         height, width = self.model.merge_kernel_size

@@ -30,20 +30,23 @@ class _Tower:
     Attributes:
         modules: every module by its name.
         blocks: names of the blocks, in order.
+        ahead: modules ahead of the blocks; empty where those are all that the tower has ahead of them.
     """
 
     modules: dict[str, nn.Module]
     blocks: tuple[str, ...]
+    ahead: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, adapter: EncoderAdapter) -> _Tower:
         """Return the parts of a model; its blocks are the numbered modules that hold most of the weights."""
         modules = {name: module for name, module in adapter.tower.named_modules() if name}
         lists = [name for name, module in modules.items() if isinstance(module, nn.ModuleList | nn.Sequential)]
-        longest = max(lists, key=lambda name: _num_weights(modules[name]), default=None)
+        longest = adapter.blocks or max(lists, key=lambda name: _num_weights(modules[name]), default=None)
         if longest is None:
             return cls(modules, ())
-        return cls(modules, tuple(f"{longest}.{name}" for name, _ in modules[longest].named_children()))
+        blocks = tuple(f"{longest}.{name}" for name, _ in modules[longest].named_children())
+        return cls(modules, blocks, adapter.ahead)
 
     def chosen_by(self, preset: str) -> list[str]:
         """Return the modules that a preset keeps, by name; `residual` and `softmax` keep more than modules."""
@@ -54,10 +57,10 @@ class _Tower:
             return [name for name in parts if "layerscale" in _kind(self.modules[name])]
         if preset in ("embedding", "pooling") and self.blocks:
             names, first = list(self.modules), self.blocks[0]
-            is_after = preset == "pooling"
             holders = _with_holders(first)
-            around = [name for name in names if (names.index(name) > names.index(first)) == is_after]
-            return [name for name in around if name not in holders and not _is_within(name, self.blocks)]
+            ahead = self.ahead or tuple(name for name in names[: names.index(first)] if name not in holders)
+            outside = [name for name in names if name not in holders and not _is_within(name, self.blocks)]
+            return [name for name in outside if _is_within(name, ahead) == (preset == "embedding")]
         return []
 
     def computes(self, name: str) -> bool:

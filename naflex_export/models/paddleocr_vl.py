@@ -5,6 +5,7 @@ Shape legend: as in `tower.py`; a token is a patch.
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -19,6 +20,7 @@ from naflex_export.errors import UnsupportedModelError
 from naflex_export.models.packing import Packing
 from naflex_export.models.tower import TowerAdapter, VectorizedTower, rotary_attention
 from naflex_export.models.tower_position import add_position
+from naflex_export.resample.stored import Axis
 from naflex_export.resample.weights import Resampling
 from naflex_export.serving.tower_format import TowerFormat
 
@@ -90,6 +92,10 @@ class PaddleOCRVL(TowerAdapter):
 
     def named_outputs(self, given: Any) -> dict[str, Tensor]:
         return {"tokens": given.last_hidden_state}
+
+    @property
+    def learned_grid(self) -> Axis:
+        return math.isqrt(len(self.model.vision_model.embeddings.position_embedding.weight)), BILINEAR
 
     def check_options(self) -> None:
         embeddings = self.model.vision_model.embeddings

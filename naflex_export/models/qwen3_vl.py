@@ -15,6 +15,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from naflex_export.errors import UnsupportedModelError
 from naflex_export.models.tower_kin import Kin, KinAdapter, KinTower, twin_named
 from naflex_export.models.tower_position import add_position
+from naflex_export.resample.stored import Axis
 from naflex_export.resample.weights import Resampling
 
 BILINEAR = Resampling(mode="bilinear", antialias=False, align_corners=True)
@@ -64,6 +65,7 @@ class Qwen3VL(KinAdapter):
     )
     forward_class = Qwen3VLForward
     children = frozenset({"patch_embed", "pos_embed", "rotary_pos_emb", "blocks", "merger"})
+    ahead = ("patch_embed", "pos_embed", "rotary_pos_emb")
 
     @property
     def own_children(self) -> frozenset[str]:
@@ -83,6 +85,10 @@ class Qwen3VL(KinAdapter):
     def named_outputs(self, given: Any) -> dict[str, Tensor]:
         levels = getattr(given, "deepstack_features", None) or ()
         return {**super().named_outputs(given), **{f"deepstack_{at}": made for at, made in enumerate(levels)}}
+
+    @property
+    def learned_grid(self) -> Axis:
+        return self.model.num_grid_per_side, BILINEAR
 
     def check_options(self) -> None:
         model = self.model

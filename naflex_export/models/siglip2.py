@@ -196,7 +196,7 @@ class Siglip2(ModelAdapter):
     def packed(self) -> ModelAdapter:
         from naflex_export.models.siglip2_packed import PackedSiglip2  # which is made from this
 
-        return PackedSiglip2(self.model, self.patch_size)
+        return PackedSiglip2(self.model, self.patch_size, self.given)
 
     @property
     def is_vectorized(self) -> bool:

@@ -288,7 +288,7 @@ class TimmNaFlex(ModelAdapter):
     def packed(self) -> ModelAdapter:
         from naflex_export.models.timm_packed import PackedTimm  # which is made from this
 
-        return PackedTimm(self.model, self.patch_size)
+        return PackedTimm(self.model, self.patch_size, self.given)
 
     def be_strict(self) -> None:
         vars(self.model.embeds)["strict"] = True

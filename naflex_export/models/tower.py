@@ -22,6 +22,8 @@ from naflex_export.models.copies import shared_copy
 from naflex_export.models.original import Original, is_watched
 from naflex_export.models.packing import Packing, attend
 from naflex_export.models.preprocessing import GIVEN
+from naflex_export.resample.stored import Axis
+from naflex_export.resample.weights import reads_few_cells
 from naflex_export.serving.input_formats import has_values, values_of
 from naflex_export.serving.tower_format import TowerFormat
 
@@ -210,7 +212,6 @@ class TowerAdapter(ModelAdapter):
         tower_class: the tower's own, of transformers.
         twins: the class that stands in for each of transformers' classes in a vectorized tower.
         children: the modules that a tower of this family consists of, by name.
-        blocks: the name of its list of blocks.
     """
 
     package = "transformers"
@@ -246,6 +247,18 @@ class TowerAdapter(ModelAdapter):
         Raises:
             UnsupportedModelError: it does not know one; the message names it.
         """
+
+    @property
+    def learned_grid(self) -> Axis | None:
+        """The side of the tower's learned grid, a square, and how it is resized; None of rotary positions alone."""
+        return None
+
+    @property
+    def position_axes(self) -> tuple[Axis, ...]:
+        if self.learned_grid is None:
+            return ()
+        side, resampling = self.learned_grid
+        return () if reads_few_cells((side, side), resampling) else (self.learned_grid,)
 
     @property
     def is_vectorized(self) -> bool:

@@ -60,6 +60,10 @@ class InputFormat(ABC):
         """Return how many values a token of a batch has whose patches have this shape."""
         return int(shape[-1])
 
+    def patches_along(self, tokens: int) -> int:
+        """Return how many patches there are along a side of so many tokens: as many, but where some are merged."""
+        return tokens
+
     def example(self, name: str, grids: Sequence[Grid], tokens: int, width: int) -> Batch:
         """Return a batch of no meaning, of images of these grids.
 

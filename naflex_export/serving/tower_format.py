@@ -99,6 +99,9 @@ class TowerFormat(InputFormat):
     def token_width(self, shape: Sequence[int | str]) -> int:
         return self.merge**2 * math.prod(self.patch_shape)
 
+    def patches_along(self, tokens: int) -> int:
+        return self.merge * tokens
+
     def arrange(self, batch: Batch) -> Inputs:
         import torch
 

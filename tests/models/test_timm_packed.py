@@ -12,11 +12,14 @@ import torch
 from torch import Tensor, nn
 
 import naflex_export as nx
+from naflex_export.accuracy.comparison import Comparison
 from naflex_export.batch import Batch, noise_batch
 from naflex_export.graph.trace import trace
 from naflex_export.grid import Grid
 from naflex_export.models import adapter_of, packing
+from naflex_export.models.adapter import ModelAdapter
 from naflex_export.models.packing import Packing, attend
+from naflex_export.precision import FLOAT32, Precision
 from naflex_export.serving.input_formats import TIMM
 from naflex_export.serving.packed_format import PACKED
 from naflex_export.serving.packing import padded_rows
@@ -189,3 +192,37 @@ def test_photos_go_through_a_packed_artifact_as_through_a_padded_one(tmp_path: P
     assert np.abs(again.numpy() - vectors[0]).max() <= 1e-6 * np.abs(vectors[0]).max()
     with pytest.raises(nx.InputError, match="offsets end at"):
         nx.load_numpy(packed.path)({**given, **{name: given[name][:-1] for name in ("patches", "patch_coord")}})
+
+
+def far_from_padded(adapter: ModelAdapter, precision: Precision, matrices: str | None = None) -> tuple[float, float]:
+    """Return how far a packed graph is from the padded model in float32, and that model in the graph's precision."""
+    program = trace(adapter.packed(), [nx.Bucket(70, (1, 3, 8))], precision, matrices=matrices)
+    assert program.stores_matrices == (matrices == "stored")
+    run = program.exported.module()
+    judge = Comparison(lambda *given: run(*given)[0], adapter, ("features",), precision, packed=True)
+    batch = noise_batch("graph", GRIDS, 64, adapter.token_width)
+    wanted = judge.reference_of(batch)["features"]
+    given, floor = judge.candidate_of(batch), judge.baseline_of(batch)
+    apart = [float((found["features"].float() - wanted).norm()) if found else 0.0 for found in (given, floor)]
+    return apart[0] / float(wanted.norm()), apart[1] / float(wanted.norm())
+
+
+@pytest.mark.parametrize("size", [8, pytest.param(32, marks=pytest.mark.full)])
+def test_a_packed_graph_takes_patches_of_another_size(size: int) -> None:
+    assert far_from_padded(adapter_of(tiny.flexible(), size), FLOAT32)[0] < 1e-5
+
+
+@pytest.mark.parametrize("matrices", ["stored", pytest.param("computed", marks=pytest.mark.full)])
+def test_parts_of_a_packed_graph_stay_in_float32(matrices: str) -> None:
+    precision = Precision.of("float16", "norm,residual,pooling", ())
+    found, floor = far_from_padded(adapter_of(tiny.naflexvit()), precision, matrices)
+    assert 0 < found < 1.5 * floor < 1e-2
+
+
+@pytest.mark.full
+def test_a_packed_export_takes_all_of_these(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"packed": True, "patch_sizes": (8, 16), "keep_float32": "norm", "matrices": "stored"}
+    made = nx.export(tiny.flexible(), "onnx", tmp_path / "a", [16], dtype="float16", effort="quick", **options)
+    assert made.report.passed and all(one.manifest.packed for one in made.by_patch_size.values())
+    build = made.by_patch_size[8].manifest.build
+    assert build["keep_float32"] == ["norm"] and build["matrices"] == "stored"

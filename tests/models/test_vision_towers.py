@@ -18,11 +18,15 @@ pytest.importorskip("transformers")
 from tower_tiny import GRIDS, KIN, TOWERS, far, gradients, hunyuan_vl, outputs_of, pack_for
 
 import naflex_export as nx
+from naflex_export.accuracy.comparison import Comparison
 from naflex_export.bench.techniques import Bench
 from naflex_export.cli.export import export_command
+from naflex_export.export_request import refuse_quantized
+from naflex_export.graph.trace import trace
 from naflex_export.grid import Grid
 from naflex_export.models import adapter_of
-from naflex_export.precision import FLOAT32
+from naflex_export.models.mixed_precision import kept_of
+from naflex_export.precision import FLOAT32, Precision
 
 NO_PHOTOS = "ignore:the model is a vision tower, whose patches its own processor makes of photos"
 
@@ -134,8 +138,8 @@ def test_what_cannot_be_asked_of_a_tower_is_refused(tower: nn.Module, tmp_path: 
     known = re.escape(", ".join(map(repr, adapter_of(tower).default_outputs)))
     with pytest.raises(nx.RequestError, match=f"outputs=.'features',.: expected some of {known}"):
         adapter_of(tower).encoder(("features",))
-    with pytest.raises(nx.RequestError, match="keep_float32=norm and packed inputs were both asked for"):
-        nx.export(tower, "onnx", tmp_path / "a", dtype="float16", keep_float32="norm")
+    with pytest.raises(nx.RequestError, match="dtype 'int8' and packed inputs were both asked for: layers are quant"):
+        refuse_quantized(Precision.of("int8", (), ()))
     with pytest.raises(nx.RequestError, match="preprocessing was given, and the model is a vision tower"):
         nx.export(tower, "onnx", tmp_path / "a", preprocessing={"mean": 1})
     with pytest.raises(nx.RequestError, match="takes packs only, and what is timed here are padded batches"):
@@ -147,6 +151,64 @@ def test_a_call_is_checked_on_a_cpu(tower: nn.Module) -> None:
     _, (patches, grids, *_) = pack_for(tower)
     with pytest.raises(nx.InputError, match="patches together, and"):
         fast(patches, grids[:-1])
+
+
+FLOAT16 = {
+    "qwen3_vl": ("embedding,pooling", {"patch_embed", "pos_embed", "merger", "deepstack_merger_list"}),
+    "glm4v": ("pooling", {"merger", "downsample", "post_layernorm"}),
+    "kimi_k25": ("pooling", {"final_layernorm"}),
+    "hunyuan_vl": ("embedding", {"embeddings"}),
+    "cosmos3_edge": ("pooling", {"post_layernorm"}),
+}
+
+
+@pytest.mark.parametrize("name", FLOAT16)
+def test_what_is_ahead_of_the_blocks_and_behind_them_is_known(name: str) -> None:
+    keep, expected = FLOAT16[name]
+    assert set(kept_of(adapter_of(TOWERS[name]()), Precision.of("float16", keep, ())).modules) == expected
+
+
+def traced_far_from_eager(tower: nn.Module, precision: Precision, matrices: str | None = None) -> tuple[float, float]:
+    """Return how far a traced tower is from eager in float32 on a pack never traced, and eager in its precision."""
+    adapter = adapter_of(tower)
+    outputs = adapter.default_outputs
+    program = trace(adapter, [nx.Bucket(24, (1, 3, 4))], precision, outputs, matrices=matrices)
+    assert program.stores_matrices == (matrices == "stored")
+    run = program.exported.module()
+    judge = Comparison(lambda *given: dict(zip(outputs, run(*given), strict=True)), adapter, outputs, precision)
+    batch, _ = pack_for(tower, (Grid(1, 24), Grid(24, 1)))
+    wanted, given, floor = judge.reference_of(batch), judge.candidate_of(batch), judge.baseline_of(batch)
+    apart = [
+        max(far(found[name].float(), wanted[name]) for name in found) if found else 0.0 for found in (given, floor)
+    ]
+    return apart[0], apart[1]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("keep", ["norm,residual", "embedding", "softmax"])
+def test_parts_of_a_tower_stay_in_float32(tower: nn.Module, keep: str) -> None:
+    found, floor = traced_far_from_eager(tower, Precision.of("float16", keep, ()))
+    assert 0 < found < 2 * floor < 1e-2
+
+
+STORED = ("glm4v", "paddleocr_vl", "cosmos3_edge", "qwen3_vl", "kimi_k25", "hunyuan_vl")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.full if name != "glm4v" else ()) for name in STORED]
+)
+def test_a_towers_graph_may_hold_its_matrices(name: str) -> None:
+    found, _ = traced_far_from_eager(TOWERS[name](), FLOAT32, "stored")
+    assert found < 1e-5
+
+
+@pytest.mark.filterwarnings(NO_PHOTOS)
+def test_matrices_of_sides_in_patches_are_counted(tmp_path: Path) -> None:
+    tower = TOWERS["glm4v"]()
+    with pytest.raises(nx.RequestError, match="matrices 'stored' of every side up to 4096 patches take 160 MiB"):
+        nx.export(tower, "onnx", tmp_path / "a", [2048], matrices="stored")
+    with pytest.raises(nx.RequestError, match="matrices 'stored' has no use here"):
+        nx.export(KIN["qwen2_vl"](), "onnx", tmp_path / "a", [24], matrices="stored")
 
 
 @pytest.mark.full
