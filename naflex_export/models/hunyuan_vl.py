@@ -26,6 +26,7 @@ from naflex_export.models.tower import TowerAdapter, VectorizedTower
 from naflex_export.models.tower_position import add_position
 from naflex_export.resample.stored import Axis
 from naflex_export.resample.weights import Resampling
+from naflex_export.serving.input_formats import can_be_checked
 from naflex_export.serving.tower_format import TowerFormat
 
 MODES = ("bilinear", "bicubic")
@@ -123,6 +124,8 @@ class VectorizedHunYuanVLVisionTransformer(VectorizedTower, HunYuanVLVisionTrans
         """
         packing, embeddings = self.packing(pixel_values, grid_thw, positions), self.embeddings
         rows = self.input_format.rows_of(grid_thw) if rows is None else rows
+        if can_be_checked((grid_thw, rows)):
+            self.input_format.check_rows(grid_thw, rows)
         sides = (self.config.num_channels, embeddings.patch_size, embeddings.patch_size)
         projection = embeddings.patch_embedding
         x_TC = projection(pixel_values.view(-1, *sides).to(projection.weight.dtype)).flatten(1)

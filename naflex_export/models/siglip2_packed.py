@@ -83,11 +83,16 @@ class PackedSiglip2VisionModel(Siglip2VisionModel):
             offsets: [B + 1] int64.
             positions: [N] int64.
             kwargs: transformers' own, for a padded batch.
+
+        Raises:
+            InputError: on a CPU, it is no pack.
         """
         if offsets is None:
             return cast(Any, super().forward(pixel_values, pixel_attention_mask, spatial_shapes, **kwargs))
+        named = zip(PACKED.names, (patches, patch_coord, grids, offsets, positions), strict=True)
+        first = {"patches": pixel_values if patches is None else patches}
+        given, patch_coord, grids, offsets, positions = PACKED.of_call({**dict(named), **first}, whole=False)
         packing = Packing.of(patch_coord, grids, offsets, positions)
-        given = pixel_values if patches is None else patches
         encoded = self.encoder(inputs_embeds=self.embeddings(given.unsqueeze(0), packing), packing=packing)
         x_1TC = self.post_layernorm(encoded.last_hidden_state)
         pooled = None

@@ -154,16 +154,20 @@ class PackedForward(GraphRewrites):
             positions: [N] int64.
 
         Raises:
+            InputError: on a CPU, it is no pack.
             UnsupportedModelError: the model is in training mode, and drops patches or whole paths.
         """
         if isinstance(x, Mapping) and "offsets" in x:
-            x, patch_coord, grids, offsets, positions = (x[name] for name in PACKED.names)
-        if offsets is None:
+            x, patch_coord, grids, offsets, positions = PACKED.of_call(x, whole=self.embeds.strict)
+        elif offsets is None:
             return cast(Tensor, super().forward(x, patch_coord, patch_valid, attn_mask))  # type: ignore[misc]
+        else:
+            given = zip(PACKED.names, (x, patch_coord, grids, offsets, positions), strict=True)
+            x, patch_coord, grids, offsets, positions = PACKED.of_call(dict(given), whole=self.embeds.strict)
         self._refuse_drops()
         packing = Packing.of(patch_coord, grids, offsets, positions, self.num_prefix_tokens)
-        given = super().forward(x.unsqueeze(0), packing, packing)  # type: ignore[misc]
-        return cast(Tensor, given.squeeze(0) if given.ndim == 3 else given)
+        made = super().forward(x.unsqueeze(0), packing, packing)  # type: ignore[misc]
+        return cast(Tensor, made.squeeze(0) if made.ndim == 3 else made)
 
     def _forward_embeds(self: Any, x: Tensor, patch_coord: Any, patch_valid: Any, attn_mask: Any) -> Any:
         mask = patch_coord if isinstance(patch_coord, Packing) else attn_mask

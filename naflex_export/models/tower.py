@@ -24,7 +24,7 @@ from naflex_export.models.packing import Packing, attend
 from naflex_export.models.preprocessing import GIVEN
 from naflex_export.resample.stored import Axis
 from naflex_export.resample.weights import reads_few_cells
-from naflex_export.serving.input_formats import has_values, values_of
+from naflex_export.serving.input_formats import can_be_checked
 from naflex_export.serving.tower_format import TowerFormat
 
 if TYPE_CHECKING:
@@ -58,16 +58,19 @@ class VectorizedTower(nn.Module):
             positions: [N] as many as the longest image has tokens; by default found out, which looks at the grids.
 
         Raises:
-            InputError: on a CPU, the grids are not those of the patches.
+            InputError: on a CPU, the grids are not those of the patches, or the positions not those of the grids.
         """
-        form, count = self.input_format, patches.shape[1] if self.input_format.in_batch else patches.shape[0]
-        grid_B3 = grid_thw.long()
+        form, checks = self.input_format, can_be_checked((grid_thw,) if positions is None else (grid_thw, positions))
         if is_watched():
             self.original.warn_of_changes()
-            if grid_B3.device.type == "cpu" and has_values(grid_B3):
-                form.check_grids(values_of(grid_B3), count)
+        if checks:
+            form.check_grid_shape(grid_thw)
+        count = patches.shape[1] if form.in_batch else patches.shape[0]
+        grid_B3 = grid_thw.long()
         if positions is None:
             positions = form.positions_of(grid_B3)
+        if checks:
+            form.check_live(count, grid_B3, positions)
         if form.merge > 1:
             per_token = form.merge**2
             patch_M = torch.arange(per_token, device=grid_B3.device)

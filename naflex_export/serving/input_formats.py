@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from naflex_export.errors import InputError
 from naflex_export.grid import Bucket, Grid
-from naflex_export.serving.signature import check_sizes
+from naflex_export.serving.signature import OpenSize, check_sizes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     Inputs = tuple[Tensor, ...]
 
 Values = NDArray[Any]
+
+FIXED_SIZES = {"axes": 2, "frames and sides": 3, "one": 1}
+"""Of dimensions that are the same in every model."""
 
 
 class InputFormat(ABC):
@@ -96,6 +99,34 @@ class InputFormat(ABC):
         Raises:
             InputError: they do not, or an image has none.
         """
+
+    def check_shapes(self, inputs: Sequence[Any]) -> None:
+        """Check what a model that is no artifact is given: kinds, whole numbers and shapes, whatever the model's own.
+
+        Args:
+            inputs: as many as there are names.
+
+        Raises:
+            InputError: one is no tensor or array, holds fractions, or does not fit the others; the message says which.
+        """
+        sizes: dict[str, int] = {}
+        for name, dims, given in zip(self.names, self.dims, inputs, strict=True):
+            if not hasattr(given, "shape"):
+                raise InputError(f"{name} is a {type(given).__name__}: expected a tensor or an array")
+            shape, said = list(given.shape), f"[{', '.join(dims)}]"
+            if name != self.names[0] and ("float" in str(given.dtype) or "complex" in str(given.dtype)):
+                raise InputError(f"{name} is {str(given.dtype).removeprefix('torch.')}: expected whole numbers, int64")
+            if len(shape) != len(dims):
+                raise InputError(f"{name} has shape {shape}: expected {len(dims)} axes, {said}")
+            for size, dim in zip(shape, dims, strict=True):
+                opened = OpenSize.of(dim)
+                if (size - opened.more) % opened.factor:
+                    raise InputError(f"{name} has shape {shape}: expected a multiple of {opened.factor}, {said}")
+                if dim in self.opened:
+                    sizes.setdefault(opened.name, (size - opened.more) // opened.factor)
+                known = opened.at(sizes) if dim in self.opened else FIXED_SIZES.get(dim, size)
+                if size != known or size == 0:
+                    raise InputError(f"{name} has shape {shape}: expected {dim}={known or 'at least 1'}, {said}")
 
     def without_padding(self, inputs: Inputs) -> Inputs:
         """Return the tensors with zeros where patches are padding: a NaN there would spread through attention."""
@@ -277,6 +308,17 @@ def _check_area(grid_B2: Values, most: int, limit: str = "") -> None:
             or f"the {most} tokens of the largest bucket: export again with a larger --bucket, or resize the image"
         )
         raise InputError(f"image {image} has a grid of {height}x{width} = {height * width} patches, more than {limit}")
+
+
+def can_be_checked(inputs: Sequence[Tensor]) -> bool:
+    """Whether a live call's inputs may be looked at: they are on a CPU, and no graph is being made of the call."""
+    import torch
+
+    if torch.compiler.is_compiling() or torch.compiler.is_exporting():
+        return False
+    return all(
+        not isinstance(given, torch.Tensor) or (given.device.type == "cpu" and has_values(given)) for given in inputs
+    )
 
 
 def has_values(tensor: Tensor) -> bool:

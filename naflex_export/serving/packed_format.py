@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from naflex_export.errors import InputError
-from naflex_export.grid import Bucket, Grid
-from naflex_export.serving.input_formats import InputFormat, Values, values_of
+from naflex_export.grid import MOST_TOKENS, Bucket, Grid
+from naflex_export.serving.input_formats import InputFormat, Values, can_be_checked, values_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -75,13 +75,33 @@ class PackedFormat(InputFormat):
         """Return what was given, with the `positions` that follow from the offsets; this waits for them on a GPU."""
         if len(inputs) == 1 and isinstance(inputs[0], Mapping):
             mapping = inputs[0]
-            if "positions" in mapping or "positions" in named or not hasattr(mapping.get("offsets"), "shape"):
+            if mapping.get("positions") is not None or "positions" in named or not _is_held(mapping.get("offsets")):
                 return inputs, dict(named)
             return ({**mapping, "positions": positions_of(mapping["offsets"])},), dict(named)
         given = dict(zip(self.names, inputs, strict=False)) | dict(named)
-        if len(inputs) > 4 or "positions" in given or not hasattr(given.get("offsets"), "shape"):
+        if len(inputs) > 4 or "positions" in given or not _is_held(given.get("offsets")):
             return inputs, dict(named)
         return inputs, {**named, "positions": positions_of(given["offsets"])}
+
+    def of_call(self, given: Mapping[str, Any], *, whole: bool = True) -> tuple[Any, ...]:
+        """Return what a live model is given as a pack, in order and checked where that waits for no device.
+
+        Args:
+            given: by name; `positions` may be left out.
+            whole: refuse images that lack tokens of their grids, or have them in another order.
+
+        Raises:
+            InputError: it is no pack.
+        """
+        (named,), _ = self.completed((dict(given),), {})
+        missing = [name for name in self.names if named.get(name) is None]
+        if missing:
+            raise InputError(f"{missing[0]} is missing of the pack: expected {', '.join(self.names)}, as nx.pack gives")
+        inputs = tuple(named[name] for name in self.names)
+        if can_be_checked(inputs):
+            self.check_shapes(inputs)
+            (self.check_tokens if whole else self.check_images)(inputs)
+        return inputs
 
     def check_sizes(self, sizes: Mapping[str, int], buckets: Sequence[Bucket]) -> None:
         check_packed_sizes(sizes, buckets)
@@ -89,7 +109,12 @@ class PackedFormat(InputFormat):
     def check(self, inputs: Sequence[Any], most: int) -> None:
         self.check_tokens(inputs)
 
-    def check_tokens(self, inputs: Sequence[Any]) -> None:
+    def check_images(self, inputs: Sequence[Any]) -> None:
+        """Check that offsets, positions, grids and coordinates can be those of images, which may lack tokens.
+
+        Raises:
+            InputError: they cannot; the message says which.
+        """
         tokens = len(inputs[0])
         coord_T2, grid_B2, offsets, positions_N = map(values_of, inputs[1:])
         lengths_B = _lengths_of(offsets, tokens)
@@ -99,12 +124,24 @@ class PackedFormat(InputFormat):
                 f"positions are {len(positions_N)} values, {positions_N.tolist()[:4]} and so on: expected 0, 1, 2 and "
                 f"so on, {longest} of them for the longest image; they may be left out"
             )
+        if (coord_T2 < 0).any():
+            token = int((coord_T2 < 0).any(axis=1).argmax())
+            raise InputError(
+                f"patch_coord of token {token} is {coord_T2[token].tolist()}, of image "
+                f"{int(np.searchsorted(offsets, token, side='right')) - 1}: expected (y, x) from (0, 0), in patches"
+            )
         if (grid_B2 < 1).any():
             image = int((grid_B2 < 1).any(axis=1).argmax())
             raise InputError(
                 f"grids of image {image} is {grid_B2[image].tolist()}: expected a height and a width of at least 1, in "
                 "patches"
             )
+
+    def check_tokens(self, inputs: Sequence[Any]) -> None:
+        self.check_images(inputs)
+        tokens = len(inputs[0])
+        coord_T2, grid_B2, offsets, _ = map(values_of, inputs[1:])
+        lengths_B = np.diff(offsets)
         # sides are looked at too: the product of two enormous ones wraps around to anything
         wrong_B = (grid_B2 > tokens).any(axis=1) | (grid_B2[:, 0] * grid_B2[:, 1] != lengths_B)
         if wrong_B.any():
@@ -167,12 +204,25 @@ def positions_of(offsets: Any) -> Any:
         offsets: [B + 1], a tensor or an array.
     """
     values = values_of(offsets)
-    positions = np.arange(max(1, int(np.diff(values).max())) if values.size > 1 else 1, dtype=np.int64)
+    # what is no ascending line of offsets is refused by what follows, whatever is found here
+    longest = min(int(np.diff(values.ravel()).max()), MOST_TOKENS) if values.size > 1 else 1
+    positions = np.arange(max(1, longest), dtype=np.int64)
     if isinstance(offsets, np.ndarray):
         return positions
     import torch
 
     return torch.from_numpy(positions).to(offsets.device)
+
+
+def _is_held(offsets: Any) -> bool:
+    """Whether there are offsets to find positions by.
+
+    Raises:
+        InputError: they are no tensor, and no array.
+    """
+    if offsets is not None and not hasattr(offsets, "shape"):
+        raise InputError(f"offsets is a {type(offsets).__name__}: expected a tensor or an array")
+    return offsets is not None
 
 
 def offsets_of(lengths_B: Tensor) -> Tensor:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from naflex_export.errors import InputError
-from naflex_export.serving.input_formats import TIMM, TRANSFORMERS
-from naflex_export.serving.packed_format import offsets_of, positions_of
+from naflex_export.serving.input_formats import TIMM, TRANSFORMERS, InputFormat
+from naflex_export.serving.packed_format import PACKED, offsets_of, positions_of
 
 
 def pack(batches: Any) -> dict[str, Tensor]:
@@ -27,9 +27,12 @@ def pack(batches: Any) -> dict[str, Tensor]:
             `spatial_shapes`).
 
     Raises:
-        InputError: there is none, or one is no such batch.
+        InputError: there is none, one is no such batch, or what it says of its images cannot be: an image without a
+            token, coordinates that do not go row by row through a grid, a grid of another area.
     """
     is_one = isinstance(batches, Mapping) or (len(batches) == 3 and all(isinstance(part, Tensor) for part in batches))
+    if not isinstance(batches, Mapping | list | tuple):
+        raise InputError(f"a {type(batches).__qualname__} cannot be packed: expected a batch, or a list of batches")
     padded = [_timm_tensors(batch) for batch in ([batches] if is_one else batches)]
     if not padded:
         raise InputError("no batch was given to pack: expected at least one")
@@ -39,13 +42,18 @@ def pack(batches: Any) -> dict[str, Tensor]:
     grids = [
         (coord_BN2 * valid_BN.unsqueeze(-1)).amax(dim=1) + 1 for coord_BN2, valid_BN in zip(coord, valid, strict=True)
     ]
-    return {
+    widths = sorted({patches.flatten(2).shape[-1] for patches, _, _ in padded})
+    if len(widths) > 1:
+        raise InputError(f"patches have {widths[0]} values in one batch and {widths[-1]} in another: expected as many")
+    packed = {
         "patches": torch.cat([patches.flatten(2)[kept] for (patches, _, _), kept in zip(padded, valid, strict=True)]),
         "patch_coord": torch.cat([coord_BN2[kept] for coord_BN2, kept in zip(coord, valid, strict=True)]),
         "grids": torch.cat(grids),
         "offsets": offsets,
         "positions": positions_of(offsets),
     }
+    PACKED.check_tokens(list(packed.values()))
+    return packed
 
 
 def unpack(packed: Mapping[str, Tensor], tokens: int | None = None) -> dict[str, Tensor]:
@@ -56,8 +64,10 @@ def unpack(packed: Mapping[str, Tensor], tokens: int | None = None) -> dict[str,
         tokens: that images are padded to; by default as many as the longest has.
 
     Raises:
-        InputError: the longest image has more tokens than that.
+        InputError: it is no pack, or the longest image has more tokens than that.
     """
+    inputs = PACKED.of_call(packed)
+    packed = dict(zip(PACKED.names, inputs, strict=True))
     offsets = packed["offsets"]
     lengths_B, longest = offsets.diff(), int(offsets.diff().max())
     count = longest if tokens is None else tokens
@@ -97,18 +107,34 @@ def _timm_tensors(batch: Any) -> tuple[Tensor, Tensor, Tensor]:
         InputError: it is none.
     """
     if isinstance(batch, Mapping):
-        if all(name in batch for name in TIMM.names):
-            patches, coord_BN2, valid_BN = (batch[name] for name in TIMM.names)
-            return patches, coord_BN2, valid_BN
-        if all(name in batch for name in TRANSFORMERS.names):
-            patches, mask_BN, grid_B2 = (batch[name] for name in TRANSFORMERS.names)
-            token_N, width_B1 = torch.arange(mask_BN.shape[1], device=mask_BN.device), grid_B2.long()[:, 1:]
-            coord_BN2 = torch.stack([token_N // width_B1, token_N % width_B1], dim=-1)
-            return patches, coord_BN2 * mask_BN.unsqueeze(-1), mask_BN.bool()
+        for form in (TIMM, TRANSFORMERS):
+            if all(name in batch for name in form.names):
+                return _checked(form, [batch[name] for name in form.names])
         found = ", ".join(map(str, batch))
         raise InputError(
             f"a batch of {found} cannot be packed: expected {', '.join(TIMM.names)}, or {', '.join(TRANSFORMERS.names)}"
         )
     if isinstance(batch, tuple | list) and len(batch) == 3:
-        return batch[0], batch[1], batch[2]
+        return _checked(TIMM, list(batch))
     raise InputError(f"a {type(batch).__qualname__} cannot be packed: expected a mapping of tensors, or three tensors")
+
+
+def _checked(form: InputFormat, given: list[Any]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return a batch as timm's three tensors, once its tensors are of the right kinds and shapes.
+
+    Raises:
+        InputError: they are not; or, of transformers' names, masks and shapes contradict each other.
+    """
+    for name, tensor in zip(form.names, given, strict=True):
+        if not isinstance(tensor, Tensor):
+            raise InputError(f"{name} is a {type(tensor).__name__}: expected a torch.Tensor, as torch.from_numpy makes")
+    if given[0].ndim < 3:
+        raise InputError(f"{form.names[0]} has shape {list(given[0].shape)}: expected [batch, tokens, values]")
+    form.check_shapes([given[0].flatten(2), *given[1:]])
+    if form is TIMM:
+        return given[0], given[1], given[2]
+    form.check_tokens(given)
+    patches, mask_BN, grid_B2 = given
+    token_N, width_B1 = torch.arange(mask_BN.shape[1], device=mask_BN.device), grid_B2.long()[:, 1:]
+    coord_BN2 = torch.stack([token_N // width_B1, token_N % width_B1], dim=-1)
+    return patches, coord_BN2 * mask_BN.unsqueeze(-1), mask_BN.bool()

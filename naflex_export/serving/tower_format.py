@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from naflex_export.errors import InputError
-from naflex_export.grid import Bucket, Grid
+from naflex_export.grid import MOST_IN_BATCH, MOST_TOKENS, Bucket, Grid
 from naflex_export.serving.input_formats import InputFormat, Values, values_of
 from naflex_export.serving.packed_format import check_packed_sizes
 from naflex_export.serving.signature import OpenSize
@@ -155,8 +155,10 @@ class TowerFormat(InputFormat):
         mapping = inputs[0] if len(inputs) == 1 and isinstance(inputs[0], Mapping) else None
         given = dict(mapping or zip(self.names, inputs, strict=False)) | dict(named)
         grids: Any = given.get("grid_thw")
+        if grids is not None and not hasattr(grids, "shape"):
+            raise InputError(f"grid_thw is a {type(grids).__name__}: expected a tensor or an array")
         left_out = [name for name in self.names[2:] if name not in given]
-        if not left_out or len(inputs) > len(self.names) or getattr(grids, "ndim", None) != 2:
+        if not left_out or len(inputs) > len(self.names) or grids is None or tuple(grids.shape[1:]) != (3,):
             return inputs, dict(named)
         follow = {name: self.positions_of(grids) if name != ROWS else self.rows_of(grids) for name in left_out}
         if mapping is not None:
@@ -171,7 +173,8 @@ class TowerFormat(InputFormat):
         """
         values = values_of(grids)
         sides = np.clip(values[:, 1:], 1, 2**15) if values.size else np.ones((1, 2), np.int64)
-        return _numbers(max(1, int(sides.prod(axis=1).max()) // self.merge**2), grids)
+        longest = int(sides.prod(axis=1).max()) // self.merge**2
+        return _numbers(min(max(1, longest), MOST_TOKENS), grids)
 
     def rows_of(self, grids: Any) -> Any:
         """Return 0, 1, 2 and so on, as many as all images have rows of tokens, of the kind that the grids are.
@@ -180,7 +183,7 @@ class TowerFormat(InputFormat):
             grids: `grid_thw`, a tensor or an array.
         """
         heights = np.clip(values_of(grids)[:, 1], 1, 2**15)
-        return _numbers(max(1, int(heights.sum()) // self.merge), grids)
+        return _numbers(min(max(1, int(heights.sum()) // self.merge), MOST_IN_BATCH), grids)
 
     def check_sizes(self, sizes: Mapping[str, int], buckets: Sequence[Bucket]) -> None:
         check_packed_sizes(sizes, buckets)
@@ -189,8 +192,37 @@ class TowerFormat(InputFormat):
         self.check_tokens(inputs)
 
     def check_tokens(self, inputs: Sequence[Any]) -> None:
-        grid_B3, positions_N, *rows = map(values_of, inputs[1:])
         patches = inputs[0].shape[1] if self.in_batch else inputs[0].shape[0]
+        self.check_live(patches, *inputs[1:])
+
+    def check_grid_shape(self, grid_thw: Any) -> None:
+        """Check that there are grids, before their values are looked at.
+
+        Args:
+            grid_thw: as a tower that is no artifact is given it.
+
+        Raises:
+            InputError: there are none.
+        """
+        if "float" in str(grid_thw.dtype) or "bool" in str(grid_thw.dtype):
+            raise InputError(f"grid_thw is {str(grid_thw.dtype).removeprefix('torch.')}: expected int64")
+        if grid_thw.ndim != 2 or grid_thw.shape[1] != 3 or not grid_thw.shape[0]:
+            raise InputError(
+                f"grid_thw has shape {list(grid_thw.shape)}: expected [images, 3], frames, height and width of each"
+            )
+
+    def check_live(self, patches: int, grid_thw: Any, *follow: Any) -> None:
+        """Check the values of grids, and of what follows from them.
+
+        Args:
+            patches: of all images together.
+            grid_thw: [B, 3].
+            follow: `positions`, and `rows` where they are given.
+
+        Raises:
+            InputError: they are wrong; the message says which, and why.
+        """
+        grid_B3, positions_N, *rows = map(values_of, (grid_thw, *follow))
         self.check_grids(grid_B3, patches)
         longest = int(grid_B3.prod(axis=1).max()) // self.merge**2
         if len(positions_N) < longest or (positions_N != np.arange(len(positions_N))).any():
@@ -198,11 +230,24 @@ class TowerFormat(InputFormat):
                 f"positions are {len(positions_N)} values, {positions_N.tolist()[:4]} and so on: expected 0, 1, 2 and "
                 f"so on, {longest} of them for the largest image; they may be left out"
             )
-        count = int(grid_B3[:, 1].sum()) // self.merge
-        if rows and (len(rows[0]) != count or (rows[0] != np.arange(count)).any()):
+        if rows:
+            self.check_rows(grid_B3, rows[0])
+
+    def check_rows(self, grid_thw: Any, rows: Any) -> None:
+        """Check that there are as many rows as the images have.
+
+        Args:
+            grid_thw: [B, 3].
+            rows: [R].
+
+        Raises:
+            InputError: there are not.
+        """
+        rows_R, count = values_of(rows), int(values_of(grid_thw)[:, 1].sum()) // self.merge
+        if len(rows_R) != count or (rows_R != np.arange(count)).any():
             raise InputError(
-                f"rows are {len(rows[0])} values, {rows[0].tolist()[:4]} and so on: expected 0, 1, 2 and so on, "
-                f"{count} of them for the rows of tokens of all images; they may be left out"
+                f"rows are {len(rows_R)} values, {rows_R.tolist()[:4]} and so on: expected 0, 1, 2 and so on, {count} "
+                "of them for the rows of tokens of all images; they may be left out"
             )
 
     def check_grids(self, grid_B3: Values, patches: int) -> None:

@@ -148,9 +148,33 @@ def test_what_cannot_be_asked_of_a_tower_is_refused(tower: nn.Module, tmp_path: 
 
 def test_a_call_is_checked_on_a_cpu(tower: nn.Module) -> None:
     fast: Any = nx.vectorize(tower)
-    _, (patches, grids, *_) = pack_for(tower)
-    with pytest.raises(nx.InputError, match="patches together, and"):
-        fast(patches, grids[:-1])
+    _, (patches, grids, positions, *rows) = pack_for(tower)
+    side = adapter_of(tower).input_format.merge
+
+    def with_first(*values: int) -> Tensor:
+        return torch.cat([torch.tensor([values]), grids[1:]])
+
+    wrong = {
+        "patches together, and": grids[:-1],
+        r"which is empty: expected a height": with_first(1, 0, 5 * side),
+        r"is \[1, -\d+, -\d+\], which is empty": with_first(1, -3 * side, -5 * side),
+        r"of 2 frames: expected 1; of a video": with_first(2, 3 * side, 5 * side),
+        "far more patches together": with_first(1, 2**40 * side, 2**40 * side),
+        "grid_thw is float32: expected int64": grids.float(),
+        r"grid_thw has shape \[5, 2\]: expected \[images, 3\]": grids[:, 1:],
+        r"grid_thw has shape \[0, 3\]: expected": grids[:0],
+    }
+    if side > 1:
+        wrong["expected multiples of 2"] = with_first(1, 3 * side + 1, 5 * side)
+    for message, given in wrong.items():
+        with pytest.raises(nx.InputError, match=message):
+            fast(patches, given)
+    for bad in (positions[:-1], positions.flip(0)):
+        with pytest.raises(nx.InputError, match="expected 0, 1, 2 and so on, 36 of them for the largest image"):
+            fast(patches, grids, bad)
+    for count in rows:
+        with pytest.raises(nx.InputError, match="of them for the rows of tokens of all images"):
+            fast(patches, grids, rows=count[:-1])
 
 
 FLOAT16 = {

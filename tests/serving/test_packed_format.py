@@ -115,6 +115,8 @@ BAD = {
     "an area": (changed("grids", put(0, [3, 5])), "grids of image 0 is 3x5 = 15 patches, and its offsets give it 12"),
     "no side": (changed("grids", put(2, [0, 5])), "grids of image 2 is [0, 5]: expected a height and a width of at"),
     "a huge side": (changed("grids", put(0, [2**62, 2**62])), "grids of image 0 is"),
+    "a negative place": (changed("patch_coord", put(13, [0, -1])), "patch_coord of token 13 is [0, -1], of image 2"),
+    "outside": (changed("patch_coord", put(22, [2, 0])), "token 22 is at [2, 0], expected [1, 4]"),
     "turned": (changed("grids", put(2, [5, 2])), "patch_coord of image 2 does not go row by row through its grid"),
     "shuffled": (changed("patch_coord", put(3, [2, 2])), "token 3 is at [2, 2], expected [0, 3]"),
     "short positions": (changed("positions", lambda tensor: tensor[:11]), "positions are 11 values"),
@@ -128,6 +130,115 @@ def test_refuses_what_is_no_pack(checker: Checker, name: str) -> None:
     given, message = BAD[name]
     with pytest.raises(nx.InputError, match=re.escape(message)):
         checker(given)
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_pack_is_checked_where_it_is_undone(name: str) -> None:
+    given, message = BAD[name]
+    with pytest.raises(nx.InputError, match=re.escape(message)):
+        nx.unpack(given)
+
+
+NO_PACK: dict[str, tuple[dict[str, object], str]] = {
+    "a list": ({"offsets": [0, 12, 13, 23]}, "offsets is a list: expected a tensor or an array"),
+    "fractions": ({"grids": torch.ones(3, 2)}, "grids is float32: expected whole numbers, int64"),
+    "a line of grids": ({"grids": torch.ones(3).long()}, "grids has shape [3]: expected 2 axes, [images, axes]"),
+    "three sides": ({"grids": torch.ones(3, 3).long()}, "grids has shape [3, 3]: expected axes=2, [images, axes]"),
+    "no image": ({"grids": torch.ones(0, 2).long()}, "grids has shape [0, 2]: expected images=at least 1"),
+    "left out": ({"grids": None}, "grids is missing of the pack: expected patches, patch_coord, grids, offsets, posi"),
+    "negative": ({"grids": torch.tensor([[-3, -4], [1, 1], [2, 5]])}, "grids of image 0 is [-3, -4]: expected a heig"),
+}
+
+
+@pytest.mark.parametrize("name", NO_PACK)
+def test_a_live_model_and_unpack_refuse_what_is_no_pack(name: str, packs: nn.Module) -> None:
+    changes, message = NO_PACK[name]
+    given = {**nx.pack(padded(BATCH)), **changes}
+    for call in (
+        nx.unpack,
+        packs,
+        lambda pack: packs(pack["patches"], **{k: v for k, v in pack.items() if k != "patches"}),
+    ):
+        with pytest.raises(nx.InputError, match=re.escape(message)):
+            call(dict(given))
+
+
+@pytest.fixture(scope="module")
+def packs() -> nn.Module:
+    return nx.vectorize(tiny.naflexvit(), packed=True, strict=True)
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_live_model_refuses_what_is_no_pack(name: str, packs: nn.Module) -> None:
+    given, message = BAD[name]
+    with pytest.raises(nx.InputError, match=re.escape(message)):
+        packs(given)
+
+
+def test_a_live_model_takes_images_that_lack_tokens_unless_it_is_strict() -> None:
+    """As a padded one does, whose mask may have gaps: the gate masks tokens."""
+    lenient = nx.vectorize(tiny.naflexvit(), packed=True)
+    lenient(changed("grids", put(0, [3, 5])))
+    with pytest.raises(nx.InputError, match="offsets do not ascend"):
+        lenient(changed("offsets", put(2, 5)))
+
+
+def test_a_live_model_finds_positions_by_itself(packs: nn.Module) -> None:
+    packed = nx.pack(padded(BATCH))
+    wanted = packs(packed)
+    del packed["positions"]
+    assert torch.equal(packs(packed), wanted)
+
+
+def batch_with(name: str, change: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    return {**padded(BATCH), name: change(padded(BATCH)[name].clone())}
+
+
+def hf_with(index: int, shape: list[int], count: int) -> dict[str, Tensor]:
+    """A batch of transformers' whose mask marks so many tokens of an image of this shape."""
+    given = dict(zip(TRANSFORMERS.names, (tensor.clone() for tensor in TRANSFORMERS.arrange(BATCH)), strict=True))
+    given["spatial_shapes"][index] = torch.tensor(shape)
+    given["pixel_attention_mask"][index] = (torch.arange(14) < count).int()
+    return given
+
+
+NO_BATCH = {
+    "arrays": (
+        {name: tensor.numpy() for name, tensor in padded(BATCH).items()},
+        "patches is a ndarray: expected a torch.",
+    ),
+    "fractions": (batch_with("patch_coord", lambda tensor: tensor + 0.5), "patch_coord is float32: expected whole num"),
+    "no token": (batch_with("patch_valid", put(1, False)), "offsets give image 1 no token"),
+    "negative": (
+        batch_with("patch_coord", lambda tensor: tensor - 1),
+        "patch_coord of token 0 is [-1, -1], of image 0: ex",
+    ),
+    "not row by row": (batch_with("patch_coord", lambda tensor: tensor.flip(-1)), "patch_coord of image 0 does not go"),
+    "half a row": (batch_with("patch_valid", lambda valid: valid & (torch.arange(14) < 11)), "grids of image 0 is 3x4"),
+    "other images": (
+        batch_with("patch_valid", lambda tensor: tensor[:2]),
+        "patch_valid has shape [2, 14]: expected ba",
+    ),
+    "flat patches": (
+        batch_with("patches", lambda tensor: tensor[0]),
+        "patches has shape [14, 48]: expected [batch, to",
+    ),
+    "a row too few": (hf_with(0, [3, 4], 8), "image 0 is 3x4 = 12 patches, and its pixel_attention_mask marks 8"),
+    "an empty shape": (hf_with(2, [0, 5], 10), "spatial_shapes of image 2 is [0, 5]: expected a height and a width"),
+    "a string": ("patches", "a str cannot be packed"),
+}
+
+
+@pytest.mark.parametrize("name", NO_BATCH)
+def test_refuses_a_batch_that_contradicts_itself(name: str) -> None:
+    given, message = NO_BATCH[name]
+    with pytest.raises(nx.InputError, match=re.escape(message)):
+        nx.pack(given)
+
+
+def test_refuses_batches_of_patches_of_several_sizes() -> None:
+    with pytest.raises(nx.InputError, match="patches have 27 values in one batch and 48 in another"):
+        nx.pack([padded(BATCH), padded(noise_batch("small", GRIDS, 14, 27))])
 
 
 SIZES = {

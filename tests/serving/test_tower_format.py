@@ -82,6 +82,14 @@ def test_refuses_what_is_no_pack_of_a_tower(checker: Checker, name: str) -> None
         checker(inputs)
 
 
+def test_grids_that_nothing_follows_from_are_refused_as_grids(checker: Checker) -> None:
+    patches, grids, _ = FORM.arrange(BATCH)
+    with pytest.raises(nx.InputError, match="grid_thw is a list: expected a tensor or an array"):
+        checker(patches, grids.tolist())
+    with pytest.raises(nx.InputError, match="grid_thw is float32: expected int64; cast it"):
+        checker(patches, grids.float())
+
+
 SIZES = {
     "a large image": ((Grid(1, 13),), "an image of 13 tokens is more than any bucket takes (12:1,2,3)"),
     "many images": ((Grid(1, 1),) * 4, "a pack of 4 images with 4 tokens, the longest 1, fits no bucket"),
