@@ -9,7 +9,7 @@ import torch
 
 from naflex_export.accuracy.cases import cases_of
 from naflex_export.exporter import Exporter
-from naflex_export.graph.trace import example_inputs
+from naflex_export.graph.trace import EXAMPLE, example_inputs
 from naflex_export.models.adapter import EncoderAdapter, ModelAdapter
 from naflex_export.serving.signature import TensorSpec
 
@@ -66,11 +66,13 @@ def _bytes(adapter: EncoderAdapter, width: int) -> int:
 
 
 def _seconds_of_eager(adapter: ModelAdapter) -> float:
-    """Return the seconds that eager takes for a token, measured on a small batch."""
+    """Return the seconds that eager takes for a token, on a small batch; of a merged one, for all its patches."""
     inputs = example_inputs(adapter, torch.float32)
     encoder = adapter.encoder(adapter.default_outputs)
     with torch.no_grad():
         encoder(*inputs)
         started = time.perf_counter()
         encoder(*inputs)
-    return (time.perf_counter() - started) / (inputs[0].shape[0] * inputs[0].shape[1])
+    is_packed = adapter.input_format.is_packed
+    tokens = sum(grid.tokens for grid in EXAMPLE) if is_packed else inputs[0].shape[0] * inputs[0].shape[1]
+    return (time.perf_counter() - started) / tokens

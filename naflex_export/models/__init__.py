@@ -88,6 +88,15 @@ def towers_in(model: nn.Module) -> dict[str, nn.Module]:
     return {path: tower for path, tower in found.items() if id(tower) not in inner}
 
 
+def whole_model(model: nn.Module) -> str:
+    """Return what is taken of a model that holds one tower, such as its class's vision tower; empty for the tower."""
+    paths = towers_in(model)
+    if len(paths) != 1 or "" in paths:
+        return ""
+    ((path, tower),) = paths.items()
+    return f"{type(model).__qualname__}'s vision tower {path}, a {type(tower).__qualname__}"
+
+
 def adapter_of(model: nn.Module, patch_size: int | None = None) -> ModelAdapter:
     """Return the adapter of a model, or of the only tower in it, for flat patches of a size that may not be its own.
 

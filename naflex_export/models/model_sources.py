@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from naflex_export.errors import RequestError
-from naflex_export.models import DEFAULT_MODEL, TRANSFORMERS_PREFIX
+from naflex_export.models import DEFAULT_MODEL, TRANSFORMERS_PREFIX, whole_model
 from naflex_export.models.checkpoint_files import check_checkpoint, checkpoint_sha256
 from naflex_export.models.checkpoints import load_checkpoint
 from naflex_export.models.from_factory import call_factory
@@ -122,6 +122,8 @@ class ModelSource:
         elif self.weights != "pretrained" or self._is_local_dir:
             taken = load_checkpoint(model, path, self.state)
             source, notes = dataclasses.replace(self, state=taken.label), [taken.note] if taken.note else []
+        if self._is_transformers and (tower := whole_model(model)):
+            notes.append(f"{self.model} is understood as {tower}")
         return Opened(model.float().eval(), source, tuple(notes))
 
     def check(self) -> None:

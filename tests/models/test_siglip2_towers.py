@@ -108,6 +108,7 @@ def test_the_command_line_takes_a_headless_tower_and_says_so(tmp_path: Path) -> 
     done = CliRunner().invoke(export_command, arguments)
     assert done.exit_code == 0, done.output
     said = " ".join(done.stderr.split())
+    assert "is understood as Lfm2VlForConditionalGeneration's vision tower model.vision_tower, a Siglip2Vision" in said
     assert "note: the model is a Lfm2VlForConditionalGeneration: what is exported and judged is its tower" in said
     assert "it has tokens, no features" in said
     assert [spec.name for spec in Manifest.read(tmp_path / "a").outputs] == ["tokens"]

@@ -6,6 +6,7 @@ import pickle
 import random
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,11 +21,12 @@ from tower_tiny import GRIDS, KIN, TOWERS, far, gradients, hunyuan_vl, outputs_o
 import naflex_export as nx
 from naflex_export.accuracy.comparison import Comparison
 from naflex_export.bench.techniques import Bench
+from naflex_export.cli import dry_run
 from naflex_export.cli.export import export_command
 from naflex_export.export_request import refuse_quantized
 from naflex_export.graph.trace import trace
 from naflex_export.grid import Grid
-from naflex_export.models import adapter_of
+from naflex_export.models import adapter_of, whole_model
 from naflex_export.models.mixed_precision import kept_of
 from naflex_export.precision import FLOAT32, Precision
 
@@ -265,6 +267,27 @@ def test_the_ends_of_rows_are_marked_whatever_the_resize() -> None:
     assert len(wanted) == sum(grid.tokens + grid.height + 2 for grid in GRIDS)
     with pytest.raises(nx.UnsupportedModelError, match="resizes its positions by 'nearest': expected 'bilinear' or"):
         nx.vectorize(hunyuan_vl(interpolate_mode="nearest"))
+
+
+def test_a_whole_model_may_hold_the_tower_of_another(tower: nn.Module) -> None:
+    around = nn.ModuleDict({"model": nn.ModuleDict({"visual": tower})})
+    assert whole_model(around) == f"ModuleDict's vision tower model.visual, a {type(tower).__name__}"
+    assert whole_model(tower) == "" == whole_model(nn.ModuleDict({"one": tower, "other": TOWERS["glm4v"]()}))
+
+
+def test_glm_4_6v_holds_the_tower_of_4v() -> None:
+    from transformers.models.glm46v.configuration_glm46v import Glm46VConfig
+    from transformers.models.glm46v.modeling_glm46v import Glm46VModel
+
+    with torch.device("meta"):
+        model = Glm46VModel(Glm46VConfig(text_config={"model_type": "glm4v_text", "num_hidden_layers": 1}))
+    assert whole_model(model) == "Glm46VModel's vision tower visual, a Glm4vVisionModel"
+
+
+def test_the_time_of_a_token_counts_tokens(tower: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = iter((0.0, 29.0))  # what a pack of `EXAMPLE` has, whatever the values of a patch
+    monkeypatch.setattr(dry_run, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+    assert dry_run._seconds_of_eager(adapter_of(tower)) == 1
 
 
 @pytest.mark.full
