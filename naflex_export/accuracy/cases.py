@@ -13,6 +13,7 @@ from functools import lru_cache
 
 import torch
 from timm.data.naflex_transforms import get_image_size_for_seq
+from torch import Tensor
 
 from naflex_export.accuracy.photos import photos_name
 from naflex_export.accuracy.sampling import Budget, Sizes, drawn_freely, sample
@@ -118,9 +119,12 @@ CONTENTS: tuple[tuple[float, float], ...] = (
     (0.0, 0.01),
     (0.0, 30.0),
 )
-"""Mean and spread of the values of each image of `EXTREME`: constant, dark, bright, faint and glaring ones."""
+"""Mean and spread of the values of each image of `EXTREME`: constant, dark, bright, faint and glaring ones.
 
-STANDARD_SAMPLE = Budget(total=4200, most=640)
+One image more has them patch by patch, so that some of its patches are zero and others constant.
+"""
+
+STANDARD_SAMPLE = Budget(total=4350, most=640)
 """What the sample of sizes of the standard effort may cost: about as much as the other cases do."""
 
 
@@ -291,19 +295,32 @@ def _memory() -> int:
 
 def _with_extremes(batch: Batch, first: int) -> Batch:
     """Return the batch with its images' values moved to those of `CONTENTS`, from a number on and round again."""
-    contents = torch.tensor([CONTENTS[(first + row) % len(CONTENTS)] for row in range(len(batch.grids))])
-    mean_B11, spread_B11 = contents.unsqueeze(-1).unsqueeze(-1).unbind(1)
-    moved = mean_B11 + spread_B11 * batch.patches
-    return replace(batch, patches=torch.where(batch.patch_valid.unsqueeze(-1), moved, 0))
+    contents, images = torch.tensor(CONTENTS), []
+    for row, patches_ND in enumerate(batch.patches, first):
+        number = row % (len(CONTENTS) + 1)
+        patch_by_patch = torch.arange(len(patches_ND)) % len(CONTENTS)
+        mean_N, spread_N = contents[patch_by_patch if number == len(CONTENTS) else [number] * len(patches_ND)].unbind(1)
+        images.append(mean_N.unsqueeze(1) + spread_N.unsqueeze(1) * patches_ND)
+    return replace(batch, patches=torch.where(batch.patch_valid.unsqueeze(-1), torch.stack(images), 0))
+
+
+HOLES_IN: tuple[Callable[[Tensor], Tensor], ...] = (
+    lambda place: place == len(place) // 2,
+    lambda place: place == 0,
+    lambda place: place % 3 == 1,
+    lambda place: place != len(place) // 2,
+)
+"""Which places of an image's mask are holes, of one image after the other: amid, the first, a third, all but one."""
 
 
 def _with_holes(batch: Batch) -> Batch:
-    """Return the batch with a token amid each image masked, and large values in it."""
+    """Return the batch with tokens of each image masked, and large values in them."""
     valid, patches = batch.patch_valid.clone(), batch.patches.clone()
     for row, grid in enumerate(batch.grids):
         if grid.tokens > 2:
-            valid[row, grid.tokens // 2] = False
-            patches[row, grid.tokens // 2] *= 30
+            holes = HOLES_IN[row % len(HOLES_IN)](torch.arange(grid.tokens)).nonzero().flatten()
+            valid[row, holes] = False
+            patches[row, holes] *= 30
     return replace(batch, patches=patches, patch_valid=valid)
 
 
@@ -394,16 +411,16 @@ def _extreme(bucket: Bucket, seed: int) -> list[Plan]:
     """Return images of the same few patches, of each content one, in as many batches as that takes."""
     smallest, _, largest = bucket.batch
     side = min(4, math.isqrt(bucket.tokens))
-    counts = [max(smallest, min(largest, len(CONTENTS) - start)) for start in range(0, len(CONTENTS), largest)]
+    images = len(CONTENTS) + 1
+    counts = [max(smallest, min(largest, images - start)) for start in range(0, images, largest)]
     return [Plan([Grid(side, side)] * count, side * side) for count in counts]
 
 
 def _holes(bucket: Bucket, seed: int) -> list[Plan]:
-    """Return two images with a hole in their masks, where there is room for a token beside it."""
-    side = math.isqrt(min(bucket.tokens, 30))
-    grids = (Grid(side, side), Grid(1, max(1, side - 1)))
-    tokens, count = min(bucket.tokens, side * side + 1), max(bucket.batch[0], min(2, bucket.batch[2]))
-    return [Plan([grids[row % 2] for row in range(count)], tokens)] if side > 1 else []
+    """Return images with holes in their masks, where there is room for a token beside them."""
+    side = math.isqrt(min(bucket.tokens, 20))
+    grids = [Grid(side, side), Grid(1, max(1, side - 1)), Grid(side, side), Grid(side, max(1, side - 1))]
+    return [_as_many(bucket, grids, len(HOLES_IN), min(bucket.tokens, side * side + 1))] if side > 1 else []
 
 
 SEVERAL: dict[str, Callable[[Bucket, int], list[Plan]]] = {

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -26,7 +26,7 @@ DRAWS = 48
 SHAPES_TOKENS = 40
 """Tokens of a batch that has a grid of every shape: few, and enough for 2 x 18 and 18 x 2."""
 
-LEAST_WORTH = 2.0
+LEAST_WORTH = 3.0
 """A batch that covers less that is new, by the weights of `_features`, ends a sample."""
 
 LEAST_AREA = {
@@ -44,6 +44,22 @@ LEAST_AREA = {
 
 FILLS = {"all": 1.0, "half": 0.5, "some": 0.125, "little": 0.0}
 """Which share of an image's tokens is valid, at least: "all" is no padding, "half" all from there up to it."""
+
+Grids = tuple[Grid, ...]
+
+
+def _turned(grids: Grids, upright: bool) -> Grids:
+    return tuple(Grid(*sorted(grid, reverse=upright)) for grid in grids)
+
+
+ARRANGEMENTS: dict[str, Callable[[Grids], Grids]] = {
+    "alike": lambda grids: (max(grids, key=lambda grid: (grid.height != grid.width, grid.tokens)),) * len(grids),
+    "upright": lambda grids: _turned(grids, upright=True),
+    "lying": lambda grids: _turned(grids, upright=False),
+    "growing": lambda grids: tuple(sorted(grids, key=lambda grid: grid.tokens)),
+    "shrinking": lambda grids: tuple(sorted(grids, key=lambda grid: -grid.tokens)),
+}
+"""What the images of a batch may have in common beside their sizes, and how grids are made to have it."""
 
 AXES = ("batch", "tokens", "shape", "fill")
 PAIRS = (
@@ -117,6 +133,15 @@ def shape_of(grid: Grid) -> str:
     return "nearly square" if ratio <= 2 else side if ratio <= 8 else f"very {side}"
 
 
+def arrangements_of(grids: Grids) -> list[str]:
+    """Return which of `ARRANGEMENTS` a batch has: a pair has none, and where grids are alike squares have none."""
+    if len(grids) < 3:
+        return []
+    if len(set(grids)) == 1:
+        return ["alike"] if grids[0].height != grids[0].width else []
+    return [name for name, arrange in ARRANGEMENTS.items() if name != "alike" and arrange(grids) == grids]
+
+
 def fill_of(grid: Grid, tokens: int) -> str:
     """Return which share of an image's tokens is valid, of `FILLS`."""
     return next(name for name, least in FILLS.items() if grid.tokens / tokens >= least)
@@ -159,11 +184,12 @@ def sample(bucket: Bucket, seed: int, budgets: tuple[Budget, ...], others: tuple
             seen |= _features(bucket, one).keys()
             spent += one.cost
         while spent < budget.total:
-            drawn = [_drawn(bucket, draw, budget.most, seen) for _ in range(DRAWS)]
+            new = _new(bucket, seen)
+            drawn = [_drawn(bucket, draw, budget.most, new) for _ in range(DRAWS)]
             best = max(drawn, key=lambda sizes: _worth(bucket, sizes, seen) / sizes.cost)
             if _worth(bucket, best, seen) < LEAST_WORTH or spent + best.cost > budget.total:
                 break
-            best = _with_better_grids(bucket, draw, best, seen)
+            best = _with_better_grids(bucket, draw, _with_better_tokens(bucket, best, seen, budget.most), seen)
             chosen.append(best)
             seen |= _features(bucket, best).keys()
             spent += best.cost
@@ -181,7 +207,7 @@ def drawn_freely(bucket: Bucket, seed: int, budget: Budget) -> tuple[Sizes, ...]
     """
     draw, found, spent = random.Random(f"fresh {bucket} {seed}"), list[Sizes](), 0
     while spent < budget.total:
-        found.append(_drawn(bucket, draw, budget.most, ()))
+        found.append(_drawn(bucket, draw, budget.most))
         spent += found[-1].cost
     return tuple(found)
 
@@ -217,26 +243,56 @@ def _cells_of(bucket: Bucket, images: int, tokens: int, grid: Grid) -> set[Cell]
 
 def _features(bucket: Bucket, sizes: Sizes) -> dict[object, float]:
     """Return what a batch covers, the cells and single values, each with its weight."""
-    count, tokens = len(sizes.grids), sizes.tokens
-    found: dict[object, float] = dict.fromkeys(_cells(bucket, sizes), 1.0)
-    found |= {("tokens by 16", tokens % 16, tokens > 16): 1.5, ("batch by 8", count % 8): 1.0}
-    if count in _turning(*bucket.batch):
-        found["batch", count] = 12.0
-    if tokens in _turning(1, bucket.tokens, bucket.tokens):
-        found["tokens", tokens] = 6.0 + tokens / (8 if tokens & (tokens - 1) == 0 else 32)
+    found: dict[object, float] = {cell: _weight(cell) for cell in _cells(bucket, sizes)}
+    found |= _of_count(bucket, len(sizes.grids)) | _of_tokens(bucket, sizes.tokens)
+    found |= {("arrangement", name): 3.0 for name in arrangements_of(sizes.grids)}
     for grid in set(sizes.grids):
-        found |= _kind_of(bucket, grid)
+        found |= _of_grid(bucket, grid, sizes.tokens)
     return found
 
 
-def _kind_of(bucket: Bucket, grid: Grid) -> dict[object, float]:
-    """Return what an image covers by itself: what kind of grid it is, and of what size."""
+def _weight(cell: Cell) -> float:
+    """Return what a cell counts for: several images of many tokens cost most, and nothing else stands for them."""
+    return 2.0 if cell.axes == ("batch", "tokens") else 1.0
+
+
+def _of_count(bucket: Bucket, count: int) -> dict[object, float]:
+    """Return what a batch of so many images covers, whatever they are."""
+    found: dict[object, float] = {("batch by 8", count % 8): 1.0}
+    if count in _turning(*bucket.batch):
+        return found | {("batch", count): 12.0 + (min(count, 16) if count & (count - 1) == 0 else 0)}
+    return found | {("batch between", _half_octave(count)): 8.0}
+
+
+def _of_tokens(bucket: Bucket, tokens: int) -> dict[object, float]:
+    """Return what a batch of so many tokens covers, whatever its images are."""
+    found: dict[object, float] = {("tokens by 16", tokens % 16, tokens > 16): 12.0 if tokens > 16 else 2.0}
+    if tokens > 32:
+        found["tokens by 32", tokens % 32] = 1.5
+    if tokens > 64:
+        found["many tokens by 8", tokens % 8] = 8.0
+    if tokens in _turning(1, bucket.tokens, bucket.tokens):
+        return found | {("tokens", tokens): 6.0 + tokens / (6 if tokens & (tokens - 1) == 0 else 32)}
+    return found | {("tokens between", _half_octave(tokens)): 4.0 + tokens / 16}
+
+
+def _half_octave(size: int) -> int:
+    """Return the number of the half of an octave that a size lies in: 8 to 11 are one, 12 to 15 the next."""
+    return math.floor(2 * math.log2(size))
+
+
+def _of_grid(bucket: Bucket, grid: Grid, tokens: int) -> dict[object, float]:
+    """Return what an image covers by itself: its kind of grid and size, and how many valid tokens have padding."""
     shape, size = shape_of(grid), stratum_of(grid.tokens, 1, bucket.tokens)
-    found: dict[object, float] = {("kind", shape, size): 0.5}
+    found: dict[object, float] = {("kind", shape, grid.height > grid.width, size): 1.0 if grid.tokens > 32 else 0.5}
     if grid.height == grid.width:
         found["square", grid.height] = 4.0 + grid.tokens / 6
     elif min(grid) <= 3:
-        found["narrow", min(grid), grid.height < grid.width, stratum_of(max(grid), 1, bucket.tokens)] = 1.0
+        found["narrow", min(grid), grid.height < grid.width, stratum_of(max(grid), 1, bucket.tokens)] = 1.5
+    if grid.tokens < tokens:
+        found["valid by 8", grid.tokens % 8] = 0.5
+        if grid.tokens in _turning(1, bucket.tokens, bucket.tokens):
+            found["valid", grid.tokens] = 1.0
     return found
 
 
@@ -252,18 +308,42 @@ def _turning(smallest: int, usual: int, largest: int) -> tuple[int, ...]:
     return tuple(sorted(size for size in sizes if smallest <= size <= largest))
 
 
-def _drawn(bucket: Bucket, draw: random.Random, most: int, seen: Collection[object]) -> Sizes:
-    """Return sizes at random; more often such as have not been seen yet."""
-    smallest, usual, largest = bucket.batch
-    tokens = _size(draw, "tokens", (1, bucket.tokens, min(bucket.tokens, max(1, most // smallest))), seen)
-    count = _size(draw, "batch", (smallest, usual, max(smallest, min(largest, most // tokens))), seen)
-    if draw.random() < 0.25:  # as many tokens as a square has that was not seen
-        sides = [side for side in range(1, math.isqrt(bucket.tokens) + 1) if ("square", side) not in seen]
-        side = draw.choice(sides) if sides else 0
-        if side and count * side * side <= max(most, smallest * side * side):
-            tokens = side * side
-            others = [_grid(draw, tokens) for _ in range(count - 1)]
-            return Sizes((Grid(side, side), *others), tokens)
+class _New(NamedTuple):
+    """What sizes cover by themselves that was not seen: the weights of each, and the sides of squares."""
+
+    counts: tuple[float, ...]
+    tokens: tuple[float, ...]
+    squares: tuple[int, ...]
+
+
+def _new(bucket: Bucket, seen: Collection[object]) -> _New:
+    """Return what sizes cover that was not seen; counts are from the fewest images on, tokens from 1."""
+
+    def worth(covered: dict[object, float]) -> float:
+        return sum(weight for one, weight in covered.items() if one not in seen)
+
+    smallest, _, largest = bucket.batch
+    return _New(
+        tuple(worth(_of_count(bucket, count)) for count in range(smallest, largest + 1)),
+        tuple(worth(_of_tokens(bucket, tokens)) for tokens in range(1, bucket.tokens + 1)),
+        tuple(side for side in range(1, math.isqrt(bucket.tokens) + 1) if ("square", side) not in seen),
+    )
+
+
+def _drawn(bucket: Bucket, draw: random.Random, most: int, new: _New | None = None) -> Sizes:
+    """Return sizes at random; where it is said what is new, mostly such."""
+    smallest, _, largest = bucket.batch
+    if draw.random() < 0.5:  # either goes first, for the one that does leaves the other less room
+        count = _size(draw, smallest, max(smallest, min(largest, most)), new and new.counts)
+        tokens = _size(draw, 1, min(bucket.tokens, max(1, most // count)), new and new.tokens, count)
+    else:
+        tokens = _size(draw, 1, min(bucket.tokens, max(1, most // smallest)), new and new.tokens, smallest)
+        count = _size(draw, smallest, max(smallest, min(largest, most // tokens)), new and new.counts, tokens)
+    if new and new.squares and draw.random() < 0.25:  # as many tokens as a square has that was not seen
+        side = draw.choice(new.squares)
+        if count * side * side <= max(most, smallest * side * side):
+            others = [_grid(draw, side * side) for _ in range(count - 1)]
+            return Sizes((Grid(side, side), *others), side * side)
     return Sizes(tuple(_grid(draw, tokens) for _ in range(count)), tokens)
 
 
@@ -275,29 +355,50 @@ def _every_shape(bucket: Bucket, draw: random.Random) -> list[Sizes]:
     return [Sizes(tuple((chunk * smallest)[: max(smallest, len(chunk))]), tokens) for chunk in chunks]
 
 
+def _with_better_tokens(bucket: Bucket, sizes: Sizes, seen: Collection[object], most: int) -> Sizes:
+    """Return a batch with up to 15 tokens more of padding, where that covers more that is new for what it costs."""
+    largest = min(bucket.tokens, max(sizes.tokens, most // len(sizes.grids)), sizes.tokens + 15)
+    padded = [Sizes(sizes.grids, tokens) for tokens in range(sizes.tokens, largest + 1)]
+    return max(padded, key=lambda one: _worth(bucket, one, seen) / one.cost)
+
+
 def _with_better_grids(bucket: Bucket, draw: random.Random, sizes: Sizes, seen: Collection[object]) -> Sizes:
-    """Return a batch with its grids but the first drawn again, each the one of `DRAWS` that covers most that is new."""
+    """Return a batch with its grids drawn again, each the one that covers most that is new, and arranged.
+
+    They cost nothing: a batch of so many images and tokens takes the same time whatever its grids are.
+    """
     count, tokens = len(sizes.grids), sizes.tokens
 
     def covered(grid: Grid) -> dict[object, float]:
-        return dict.fromkeys(_cells_of(bucket, count, tokens, grid), 1.0) | _kind_of(bucket, grid)
+        cells: dict[object, float] = {cell: _weight(cell) for cell in _cells_of(bucket, count, tokens, grid)}
+        return cells | _of_grid(bucket, grid, tokens)
 
-    found, here = [sizes.grids[0]], {*seen, *covered(sizes.grids[0])}
-    for given in sizes.grids[1:]:
+    found, here = list[Grid](), set(seen)
+    for given in sizes.grids:
         drawn = [given, *(_grid(draw, tokens) for _ in range(DRAWS // 4))]
         worth = [sum(weight for one, weight in covered(grid).items() if one not in here) for grid in drawn]
         found.append(drawn[worth.index(max(worth))])
         here |= covered(found[-1]).keys()
-    return Sizes(tuple(found), tokens)
+    plain = tuple(found)
+    arranged = [plain, *(arrange(plain) for name, arrange in ARRANGEMENTS.items() if ("arrangement", name) not in seen)]
+    return max((Sizes(grids, tokens) for grids in arranged), key=lambda one: _worth(bucket, one, seen))
 
 
-def _size(draw: random.Random, axis: str, span: tuple[int, int, int], seen: Collection[object]) -> int:
-    """Return a size of a range, half of the time one that kernels turn on, else any, small ones as often as large."""
-    smallest, _, largest = span
-    if draw.random() < 0.5:
-        left = [size for size in _turning(*span) if size <= largest and (axis, size) not in seen]
-        if left:
-            return draw.choice(left)
+def _size(draw: random.Random, smallest: int, largest: int, worth: Sequence[float] | None, each: int = 1) -> int:
+    """Return a size of a range: mostly one that covers what is new, else any, small ones as often as large.
+
+    Args:
+        draw: what to draw by.
+        smallest: of the range.
+        largest: of the range.
+        worth: what each size from the smallest on covers that is new, by weight; None to draw any.
+        each: what one more of the size costs, in tokens.
+    """
+    if worth and draw.random() < 0.75:
+        sizes = range(smallest, largest + 1)
+        shares = [worth[at] / (CALL_COST + size * each) for at, size in enumerate(sizes)]
+        if any(shares):
+            return draw.choices(sizes, shares)[0]
     return min(largest, int(math.exp(draw.uniform(math.log(smallest), math.log(largest + 1)))))
 
 

@@ -8,6 +8,7 @@ failed already is not asked: what it does besides would say nothing of use.
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
 import threading
@@ -31,13 +32,16 @@ from naflex_export.serving.runner import Runner
 REPEATED = 64
 """In images times tokens: batches of up to this size are given twice."""
 
-CALLS = 104
-"""Of the candidate, at least: what goes wrong every hundredth time has then gone wrong once."""
+CALLS = 101
+"""Of the candidate, one after the other, at least: what goes wrong every hundredth time has then gone wrong once."""
 
-THREADS, CALLS_OF_A_THREAD = 4, 6
+THREADS, CALLS_OF_A_THREAD = 4, 5
 
 LARGE = 2e4
 """Of values in padding; float16 holds up to 65504."""
+
+HUGE = 1e30
+"""Of values in padding whose squares float32 does not hold."""
 
 
 def survey(tally: Tally, buckets: Sequence[Bucket], cases: CaseSelection, passed: bool) -> Survey | None:
@@ -102,7 +106,6 @@ class _Surveyor:
             run = self.comparison.unchecked("tokens")
             told = check_invariances(run, bucket, width, floor, seed, output="tokens")
             self.behaviours += [replace(found, name=f"{found.name} [tokens]") for found in told]
-        self.behaviours.append(self._threads(bucket))
         last = _Worst("the first inputs again, last", floor)
         cheapest = sorted(self._small, key=lambda one: one[0].patch_valid.numel())[:3]
         while cheapest and self.comparison.calls < CALLS and not last.found.failure:
@@ -110,6 +113,7 @@ class _Surveyor:
         for batch, given in [*self._small[:1], *([self.tally.first] if self.tally.first else [])]:
             self._ask_again(last, batch, given)
         self.behaviours.append(last.found)
+        self.behaviours.append(self._threads(bucket))  # behind all that counts calls: a count may be off in threads
 
     def _ask_again(self, worst: _Worst, batch: Batch, before: Outputs) -> None:
         try:
@@ -130,15 +134,20 @@ class _Surveyor:
         width = self.comparison.reference.token_width
         batch = noise_batch(f"padding-seed{seed}", grids[:count], min(bucket.tokens, 2 * side * side + 1), width)
         is_padding = ~batch.patch_valid.unsqueeze(-1)
-        noise = LARGE * torch.randn(batch.patches.shape, generator=torch.Generator().manual_seed(seed)).clamp(-3, 3)
-        found = []
-        for name, values in (("large values in padding", noise), ("NaN in padding", torch.full_like(noise, math.nan))):
-            worst = _Worst(name, self.tally.limits.relative_l2)
+        noise = torch.randn(batch.patches.shape, generator=torch.Generator().manual_seed(seed)).clamp(-3, 3)
+        before, found = functools.cache(lambda: self.comparison.candidate_of(batch)), []
+        for content, values in (
+            ("large values", LARGE * noise),
+            ("huge values", HUGE * noise),
+            ("infinity", torch.full_like(noise, math.inf)),
+            ("NaN", torch.full_like(noise, math.nan)),
+        ):
+            worst = _Worst(f"{content} in padding", self.tally.limits.relative_l2)
             filled = replace(batch, patches=torch.where(is_padding, values, batch.patches))
             try:
-                before, after = (self.comparison.candidate_of(one) for one in (batch, filled))
+                plain, after = before(), self.comparison.candidate_of(filled)
                 loud = not isinstance(self.comparison.candidate, Runner) and not _is_finite(batch, after)
-                worst.add(batch.name, 0.0 if loud else self._apart(batch, before, after))
+                worst.add(batch.name, 0.0 if loud else self._apart(batch, plain, after))
             except Exception as error:  # whatever it raises on a batch that it is to serve, it has failed
                 worst.raised(batch.name, error)
             found.append(worst.found)
