@@ -9,6 +9,7 @@ from typing import Any
 
 from naflex_export.accuracy.cases import CaseSelection
 from naflex_export.accuracy.invariances import Invariance
+from naflex_export.accuracy.json_values import plain_json
 from naflex_export.accuracy.metrics import ImageMeasures, Limits, Measures
 from naflex_export.errors import GateFailure, RequestError
 
@@ -461,7 +462,8 @@ class GateReport:
         if self.survey is not None:
             covered, cells = self.survey.covered
             fields["survey"] |= {"covered": covered, "of_cells": cells}
-        return _plain({**told, **summaries, **fields})
+        found: dict[str, Any] = plain_json({**told, **summaries, **fields})
+        return found
 
 
 def merged(reports: Mapping[str, GateReport]) -> GateReport:
@@ -589,13 +591,3 @@ def _summaries(rows: Iterable[Summary]) -> tuple[Summary, ...]:
         )
         for key, found in groups.items()
     )
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not (abs(value) <= 1e300):
-        return str(value)
-    return value

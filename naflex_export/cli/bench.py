@@ -70,6 +70,7 @@ def bench_command(
     143 interrupted.
     """
     from naflex_export.accuracy.gate import check_same_weights
+    from naflex_export.accuracy.report.suffix import check_can_be_written
     from naflex_export.bench.artifact import FIELDS, ArtifactBench, BenchSettings, about, open_timed, sizes_of
     from naflex_export.bench.results_csv import append, check_columns
     from naflex_export.bench.workloads import drawn_grids
@@ -84,6 +85,7 @@ def bench_command(
     quiet_libraries(verbose)
     if path is not None:
         check_outside_artifacts(path)
+        check_can_be_written(path)
     manifest = opened(artifact, lambda folder: folder.manifest)
     source = ModelSource.noted(manifest, reference and understood(reference).name, weights, trusted=trust_source)
     source.check()

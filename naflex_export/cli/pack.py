@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
@@ -99,18 +98,18 @@ def judge_command(
 
     Or give --onnx, --command or --url. Exit codes: 0 right, 1 wrong, 2 the request was wrong.
     """
+    from naflex_export.accuracy.report.suffix import check_report, write_report
     from naflex_export.cli.console import out
     from naflex_export.packs import answers as origins
     from naflex_export.packs.judge import judge_answers
     from naflex_export.packs.opened import Pack
-    from naflex_export.packs.report import as_html, as_json, lines
+    from naflex_export.packs.report import FORMATS, lines
 
     given = [bool(found) for found in (answers, onnx, command, url)]
     if sum(given) != 1:
         raise RequestError(f"{sum(given)} of ANSWERS, --onnx, --command and --url were given: expected one of them")
     for path in reports:
-        if path.suffix not in (".json", ".html"):
-            raise RequestError(f"report {str(path)!r}: expected a name that ends in .json or .html")
+        check_report(path, tuple(FORMATS))
     opened, pairs = Pack.open(pack), dict(_pair(text) for text in inputs)
     if answers is not None:
         found = origins.from_files(opened, answers)
@@ -124,8 +123,7 @@ def judge_command(
         found = from_url(opened, url, url_model, protocol, pairs)
     verdict = judge_answers(opened, found, dtype)
     for path in reports:
-        text = as_html(verdict) if path.suffix == ".html" else json.dumps(as_json(verdict), indent=1) + "\n"
-        path.write_text(text, encoding="utf-8")
+        write_report(verdict, path, FORMATS)
     for line in lines(verdict):
         out.print(line, highlight=False, markup=False, soft_wrap=True)
     verdict.raise_for_failure()

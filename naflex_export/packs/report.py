@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
+import json
 from dataclasses import asdict
-from typing import Any
 from xml.etree.ElementTree import Element
 
+from naflex_export.accuracy.json_values import plain_json
 from naflex_export.accuracy.report.markup import document, tag
 from naflex_export.accuracy.report.phrases import distance, number
 from naflex_export.accuracy.report.style import stylesheet
@@ -26,11 +26,10 @@ def lines(verdict: Verdict) -> list[str]:
     return found + ([f"not answered: {', '.join(verdict.unanswered)}"] if verdict.unanswered else [])
 
 
-def as_json(verdict: Verdict) -> dict[str, Any]:
-    """Return a verdict as plain JSON values; a number that is not finite is written as text."""
-    found = _plain({"schema": 1, "passed": verdict.passed, "failures": verdict.failures, **asdict(verdict)})
-    assert isinstance(found, dict)
-    return found
+def as_json(verdict: Verdict) -> str:
+    """Return a verdict as JSON; a number that is not finite is written as text."""
+    told = {"schema": 1, "passed": verdict.passed, "failures": verdict.failures, **asdict(verdict)}
+    return json.dumps(plain_json(told), indent=1) + "\n"
 
 
 def as_html(verdict: Verdict) -> str:
@@ -95,10 +94,5 @@ def _cases(verdict: Verdict) -> list[Element]:
     return section
 
 
-def _plain(value: Any) -> Any:
-    """Return a value with text in place of numbers that JSON lacks."""
-    if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+FORMATS = {".html": as_html, ".json": as_json}
+"""What makes text of a verdict, by the suffix of a file."""

@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 from safetensors.torch import save_file
 
 import naflex_export as nx
+from naflex_export.cli.bench import bench_command
 from naflex_export.cli.export import export_command
 from naflex_export.cli.gate import gate_command
 from naflex_export.models.model_sources import ModelSource
@@ -352,16 +353,33 @@ def test_a_report_of_no_format_is_refused_ahead_of_all_work(artifact: Path, tmp_
     assert "ends in '.pdf': expected one of .html" in flat(refused.stderr)
 
 
+def test_a_path_that_cannot_be_written_is_refused_ahead_of_all_work(tmp_path: Path) -> None:
+    """No artifact is there either, which would be told next."""
+    for path in (tmp_path, Path(__file__) / "r.csv"):
+        refused = CliRunner().invoke(bench_command, ["no-artifact", "--csv", str(path)])
+        assert refused.exit_code == 2 and f"{str(path)!r} cannot be written: " in flat(refused.stderr)
+
+
 @pytest.mark.parametrize(
     ("command", "arguments", "said"),
     [
         ("gate", ["a", "--report", "gate.pdf"], "report 'gate.pdf' ends in '.pdf': expected one of .html"),
+        ("gate", ["a", "--report", f"{__file__}/r.md"], "r.md' cannot be written: "),
+        ("compare", ["a", "b", "--photos", ".", "--report", f"{__file__}/r.md"], "r.md' cannot be written: "),
         ("export", ["--target", "onnx", "--bucket", "256:8,1"], "bucket '256:8,1'"),
         ("export", ["--target", "onnx", "--dtype", "float16", "--keep-float32", "norm,"], "keep_float32"),
         ("export", ["--target", "onnx", "--patch-size", "8,x"], "8,x"),
         ("export", ["--target", "onnx", "--outputs", "tokens", "--tokens"], "--outputs tokens and --tokens were both"),
     ],
-    ids=["report", "bucket", "keep-float32", "patch-size", "outputs"],
+    ids=[
+        "report",
+        "report-beneath-a-file",
+        "compared-beneath-a-file",
+        "bucket",
+        "keep-float32",
+        "patch-size",
+        "outputs",
+    ],
 )
 def test_wrong_values_are_told_before_torch_is_imported(command: str, arguments: list[str], said: str) -> None:
     code = (

@@ -198,7 +198,7 @@ def test_the_command_line_judges_a_folder_and_a_file(pack: Pack, weights: dict[s
 
     right, wrong = written(pack, weights, tmp_path / "right"), written(pack, weights, tmp_path / "wrong", "bgr")
     assert run("judge", pack.path, right)[0] == 0
-    page, data = tmp_path / "r.html", tmp_path / "r.json"
+    page, data = tmp_path / "new" / "r.html", tmp_path / "new" / "in" / "r.json"
     code, said = run("judge", pack.path, wrong, "--report", page, "--report", data)
     assert code == 1 and "diagnosis: bgr: channels are read as blue, green, red" in said
     assert "first deviation: embeds of stages" in said
@@ -211,6 +211,9 @@ def test_the_command_line_judges_a_folder_and_a_file(pack: Pack, weights: dict[s
     )
     assert run("judge", pack.path, tmp_path / "a.safetensors")[0] == 0
     assert run("judge", pack.path)[0] == 2
+    for name in ("r.md", "a.safetensors/r.json"):  # no format of a verdict, and beneath a file
+        code, said = run("judge", tmp_path / "no-pack", right, "--report", tmp_path / name)
+        assert code == 2 and name in said
     assert run("judge", pack.path, right, "--url", "http://x")[0] == 2
     with pytest.raises(nx.RequestError, match="expected arrays named after cases, such as photos"):
         np.save(tmp_path / "odd.npy", np.zeros(1))
