@@ -193,6 +193,23 @@ def written(pack: Pack, weights: dict[str, Any], folder: Path, fault: str = "") 
     return folder
 
 
+@pytest.mark.full
+def test_a_full_pack_has_the_same_bytes_twice_and_a_right_port_passes(weights: dict[str, Any], tmp_path: Path) -> None:
+    for name in ("one", "other"):
+        write_pack(tiny.siglip(), tmp_path / name)
+    one, other = (
+        {path.relative_to(tmp_path / name).as_posix(): path.read_bytes() for path in files_of(tmp_path / name)}
+        for name in ("one", "other")
+    )
+    assert one == other and len(one) > 300
+    verdict = judge_answers(full := Pack.open(tmp_path / "one"), ported(full, weights))
+    assert verdict.passed and not verdict.diagnosis and {"row", "column", "drowned", "batch"} < set(full.cases)
+
+
+def files_of(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.rglob("*")) if path.is_file()]
+
+
 def test_the_command_line_judges_a_folder_and_a_file(pack: Pack, weights: dict[str, Any], tmp_path: Path) -> None:
     from safetensors.numpy import save_file
 
