@@ -22,6 +22,9 @@ MATCHES = 0.2
 ALIKE = 0.6
 """The least correlation of two errors that come from rounding the same values in other sums."""
 
+HARDLY_ALIKE = 0.3
+"""The least correlation with which an error of the size of rounding is taken for it: other faults have up to 0.2."""
+
 SOME = 0.8
 """Below this share of what is wrong left over, the nearest fault that does not match is named as near."""
 
@@ -92,13 +95,13 @@ def _rounding(size: float, sizes: Mapping[str, float], alike: Mapping[str, float
     """Return which rounding explains an error, and by what it is told; None where none does.
 
     Two implementations round the same values, but not all of them: their errors are alike and not the same. Where
-    none is alike, an error of the size that a whole model in 16 bits has is taken for that.
+    they are hardly alike, an error of the size that a whole model in 16 bits has is taken for that.
     """
     near = [name for name, expected in sizes.items() if expected / 2 < size < 2 * expected]
     best = max(near, key=lambda name: alike[name], default="")
     if best and alike[best] > ALIKE:
         return best, ""
-    whole = [name for name in near if name in WHOLE]
+    whole = [name for name in near if name in WHOLE and alike[name] > HARDLY_ALIKE]
     if not whole:
         return None
     return min(whole, key=lambda name: abs(math.log(size / sizes[name]))), ", by the size of its error"

@@ -138,8 +138,9 @@ def test_low_precision_is_judged_by_eagers_own_noise(pack: Pack, weights: dict[s
         return judge_answers(pack, Answers(bent, "noise"), "float16")
 
     assert noisy(9e-4).passed and not noisy(4e-3).passed
-    rounded = {case: one * (1 + 9e-4 * draw.standard_normal(one.shape)) for case, one in right.features.items()}
-    assert judge_answers(pack, Answers(rounded, "noise")).fault == "float16"
+    for dtype in ("float16", "bfloat16"):
+        rounded = {name: torch.tensor(one).to(getattr(torch, dtype)).float().numpy() for name, one in weights.items()}
+        assert judge_answers(pack, ported(pack, rounded)).fault == dtype
 
 
 def test_packs_are_the_same_bytes_each_time_and_small(pack: Pack, tmp_path: Path) -> None:
@@ -191,6 +192,33 @@ def written(pack: Pack, weights: dict[str, Any], folder: Path, fault: str = "") 
         for stage, value in answers.stages.get(case, {}).items():
             np.save(folder / case / "stages" / f"{stage}.npy", value)
     return folder
+
+
+class OtherActivation(Port):
+    """A port with the GELU through a sigmoid, which is as far off as bfloat16 and no rounding."""
+
+    def gelu(self, x: Any) -> Any:
+        return x / (1 + np.exp(-1.702 * x))
+
+
+class LargerEps(Port):
+    """A port whose norms have an eps of 1e-3."""
+
+    def norm(self, x: Any, name: str) -> Any:
+        centred = x - x.mean(-1, keepdims=True)
+        scaled = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-3)
+        return scaled * self.w[f"{name}.weight"] + self.w[f"{name}.bias"]
+
+
+@pytest.mark.parametrize("kind", [OtherActivation, LargerEps])
+def test_a_fault_as_large_as_rounding_is_not_taken_for_it(
+    pack: Pack, weights: dict[str, Any], kind: type[Port]
+) -> None:
+    port = kind(weights)
+    verdict = judge_answers(
+        pack, Answers({case: port(*pack.inputs(case).values())[0] for case in pack.cases}, "a port")
+    )
+    assert not verdict.passed and not verdict.fault and "none of the" in verdict.diagnosis
 
 
 @pytest.mark.full
