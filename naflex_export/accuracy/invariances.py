@@ -6,6 +6,7 @@ still within the limits. Here the candidate is compared with itself, so the answ
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 from collections.abc import Callable
@@ -69,19 +70,65 @@ def check_invariances(
     batch = _sized(noise_batch(f"invariances-seed{seed}", grids, bucket.tokens, token_width), bucket)
     plain = functools.cache(lambda: run(batch))
     checks: dict[str, Callable[[], float]] = {}
-    if not packed:
+    if not packed and len(batch.grids) > 1:
+        checks |= _at_once_or_apart(
+            {
+                "padding's content": lambda: _moved(plain(), run(_noisy_padding(batch))),
+                "order in the batch": lambda: _moved(plain().flip(0), run(_reversed(batch))),
+            },
+            lambda: _moved(plain().flip(0), run(_reversed(_noisy_padding(batch)))),
+            floor,
+        )
+    elif not packed:
         checks["padding's content"] = lambda: _moved(plain(), run(_noisy_padding(batch)))
     elif len(batch.grids) > 1:
         checks["neighbours' content"] = lambda: _moved(plain()[1:2], run(_noisy_neighbours(batch))[1:2])
         if bucket.batch[0] == 1:
             checks["company in a pack"] = lambda: _moved(plain()[1:2], run(picked(batch, [1])))
-    if len(batch.grids) > 1:
         checks["order in the batch"] = lambda: _moved(plain().flip(0), run(_reversed(batch)))
+    least, of_least = batch, plain
     if not packed and bucket.tokens > 2 * side * side:
-        checks["amount of padding"] = lambda: _moved(plain(), run(_shorter(batch)))
+        least = _shorter(batch)
+        of_least = functools.cache(lambda: run(least))
+        checks["amount of padding"] = lambda: _moved(plain(), of_least())
     if side > 1 and masks:
-        checks[MASKING] = lambda: _moved(plain()[:1], run(_without_last_token(batch))[:1])
+        checks[MASKING] = lambda: _moved(of_least()[:1], run(_without_last_token(least))[:1])
     return [_found(name, check, floor, str(bucket), output) for name, check in checks.items()]
+
+
+def _at_once_or_apart(
+    apart: dict[str, Callable[[], float]], together: Callable[[], float], floor: float
+) -> dict[str, Callable[[], float]]:
+    """Return checks that share one call: where all their changes together move nothing, none of them does.
+
+    Where they do, or the candidate raises, each change is made by itself, to say which it is; what only both together
+    move is the last's. A call of a bucket's most tokens is as dear as a case.
+
+    Args:
+        apart: the checks, by name.
+        together: how far all their changes at once move the features.
+        floor: up to which that is nothing.
+    """
+    alone = functools.cache(lambda name: apart[name]())
+
+    @functools.cache
+    def moved() -> float:
+        with contextlib.suppress(Exception):  # the check that it is for raises by itself
+            return together()
+        return math.nan
+
+    def holds(name: str) -> bool:
+        with contextlib.suppress(Exception):
+            return bool(alone(name) <= floor)
+        return False
+
+    def found(name: str) -> float:
+        if moved() <= floor:
+            return moved()
+        is_last = name == list(apart)[-1]
+        return moved() if is_last and all(holds(one) for one in apart) else alone(name)
+
+    return {name: functools.partial(found, name) for name in apart}
 
 
 def _found(name: str, check: Callable[[], float], floor: float, bucket: str, output: str) -> Invariance:

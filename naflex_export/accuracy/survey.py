@@ -107,10 +107,11 @@ class _Surveyor:
             told = check_invariances(run, bucket, width, floor, seed, output="tokens")
             self.behaviours += [replace(found, name=f"{found.name} [tokens]") for found in told]
         last = _Worst("the first inputs again, last", floor)
+        longest = self.tally.longest  # one batch of many tokens: what wears off there shows in it as in all
         cheapest = sorted(self._small, key=lambda one: one[0].patch_valid.numel())[:3]
         while cheapest and self.comparison.calls < CALLS and not last.found.failure:
             self._ask_again(last, *cheapest[self.comparison.calls % len(cheapest)])
-        for batch, given in [*self._small[:1], *([self.tally.first] if self.tally.first else [])]:
+        for batch, given in [*self._small[:1], *([longest] if longest else [])]:
             self._ask_again(last, batch, given)
         self.behaviours.append(last.found)
         self.behaviours.append(self._threads(bucket))  # behind all that counts calls: a count may be off in threads

@@ -30,13 +30,13 @@ class Tally:
         limits: the worst measures that pass.
         comparison: what is compared.
         problems: what could not be compared, a line each.
-        first: the first batch that the candidate answered, and what it answered.
+        longest: the batch of most tokens, of several the one of fewest images, and what the candidate answered.
     """
 
     def __init__(self, comparison: Comparison) -> None:
         self.dtype, self.limits, self.comparison = comparison.precision.name, comparison.limits, comparison
         self.problems: list[str] = []
-        self.first: tuple[Batch, Outputs] | None = None
+        self.longest: tuple[Batch, Outputs] | None = None
         self._dtypes: dict[str, str] = {}
         self._results: list[CaseResult] = []
         self._spreads: dict[tuple[str, str], list[Tensor]] = defaultdict(list)
@@ -111,7 +111,8 @@ class Tally:
                 ) from error
             self.problems.append(f"{batch.name}: the candidate raised {type(error).__name__}: {error}")
             return None
-        self.first = self.first or (batch, given)
+        if self.longest is None or _length(batch) > _length(self.longest[0]):
+            self.longest = batch, given
         asked, expected = self.comparison.precision.torch_dtype, self.comparison.precision.dtype
         for name in self.comparison.outputs:
             if name in given and given[name].dtype != asked:
@@ -182,6 +183,11 @@ class Tally:
             )
             for output, found in pairs.items()
         )
+
+
+def _length(batch: Batch) -> tuple[int, int]:
+    images, tokens = batch.patch_valid.shape
+    return tokens, -images
 
 
 def _root_mean_square(values: Sequence[float]) -> float:

@@ -204,6 +204,39 @@ def test_each_invariance_can_fail(how: str, name: str) -> None:
         assert any(name in text for text in run(Bent(how)))
 
 
+def test_invariances_that_hold_share_their_calls() -> None:
+    """Calls of the most tokens are what they cost: two of them, and two of half as many."""
+    from naflex_export.accuracy.invariances import check_invariances
+
+    asked, model = list[tuple[int, int]](), tiny.classifier()
+
+    def run(batch: Batch) -> Tensor:
+        asked.append((len(batch.grids), batch.patch_valid.shape[1]))
+        return model(batch.patches, batch.patch_coord, batch.patch_valid)
+
+    with torch.no_grad():
+        found = check_invariances(run, nx.Bucket(256, (1, 2, 4)), 48, 1e-4, seed=0)
+    assert [one.failure for one in found] == [""] * 4
+    assert asked == [(2, 256), (2, 256), (2, 121), (2, 121)]
+
+
+def test_what_order_and_padding_move_only_together_is_seen() -> None:
+    from naflex_export.accuracy.invariances import check_invariances
+
+    model = tiny.classifier()
+
+    def run(batch: Batch) -> Tensor:
+        """A batch that begins with an image smaller than its last heeds padding."""
+        out = model(batch.patches, batch.patch_coord, batch.patch_valid)
+        is_noisy = batch.patches[~batch.patch_valid].any()
+        return 1.5 * out if is_noisy and batch.grids[0].tokens < batch.grids[-1].tokens else out
+
+    with torch.no_grad():
+        found = check_invariances(run, BUCKET[0], 48, 1e-4, seed=0)
+    (failure,) = (one.failure for one in found if one.failure)
+    assert failure.startswith("order in the batch moved the features")
+
+
 def test_a_broken_invariance_fails_the_gate() -> None:
     report = judge(Bent("padding-leaks"), tiny.classifier())
     assert not report.passed
