@@ -13,7 +13,7 @@ from naflex_export.graph.build_settings import BuildSettings
 from naflex_export.grid import Bucket, check_buckets, check_patch_sizes
 from naflex_export.models.preprocessing import settings_of
 from naflex_export.precision import FLOAT32, Precision
-from naflex_export.serving.publish import check_destination, named
+from naflex_export.serving.publish import check_destination, check_writable, named
 from naflex_export.targets import target_named, target_word
 from naflex_export.text_export import IMAGE, check_towers
 
@@ -126,6 +126,7 @@ def check_request(request: ExportRequest) -> None:
         RequestError: parts of it do not go together, or its destination is taken.
     """
     check_destination(request.out)
+    check_writable(request.out)
     if request.settings.compile_cache and request.target != "compile":
         raise RequestError(
             f"target {request.target!r} has no compile cache: nothing of it is compiled where it is loaded; leave "

@@ -309,10 +309,11 @@ def _check_places(requests: list[ExportRequest], repository: Path | None) -> Non
     from naflex_export.accuracy.photos import photos_for
     from naflex_export.export_request import check_opset
     from naflex_export.server.triton_repository import check_repository
-    from naflex_export.serving.publish import check_destination
+    from naflex_export.serving.publish import check_destination, check_writable
 
     for request in requests:
         check_destination(request.out)
+        check_writable(request.out)
         target_named(request.target).require_build()
         check_opset(request)
     first = requests[0]

@@ -18,6 +18,7 @@ import functools
 import os
 import shutil
 import stat
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,20 @@ def check_destination(out: Path) -> None:
         raise RequestError(f"cannot write to {str(out)!r} ({error}): give another folder") from error
     if reason:
         raise RequestError(f"{str(out)!r} {reason}; docs/errors.md#the-folder-is-no-artifact")
+
+
+def check_writable(out: Path) -> None:
+    """Check that a folder can be made at a path, by a file without a name where it would be: nothing is left of it.
+
+    Raises:
+        RequestError: it cannot, as on a file system that is read-only.
+    """
+    there = next(folder for folder in named(out).absolute().parents if folder.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise RequestError(f"cannot write to {str(there)!r}: {error.strerror}; give another folder") from error
 
 
 def named(path: Path) -> Path:

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import artifacts
 import pytest
+import tiny
 from artifacts import edit, names
 
 import naflex_export as nx
 from naflex_export.serving import publish
 from naflex_export.serving.manifest import MANIFEST, Manifest
 from naflex_export.serving.opened import REPLACED, opened
-from naflex_export.serving.publish import PARTIAL, check_destination, check_outside_artifacts, staged
+from naflex_export.serving.publish import PARTIAL, check_destination, check_outside_artifacts, check_writable, staged
 
 
 def export_to(out: Path, text: str) -> None:
@@ -239,6 +240,17 @@ def test_the_current_folder_can_be_exported_to_while_it_is_empty(
     monkeypatch.chdir(tmp_path / "up")
     with pytest.raises(nx.RequestError, match="exists and is no artifact"):
         check_destination(Path(".."))
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="only Linux has a folder that nobody may write to")
+def test_a_folder_that_cannot_be_made_is_refused_ahead_of_any_work(tmp_path: Path) -> None:
+    with pytest.raises(nx.RequestError, match="cannot write to '/proc': .*; give another folder"):
+        nx.export(tiny.siglip(), target="onnx", out="/proc/folder/artifact")
+    (tmp_path / "file").touch()
+    with pytest.raises(nx.RequestError, match=r"cannot write to '.*file': Not a directory; give another folder"):
+        check_writable(tmp_path / "file" / "artifact")
+    check_writable(tmp_path / "new" / "artifact")
+    assert names(tmp_path) == ["file"]
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "a\0b"], ids=["long", "zero"])
