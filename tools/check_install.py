@@ -39,6 +39,12 @@ EXTRAS = ("", "rtx", "hf", "embed", "ray", "serve", "quant", "bench")
 RUNTIME = "runtime"
 """An ONNX artifact's photos to vectors: the group of requirements of that name, beside the package alone."""
 
+EXCLUDED = ("triton", "nvidia-cusolver", "nvidia-nvtx", "cuda-bindings")
+"""What torch's wheel of Linux asks for and opens only where a GPU computes."""
+
+NO_GPU = "excludes"
+"""The core without those, as docs/install.md has uv install it."""
+
 COLUMNS = ("date", "commit", "system", "python", "extra", "packages", "download_mb", "onnxruntime", "why_not")
 
 Row = dict[str, str]
@@ -58,7 +64,7 @@ def resolved(system: str, python: str, extra: str) -> Row:
     Args:
         system: a key of `SYSTEMS`.
         python: the release, such as "3.12".
-        extra: one of `EXTRAS`, or `RUNTIME`.
+        extra: one of `EXTRAS`, `RUNTIME` or `NO_GPU`.
     """
     row = dict.fromkeys(COLUMNS, "") | {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
@@ -72,6 +78,10 @@ def resolved(system: str, python: str, extra: str) -> Row:
         asked.write_text("\n".join(requirements(extra)), encoding="utf-8")
         command = ["uv", "pip", "compile", "--quiet", "--no-header", "--format", "pylock.toml"]
         command += ["--python-version", python, "--python-platform", SYSTEMS[system], "-o", str(lock), str(asked)]
+        if extra == NO_GPU:
+            excluded = Path(folder, "excludes.txt")
+            excluded.write_text("\n".join(EXCLUDED), encoding="utf-8")
+            command += ["--excludes", str(excluded)]
         environment = {**os.environ, "MACOSX_DEPLOYMENT_TARGET": "14.0"}
         done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
         if done.returncode:
@@ -109,7 +119,9 @@ def tables(rows: Sequence[Mapping[str, str]]) -> str:
             more = int(row["download_mb"]) - int(base["download_mb"])
             added.append([f"`{extra}`", str(int(row["packages"]) - int(base["packages"])), str(more)])
     extras = table(["extra", "packages more", f"download more, MB ({system})"], added)
-    return f"{table(head, core)}\n\n{extras}"
+    lean = newest.get((system, PYTHONS[1], NO_GPU))
+    said = f"\n\nWithout what only a GPU needs (below): {lean['download_mb']} MB of download on {system}." if lean else ""
+    return f"{table(head, core)}\n\n{extras}{said}"
 
 
 def page(text: str) -> str:
@@ -126,7 +138,8 @@ def main() -> None:
         return
     for system in SYSTEMS:
         for python in PYTHONS:
-            for extra in [*(EXTRAS if python == PYTHONS[1] else EXTRAS[:1]), RUNTIME]:
+            lean = [NO_GPU] if (system, python) == (next(iter(SYSTEMS)), PYTHONS[1]) else []
+            for extra in [*(EXTRAS if python == PYTHONS[1] else EXTRAS[:1]), RUNTIME, *lean]:
                 row = resolved(system, python, extra)
                 record.append(RESULTS, COLUMNS, [row])
                 print(system, python, extra or "core", row["why_not"] or f"{row['download_mb']} MB", flush=True)
