@@ -120,7 +120,9 @@ def tables(rows: Sequence[Mapping[str, str]]) -> str:
             added.append([f"`{extra}`", str(int(row["packages"]) - int(base["packages"])), str(more)])
     extras = table(["extra", "packages more", f"download more, MB ({system})"], added)
     lean = newest.get((system, PYTHONS[1], NO_GPU))
-    said = f"\n\nWithout what only a GPU needs (below): {lean['download_mb']} MB of download on {system}." if lean else ""
+    said = (
+        f"\n\nWithout what only a GPU needs (below): {lean['download_mb']} MB of download on {system}." if lean else ""
+    )
     return f"{table(head, core)}\n\n{extras}{said}"
 
 
