@@ -61,6 +61,36 @@ def test_values_and_gradients_are_those_of_the_graph(
     assert (our_gradient - gradient).abs().max() <= 1e-6 * gradient.abs().max()
 
 
+@pytest.mark.parametrize("sparse", [0, 1024], ids=["few-cells", "whole"])
+@pytest.mark.parametrize("merge", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("resampling", [Resampling(), Resampling(antialias=False), Resampling("bilinear", False, True)])
+def test_a_pack_is_read_as_in_a_graph(
+    resampling: Resampling, dtype: torch.dtype, merge: int, sparse: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its images follow each other, some of one grid, with their tokens in squares or row by row."""
+    monkeypatch.setattr(resample_cpu, "SPARSE", sparse)
+    grids = [(grid.height * merge, grid.width * merge) for grid in TWICE]
+    coord, sides = [], []
+    for height, width in grids:
+        corners = torch.cartesian_prod(torch.arange(0, height, merge), torch.arange(0, width, merge))
+        within = torch.cartesian_prod(torch.arange(merge), torch.arange(merge))
+        coord.append((corners.unsqueeze(1) + within).flatten(0, 1))
+        sides.append(torch.tensor([[height, width]]).expand(height * width, 2))
+    draw = torch.Generator().manual_seed(0)
+    source = torch.randn(9, 7, 8, generator=draw).requires_grad_()
+    wanted = resample_at(source, torch.cat(coord).unsqueeze(1), resampling, torch.cat(sides), fill_padding=True)
+    flow = torch.randn(1, len(wanted), 8, generator=draw).to(dtype)
+    (wanted_gradient,) = torch.autograd.grad(wanted, source, flow.float().view(wanted.shape))
+    reader = resample_cpu.pack_reader((9, 7), grids, merge, resampling)
+    given = torch.zeros(1, len(wanted), 8, dtype=dtype)
+    reader.add_to_(given, source.detach())
+    scale, step = wanted.detach().abs().max(), 1e-6 if dtype is torch.float32 else 2**-8
+    assert (given.view(wanted.shape).float() - wanted.detach()).abs().max() <= step * scale
+    gradient = reader.gradient(flow, (9, 7))
+    assert (gradient - wanted_gradient).abs().max() <= 2e-6 * wanted_gradient.abs().max()
+
+
 @pytest.mark.parametrize("values", [2**18, 150, 1], ids=["whole", "parts", "one-by-one"])
 def test_both_orders_of_the_axes_are_taken_and_agree(values: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A wide target resizes rows first, a tall one columns; the other order gives the same."""
