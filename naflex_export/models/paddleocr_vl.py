@@ -24,7 +24,10 @@ from naflex_export.resample.stored import Axis
 from naflex_export.resample.weights import Resampling
 from naflex_export.serving.tower_format import TowerFormat
 
-BILINEAR = Resampling(mode="bilinear", antialias=False)
+
+def resampling_of(embeddings: Any) -> Resampling:
+    """Return how a tower resizes its positions: releases of transformers differ in whether corners are aligned."""
+    return Resampling("bilinear", antialias=False, align_corners=embeddings.interpolation_align_corners)
 
 
 class VectorizedPaddleOCRAttention(PaddleOCRVisionAttention):
@@ -45,7 +48,7 @@ class VectorizedPaddleOCRVisionTransformer(PaddleOCRVisionTransformer):
         """Return the encoded patches [T, C]."""
         embeddings: Any = self.embeddings
         x_TC = embeddings.patch_embedding(pixel_values.flatten(0, 1).to(embeddings.patch_embedding.weight.dtype))
-        x_TC = add_position(x_TC.flatten(1), embeddings.position_embedding.weight, packing, BILINEAR)
+        x_TC = add_position(x_TC.flatten(1), embeddings.position_embedding.weight, packing, resampling_of(embeddings))
         rotary = self.encoder.rotary_pos_emb(x_TC, packing.coord_T12.squeeze(1))
         for layer in self.encoder.layers:
             x_TC = layer(x_TC, cu_seqlens=packing, position_embeddings=rotary)
@@ -95,13 +98,13 @@ class PaddleOCRVL(TowerAdapter):
 
     @property
     def learned_grid(self) -> Axis:
-        return math.isqrt(len(self.model.vision_model.embeddings.position_embedding.weight)), BILINEAR
+        embeddings = self.model.vision_model.embeddings
+        return math.isqrt(len(embeddings.position_embedding.weight)), resampling_of(embeddings)
 
     def check_options(self) -> None:
-        embeddings = self.model.vision_model.embeddings
-        found = (embeddings.interpolation_mode, embeddings.interpolation_align_corners)
-        if found != ("bilinear", False):
+        found = self.model.vision_model.embeddings.interpolation_mode
+        if found != "bilinear":
             raise UnsupportedModelError(
-                f"the tower resizes its positions by {found[0]!r} with align_corners={found[1]}: expected 'bilinear' "
-                "without, as PaddleOCR-VL has it"
+                f"the tower resizes its positions by {found!r}: expected 'bilinear', with or without aligned corners, "
+                "as releases of transformers have PaddleOCR-VL"
             )

@@ -83,6 +83,18 @@ def test_the_same_tower_under_another_name_is_served_by_the_same_file(name: str)
         nx.vectorize(tower)
 
 
+def test_corners_are_aligned_where_the_release_aligns_them() -> None:
+    """Release 5.17 of transformers aligns the corners of PaddleOCR-VL's positions; later releases do not."""
+    tower: Any = TOWERS["paddleocr_vl"]()
+    _, inputs = pack_for(tower)
+    before = outputs_of(tower, inputs)["tokens"]
+    embeddings = tower.vision_model.embeddings
+    embeddings.interpolation_align_corners = not embeddings.interpolation_align_corners
+    wanted = outputs_of(tower, inputs)["tokens"]
+    assert far(wanted, before) > 1e-2
+    assert far(outputs_of(nx.vectorize(tower), inputs)["tokens"], wanted) < 1e-5
+
+
 @pytest.mark.full
 @pytest.mark.parametrize("images", [1, 2, 5, 16])
 def test_packs_of_many_images_with_sides_to_64(any_tower: nn.Module, images: int) -> None:
