@@ -1,10 +1,10 @@
 """Time a whole encoder by every technique, on padded NaFlex batches, in one process, side by side.
 
-Techniques: eager, timm's or transformers', and the same under torch.compile; ours under torch.compile, as an
-AOTInductor package, in ONNX Runtime and as a TensorRT engine; on a GPU also ours with CUDA graphs; and the same blocks
-on packed tokens. Grids follow NaFlex's size rule, or all differ. Rounds are interleaved and each has a batch of its
-own. Artifacts are exported, and judged by the gate, in the same run. What cannot run here gets a row that says why, and
-no figures.
+Techniques: eager, timm's or transformers', and the same under torch.compile; ours under torch.compile, on padded
+batches and on packs, as an AOTInductor package, in ONNX Runtime and as a TensorRT engine; on a GPU also ours with CUDA
+graphs. Grids follow NaFlex's size rule, or all differ. Rounds are interleaved and each has a batch of its own.
+Artifacts are exported, and judged by the gate, in the same run. What cannot run here gets a row that says why, and no
+figures.
 
     python tools/bench_encoder.py                                        # base, 256 tokens, batches of 1 and 8, float32
     python tools/bench_encoder.py --device cuda --dtype bfloat16 --batches 256
@@ -20,10 +20,8 @@ import sys
 import tempfile
 import warnings
 from pathlib import Path
-from typing import Any
 
 import torch
-from packed_encoder import PackedEncoder, pack
 from record import ABOUT, PACKAGES, RESULTS, about, append, text
 from torch import nn
 
@@ -102,31 +100,22 @@ def techniques(
         "timm torch.compile": bench.eager_compiled,
         "ours torch.compile": bench.ours_compiled,
         "ours CUDA graphs": lambda name: bench.ours_compiled(name, mode="reduce-overhead"),
-        PACKED: lambda name: packed(bench, name),
+        PACKED: bench.ours_packed,
     }
     ready, missing = [], {}
     for name in options.techniques:
         progress(name)
         if name == "ours CUDA graphs" and options.device.type != "cuda":
             missing[name] = "CUDA graphs need a GPU"
-        elif name == PACKED and bench.adapter.package != "timm":
-            missing[name] = "only timm's blocks have been written for packed tokens"
-        elif name in live:
-            ready.append(live[name](name.replace("timm", bench.adapter.package)))
         else:
             try:
-                ready.append(bench.runner(exported(options, model, EXPORTED[name], folder), name))
+                if name in live:
+                    ready.append(live[name](name.replace("timm", bench.adapter.package)))
+                else:
+                    ready.append(bench.runner(exported(options, model, EXPORTED[name], folder), name))
             except Exception as error:  # whatever a backend raises, the others can be measured
                 missing[name] = first_line(error)
     return ready, missing
-
-
-def packed(bench: Bench, name: str) -> Technique:
-    """Return the model on packed tokens, under torch.compile where attention is one operator."""
-    encoder: Any = PackedEncoder(bench.model)
-    if bench.device.type == "cuda":
-        encoder = torch.compile(encoder, fullgraph=True, dynamic=True)
-    return Technique(name, encoder, arrange=pack)
 
 
 def exported(options: argparse.Namespace, model: nn.Module, target: str, folder: Path) -> nx.Runner:

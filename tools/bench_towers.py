@@ -151,7 +151,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     asked = parser.parse_args(arguments)
     warnings.simplefilter("ignore")
     for family in asked.family or TOWERS:
-        tower = tower_of(family, asked.smoke)
+        try:
+            tower = tower_of(family, asked.smoke)
+        except (ImportError, AttributeError) as missing:
+            print(f"{family}: not in this release of transformers: {missing}", flush=True)
+            continue
         found = measured(tower, torch.device(asked.device), asked.images, asked.tokens, asked.rounds)
         rows = [{**row, "tower": family} for row in found]
         append(asked.out, FIELDS, rows)

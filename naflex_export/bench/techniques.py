@@ -172,6 +172,15 @@ class Bench:
         compiled = compile_ours(self.model, **options)
         return Technique(name, lambda *inputs: _features(self.adapter.unpack(compiled(*inputs))), embedding, bare)
 
+    def ours_packed(self, name: str = "ours packed, torch.compile", **options: Any) -> Technique:
+        """Return `nx.compile` of the model on packs, made ahead of the clock; options are those of `torch.compile`."""
+        adapter, compiled = self.adapter.packed(), compile_ours(self.model, packed=True, **options)
+
+        def run(*inputs: Tensor) -> Tensor:
+            return _features(adapter.unpack(compiled(dict(zip(adapter.input_format.names, inputs, strict=True)))))
+
+        return Technique(name, run, arrange=self._packed_inputs)
+
     def runner(self, runner: Runner, name: str) -> Technique:
         """Return an artifact. Its checks of values are left out: they would wait for the device."""
         foreign = runner.manifest.target in ("onnx", "trt")
@@ -179,11 +188,8 @@ class Bench:
         def run(*inputs: Tensor) -> Tensor:
             return dict(zip(runner.output_names, runner.execute(inputs), strict=True))["features"]
 
-        def packed(*inputs: Tensor) -> Inputs:
-            return tuple(pack(dict(zip(self.adapter.input_format.names, inputs, strict=True))).values())
-
         if runner.manifest.packed:
-            return Technique(name, run, foreign=foreign, trim=runner.trim, arrange=packed)
+            return Technique(name, run, foreign=foreign, trim=runner.trim, arrange=self._packed_inputs)
         return Technique(name, run, foreign=foreign, trim=runner.trim)
 
     def batches(self, rule: str, images: int, tokens: int, seed: int, num_batches: int) -> list[Batch]:
@@ -284,6 +290,9 @@ class Bench:
         embedding = wrap(adapter.embedding())
         bare = wrap(adapter.without_position().embedding())
         return lambda *inputs: _features(encoder(*inputs)), embedding, bare
+
+    def _packed_inputs(self, *inputs: Tensor) -> Inputs:
+        return tuple(pack(dict(zip(self.adapter.input_format.names, inputs, strict=True))).values())
 
     def _arrange(self, batch: Batch, dtype: torch.dtype) -> Inputs:
         return tuple(

@@ -73,6 +73,14 @@ MODELS: dict[str, Any] = {
 }
 
 
+def test_a_packed_model_is_run_on_packs_of_the_same_batches() -> None:
+    bench = Bench(tiny.siglip(), Precision("float32"), CPU)
+    batches = bench.batches("different", 3, 16, 0, 1)
+    _, found = bench.measure([bench.eager(), bench.ours_packed(backend="eager")], batches, 1)
+    assert (found.technique, found.failure) == ("ours packed, torch.compile", "")
+    assert found.error is not None and found.error < 1e-5
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_an_embedding_is_what_the_first_block_gets(name: str) -> None:
     model = MODELS[name]()
