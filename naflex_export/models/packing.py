@@ -2,8 +2,8 @@
 
 All layers but attention treat each token by itself, so they run on the rows of a pack as they are. Attention has three
 forms that give the same numbers: by image, one call each, on a CPU that may look at the offsets; torch's `varlen_attn`
-on a GPU in 16 bits; and by gathering queries, keys and values to a padded batch, which is a graph of nothing but shapes
-that every backend runs, with the layers around it still free of padding.
+on a GPU in 16 bits, compiled or not; and by gathering queries, keys and values to a padded batch, which is a graph of
+nothing but shapes that every backend runs, with the layers around it still free of padding.
 
 Shape legend: B images, N tokens of the longest, T patch tokens of all images, P prefix tokens of an image, L = P + N,
 R = B * P + T rows: the prefix tokens of one image after the other, then all patch tokens; C channels.
@@ -14,13 +14,15 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import itertools
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from naflex_export.resample.add import leaves_torch
 
 HAS_VARLEN = importlib.util.find_spec("torch.nn.attention.varlen") is not None
 """Whether torch has attention to sequences of any length, which its releases from 2.10 on do."""
@@ -58,6 +60,7 @@ class Packing:
     num_prefix_tokens: int = 0
     window_T: Tensor | None = None
     merge: int = 1
+    _made: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def of(
@@ -170,28 +173,42 @@ class Packing:
         differ_BLL = window_BL.unsqueeze(2) != window_BL.unsqueeze(1)
         return added_B1LL.masked_fill(differ_BLL.unsqueeze(1), torch.finfo(dtype).min)
 
-    @cached_property
+    @property
     def spots(self) -> Tensor:
         """Where each row lies when the prefix tokens of an image are ahead of its patch tokens."""
+        return self._once("spots", self._spots)
+
+    @property
+    def rows_in_order(self) -> Tensor:
+        """The rows in that order."""
+        return self._once("rows_in_order", self._rows_in_order)
+
+    @property
+    def starts(self) -> Tensor:
+        """[B + 1] int32 where each image's rows start in that order, prefix tokens included."""
+        return self._once("starts", self._starts)
+
+    def _once(self, name: str, make: Callable[[], Tensor]) -> Tensor:
+        """Return what is made by the first block that asks; dynamo takes no lock, as `cached_property` has one."""
+        if name not in self._made:
+            self._made[name] = make()
+        return self._made[name]
+
+    def _spots(self) -> Tensor:
         prefix, device = self.num_prefix_tokens, self.image_T.device
-        token_T = torch.arange(len(self.image_T), device=device) + (self.image_T + 1) * prefix
+        token_T = torch.arange(self.image_T.shape[0], device=device) + (self.image_T + 1) * prefix
         if not prefix:
             return token_T
         image_B1 = torch.arange(self.num_images, device=device).unsqueeze(1)
         first_B1 = self.start_B.unsqueeze(1) + image_B1 * prefix
         return torch.cat([(first_B1 + torch.arange(prefix, device=device)).flatten(), token_T])
 
-    @cached_property
-    def rows_in_order(self) -> Tensor:
-        """The rows in that order."""
-        return torch.empty_like(self.spots).scatter_(
-            0, self.spots, torch.arange(len(self.spots), device=self.spots.device)
-        )
+    def _rows_in_order(self) -> Tensor:
+        spots = self.spots
+        return torch.empty_like(spots).scatter_(0, spots, torch.arange(spots.shape[0], device=spots.device))
 
-    @cached_property
-    def starts(self) -> Tensor:
-        """[B + 1] where each image's rows start in that order, prefix tokens included."""
-        return F.pad((self.length_B + self.num_prefix_tokens).cumsum(dim=0), (1, 0))
+    def _starts(self) -> Tensor:
+        return F.pad((self.length_B + self.num_prefix_tokens).cumsum(dim=0), (1, 0)).to(torch.int32)
 
 
 def _coordinates(place_T: Tensor, width_T: Tensor, merge: int) -> Tensor:
@@ -219,12 +236,11 @@ def attend(qkv: Rows, num_heads: int, packing: Packing, *, scale: float | None =
         dropout: of the scores' softmax.
     """
     device = qkv[0].device.type
-    if not torch.compiler.is_compiling() and not torch.compiler.is_exporting():
-        if device == "cpu":
-            return _by_image(qkv, num_heads, packing, scale, dropout)
-        is_served = qkv[0].dtype in (torch.float16, torch.bfloat16) and not dropout and packing.window_T is None
-        if device == "cuda" and HAS_VARLEN and is_served:
-            return _by_varlen(qkv, num_heads, packing, scale)
+    is_served = qkv[0].dtype in (torch.float16, torch.bfloat16) and not dropout and packing.window_T is None
+    if device == "cuda" and HAS_VARLEN and is_served and not leaves_torch():
+        return _by_varlen(qkv, num_heads, packing, scale)
+    if device == "cpu" and not torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+        return _by_image(qkv, num_heads, packing, scale, dropout)
     return _gathered(qkv, num_heads, packing, scale, dropout)
 
 
@@ -259,8 +275,8 @@ def _by_varlen(qkv: Rows, num_heads: int, packing: Packing, scale: float | None)
     """All images at once, by torch's kernel for a GPU."""
     from torch.nn.attention.varlen import varlen_attn
 
-    query, key, value = (rows.contiguous() for rows in _by_heads(qkv, num_heads, packing))
-    starts, longest = packing.starts.to(torch.int32), packing.row_BL.shape[1]
+    query, key, value = _by_heads(qkv, num_heads, packing)
+    starts, longest = packing.starts, packing.row_BL.shape[1]
     given = cast(Tensor, varlen_attn(query, key, value, starts, starts, longest, longest, scale=scale)).flatten(1)
     return given.index_select(0, packing.spots) if packing.num_prefix_tokens else given
 

@@ -72,14 +72,14 @@ def add_resampled(
         # transforms of torch.func have no rule for the operator, and write batched values into nothing unbatched
         pos_BNC = resample_at(grid_HWC, coord_BN2, resampling, lengths_B2, fill_padding=fill_padding)
         return x + pos_BNC.to(x.dtype).view(x.shape)
-    if _has_own_evaluation(x.device) and not _leaves_torch():
+    if _has_own_evaluation(x.device) and not leaves_torch():
         return add_by_operator(x, grid_HWC, coord_BN2, resampling, lengths_B2, fill_padding=fill_padding)
     pos_BNC = resample_at(grid_HWC, coord_BN2, resampling, lengths_B2, fill_padding=fill_padding)
     return x.add_(pos_BNC.to(x.dtype).view(x.shape))
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _leaves_torch() -> bool:
+def leaves_torch() -> bool:
     """Whether a graph is being made that leaves torch; dynamo of torch 2.11, asked itself, says so of every graph."""
     return torch.compiler.is_exporting() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
 
