@@ -102,8 +102,11 @@ def reading(matrices: StoredMatrices | None) -> Iterator[None]:
 
 
 def stored_matrices() -> StoredMatrices | None:
-    """Return the tables of the graph that is traced, if it has any."""
-    return _STORED.get()
+    """Return the tables of the graph that is traced, if it has any; what dynamo traces, a live model, has none.
+
+    Dynamo of torch 2.11 cannot read a ContextVar either.
+    """
+    return None if torch.compiler.is_dynamo_compiling() else _STORED.get()
 
 
 def num_rows(longest: int) -> int:

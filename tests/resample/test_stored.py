@@ -19,7 +19,16 @@ from naflex_export.graph.trace import stores_matrices, trace
 from naflex_export.grid import Bucket, Grid
 from naflex_export.models import adapter_of
 from naflex_export.precision import FLOAT32, Precision
-from naflex_export.resample.stored import MOST_BYTES, StoredMatrices, are_stored, bytes_of, num_rows, table_of
+from naflex_export.resample.stored import (
+    MOST_BYTES,
+    StoredMatrices,
+    are_stored,
+    bytes_of,
+    num_rows,
+    reading,
+    stored_matrices,
+    table_of,
+)
 from naflex_export.resample.weights import Resampling, grid_weights, resampling_matrix
 
 GRIDS = (Grid(3, 7), Grid(1, 24), Grid(24, 1), Grid(4, 4), Grid(1, 1), Grid(5, 4))
@@ -88,6 +97,13 @@ def test_a_graph_with_them_is_eager_to_float32_rounding(options: dict[str, Any])
 def test_so_is_transformers(mixed: Batch) -> None:
     pytest.importorskip("transformers")
     assert_equal_to_eager(tiny.siglip2(), mixed)
+
+
+def test_a_compiled_model_never_asks_for_them() -> None:
+    """Dynamo of torch 2.11 breaks where it would."""
+    with reading(StoredMatrices.of((), 24)):
+        assert stored_matrices() is not None
+        assert torch.compile(lambda: stored_matrices() is None, backend="eager", fullgraph=True)()
 
 
 def test_the_rule_goes_by_their_share_of_the_weights() -> None:
