@@ -17,6 +17,7 @@ import pytest
 import tiny
 import torch
 from torch import Tensor, nn
+from tower_tiny import TOWERS
 
 import naflex_export as nx
 from naflex_export.batch import Batch
@@ -211,6 +212,69 @@ def test_artifacts_are_judged_on_the_gpu(target: str, dtype: str, model: nn.Modu
     if ON_GPU:
         assert artifact.report.judged == f"the artifact, on {nx.load(tmp_path / 'a').device}"
     print(f"{target} {dtype}: {artifact.report.worst}")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("target", ["compile", "aot", "onnx"])
+def test_packed_artifacts_are_judged_on_the_gpu(target: str, dtype: str, model: nn.Module, tmp_path: Path) -> None:
+    backend_or_skip(target)
+    artifact = nx.export(
+        model, target, tmp_path / "a", [BUCKET], dtype, effort="quick", packed=True, require_run=ON_GPU
+    )
+    assert artifact.manifest.packed and artifact.report.passed
+    if ON_GPU:
+        assert artifact.report.judged == f"the artifact, on {nx.load(tmp_path / 'a').device}"
+
+
+@pytest.mark.filterwarnings("ignore:the model is a vision tower, whose patches its own processor makes of photos")
+@pytest.mark.parametrize("family", TOWERS)
+@pytest.mark.parametrize("target", ["compile", "aot", "onnx"])
+def test_artifacts_of_towers_are_judged_on_the_gpu(target: str, family: str, tmp_path: Path) -> None:
+    backend_or_skip(target)
+    model = TOWERS[family]().to(DEVICE)
+    dtype = "float32" if target == "aot" else "bfloat16"
+    artifact = nx.export(model, target, tmp_path / "a", [BUCKET], dtype, effort="quick", require_run=ON_GPU)
+    assert artifact.manifest.packed and artifact.report.passed
+
+
+def packed_call(model: nn.Module, batches: list[Batch], dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
+    """Return the features of packs, compiled and compared with those of padded batches, where nothing waits."""
+    compiled = nx.compile(copy.deepcopy(model).to(dtype), packed=True)
+    packs = [nx.pack(on_device(batch)) for batch in batches]
+    for pack in packs:
+        pack["patches"] = pack["patches"].to(dtype)
+    compiled(packs[0])
+    compiled(packs[1])  # its sizes differ: from here on the graph is open
+    with waiting_is_an_error():
+        found = [compiled(pack) for pack in packs]
+    return [(features.float().cpu(), expected(model, batch)) for features, batch in zip(found, batches, strict=True)]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_compiled_forward_of_packs_never_waits(dtype: torch.dtype, model: nn.Module, batches: list[Batch]) -> None:
+    """In bfloat16 attention is `varlen_attn`, in float32 it is gathered."""
+    for found, wanted in packed_call(model, batches, dtype):
+        bound = 1e-4 if dtype is torch.float32 else 0.05 * float(wanted.abs().max())
+        torch.testing.assert_close(found, wanted, rtol=0 if dtype is torch.bfloat16 else 1e-4, atol=bound)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_gradients_of_packs_are_those_of_padded_batches(
+    dtype: torch.dtype, model: nn.Module, batches: list[Batch]
+) -> None:
+    padded, packed = copy.deepcopy(model).to(dtype), nx.vectorize(copy.deepcopy(model).to(dtype), packed=True)
+    patches, coord, valid = on_device(batches[0])
+    inputs = patches.to(dtype), coord, valid
+    for made, given in ((padded, inputs), (packed, (nx.pack(inputs),))):
+        made(*given).float().square().sum().backward()
+    theirs = {name: parameter.grad for name, parameter in padded.named_parameters() if parameter.grad is not None}
+    scale = max(float(gradient.abs().max()) for gradient in theirs.values())
+    bound = (1e-4 if dtype is torch.float32 else 0.05) * scale
+    for name, parameter in packed.named_parameters():
+        if name in theirs:
+            assert parameter.grad is not None
+            assert float((parameter.grad - theirs[name]).abs().max()) < bound, name
 
 
 OTHER_MODELS = {
