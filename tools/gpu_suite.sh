@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Everything that a GPU is needed for, in one command, the most telling part first: tests that nothing waits for the
-# GPU, that a CUDA graph replays and that each backend is right on it; the embedding and the whole encoder timed. Each
-# step has its limit; one that fails or runs out of time does not stop the others. Run again, it goes on with the steps
+# Everything that a GPU is needed for, in one command, the most telling part first: what no GPU has run yet, packs and
+# towers, tested and timed; then tests that nothing waits for the GPU, that a CUDA graph replays and that each backend is
+# right on it; the embedding and the whole encoder timed. Each step has its limit; one that fails or runs out of time does not stop the others. Run again, it goes on with the steps
 # that have not passed at this commit on this device.
 #
 #   tools/gpu_suite.sh                        # on a GPU; rows go to tools/results
@@ -54,20 +54,20 @@ case $? in
     *) echo "'$python' cannot import torch and this package: set PYTHON" >&2; exit 2 ;;
 esac
 
-names=(tests memory "embedding float32" "embedding bfloat16" encoder siglip2 "encoder artifacts" towers)
+names=("packed tests" encoder towers tests "embedding float32" "embedding bfloat16" "encoder artifacts" siglip2 memory)
 if [[ -n $smoke ]]; then
     out=${OUT:-$(mktemp -d)}
     model=tiny:siglip rounds=2 total=${TOTAL:-1800} workers=2
     embed_batches=(2) sources=(16) encoder_batches=(2) tokens=(16) encoder_dtype=float32
     siglip2='hidden_size=32, intermediate_size=64, num_attention_heads=2, num_hidden_layers=1'
-    limits=(900 120 120 120 600 300 600 300)
+    limits=(900 600 300 900 120 120 600 300 120)
     towers=(--smoke --images 2 --tokens 16)
 else
     out=${OUT:-tools/results}
     model=naflexvit_base_patch16_siglip rounds=5 total=${TOTAL:-480} workers=8
     embed_batches=(256 512) sources=(16 32 128) encoder_batches=(256) tokens=(256) encoder_dtype=bfloat16
     siglip2=''
-    limits=(180 30 90 60 150 60 150 60)
+    limits=(100 100 60 160 60 60 120 60 30)
     towers=(--images 16)
 fi
 mkdir -p "$out"
@@ -106,19 +106,22 @@ step() {
 }
 
 echo "$named"
-NAFLEX_GPU_TESTS_ON=$device step tests \
-    "$python" -m pytest -q -n "$workers" --dist load -m gpu -k "not memory" -v -rs --show-capture=no --tb=short -p no:cacheprovider tests/test_gpu.py
-NAFLEX_GPU_TESTS_ON=$device step memory \
-    "$python" -m pytest -q -n 0 -m gpu -k memory -p no:cacheprovider tests/test_gpu.py  # of the device: nobody beside it
+gpu_tests() { NAFLEX_GPU_TESTS_ON=$device step "$1" "$python" -m pytest -q -m gpu -p no:cacheprovider tests/test_gpu.py "${@:2}"; }
+of_many=(-n "$workers" --dist load -v -rs --show-capture=no --tb=short)
+gpu_tests "packed tests" -k "pack or towers" "${of_many[@]}"
+encoder=("$python" tools/bench_encoder.py --device "$device" --dtype "$encoder_dtype" --rounds "$rounds"
+    --batches "${encoder_batches[@]}" --tokens "${tokens[@]}" --out "$out/bench_encoder.csv")
+step "encoder" "${encoder[@]}" --model "$model" --grids different naflex --techniques "timm eager" \
+    "ours torch.compile" "ours packed, torch.compile" "ours CUDA graphs" "timm torch.compile"
+step "towers" "$python" tools/bench_towers.py --device "$device" --rounds "$rounds" "${towers[@]}" --out "$out/bench_towers.csv"
+gpu_tests tests -k "not (memory or pack or towers)" "${of_many[@]}"
 for dtype in float32 bfloat16; do
     step "embedding $dtype" "$python" tools/bench_embed.py --device "$device" --dtype "$dtype" --rounds "$rounds" \
         --candidates "timm's loop" "timm's grid_sample" "matmul, compiled" "ours, compiled" --loop-rounds 1 \
         --loop-sources 16 --batches "${embed_batches[@]}" --sources "${sources[@]}" --sizes 4..31 --out "$out/bench_embed.csv"
 done
-encoder=("$python" tools/bench_encoder.py --device "$device" --dtype "$encoder_dtype" --rounds "$rounds"
-    --batches "${encoder_batches[@]}" --tokens "${tokens[@]}" --out "$out/bench_encoder.csv")
-step "encoder" "${encoder[@]}" --model "$model" --grids different naflex --techniques "timm eager" \
-    "ours torch.compile" "ours packed, torch.compile" "ours CUDA graphs" "timm torch.compile"
+step "encoder artifacts" "${encoder[@]}" --model "$model" --techniques \
+    "timm eager" "ours AOTInductor" "ours ONNX Runtime" "ours TensorRT"
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 hf_model=siglip2-base-patch16-naflex
@@ -129,9 +132,7 @@ EOF
 encoder[1]=$PWD/${encoder[1]}
 step "siglip2" env -C "$folder" "${encoder[@]}" --model "hf:$hf_model" --techniques \
     "timm eager" "timm torch.compile" "ours torch.compile"
-step "encoder artifacts" "${encoder[@]}" --model "$model" --techniques \
-    "timm eager" "ours AOTInductor" "ours ONNX Runtime" "ours TensorRT"
-step "towers" "$python" tools/bench_towers.py --device "$device" --rounds "$rounds" "${towers[@]}" --out "$out/bench_towers.csv"
+gpu_tests memory -k memory -n 0  # of the device: nobody beside it
 
 echo "rows are in $out; python tools/write_tables.py writes the tables from tools/results"
 exit "$failed"
