@@ -194,7 +194,7 @@ def test_the_suffix_says_the_format(tmp_path: Path) -> None:
     with pytest.raises(nx.RequestError, match="ends in '.txt': expected one of .html, .json, .md, .xml"):
         write(reports.failing(), tmp_path / "gate.txt")
     (tmp_path / "gate.md").mkdir()
-    with pytest.raises(nx.RequestError, match="gate.md' cannot be written: Is a directory"):
+    with pytest.raises(nx.RequestError, match="gate.md' cannot be written: it is a folder, expected a file"):
         write(reports.failing(), tmp_path / "gate.md")
 
 
