@@ -19,11 +19,12 @@ from naflex_export.accuracy import golden
 from naflex_export.accuracy.calibration_photos import calibration_of, check_photos
 from naflex_export.accuracy.gate import GateSettings
 from naflex_export.accuracy.judge_artifact import judge_opened, open_to_judge, refuse_stand_in
+from naflex_export.accuracy.parts import merged
 from naflex_export.accuracy.photos import photos_for
 from naflex_export.accuracy.precision_trials import Trials
 from naflex_export.accuracy.report.card import write_card
 from naflex_export.accuracy.report.formats import verdict, write
-from naflex_export.accuracy.results import GateReport, PrecisionSearch, merged
+from naflex_export.accuracy.results import GateReport, PrecisionSearch
 from naflex_export.accuracy.text_gate import PREFIX
 from naflex_export.errors import BackendError, GateFailure, RequestError
 from naflex_export.export_request import ExportRequest, check_request, refuse_quantized

@@ -25,8 +25,9 @@ from naflex_export.accuracy.gpu_rounding import with_gpu_rounding
 from naflex_export.accuracy.invariances import check_invariances
 from naflex_export.accuracy.locate import first_deviation
 from naflex_export.accuracy.neighbours import FEWEST, LEAST_RECALL, MOST, neighbours_of
+from naflex_export.accuracy.parts import merged, selections_by_part
 from naflex_export.accuracy.photos import Photos, every_other, photo_batches, photos_for
-from naflex_export.accuracy.results import ArtifactSummary, GateReport, Neighbours, merged, selections_by_part
+from naflex_export.accuracy.results import ArtifactSummary, GateReport, Neighbours
 from naflex_export.accuracy.survey import survey
 from naflex_export.accuracy.tally import Tally
 from naflex_export.batch import Batch

@@ -12,7 +12,8 @@ from typing import TypeVar
 
 from naflex_export.accuracy.cases import CaseSelection, is_quick
 from naflex_export.accuracy.comparison import EagerOutputs
-from naflex_export.accuracy.results import ROUNDED, GateReport, merged, selections_by_part
+from naflex_export.accuracy.parts import ROUNDED, merged, selections_by_part
+from naflex_export.accuracy.results import GateReport
 from naflex_export.serving.runner import Runner
 from naflex_export.targets import target_named
 

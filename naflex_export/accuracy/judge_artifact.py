@@ -14,8 +14,9 @@ from naflex_export.accuracy.cases import CaseSelection
 from naflex_export.accuracy.comparison import EagerOutputs
 from naflex_export.accuracy.gate import GateSettings, check_same_weights, judge, summary_of
 from naflex_export.accuracy.gpu_rounding import with_gpu_rounding
+from naflex_export.accuracy.parts import ROUNDED, merged, selections_by_part
 from naflex_export.accuracy.photos import Photos, photos_for
-from naflex_export.accuracy.results import ROUNDED, GateReport, merged, selections_by_part
+from naflex_export.accuracy.results import GateReport
 from naflex_export.accuracy.text_gate import PREFIX, judge_text
 from naflex_export.embed.golden import read
 from naflex_export.errors import BackendError, RequestError

@@ -1,7 +1,8 @@
 """How many of a photo's nearest neighbours an index of a candidate's vectors still finds.
 
 Cosines to the reference say how far a vector has moved; an index feels whether the order of its neighbours has changed.
-Asked of photos that no layer was calibrated on.
+Asked of photos that no layer was calibrated on. `reindex/neighbours.py` asks something else, of two sets of vectors on
+a disk: what one finds among the other's, copies of a photo included, without torch.
 """
 
 from __future__ import annotations

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 import naflex_export as nx
 from naflex_export.accuracy.advice import advice_on, advice_without, to_keep
 from naflex_export.accuracy.locate import FLOAT32_FLOOR
+from naflex_export.accuracy.parts import merged
 from naflex_export.accuracy.report.formats import as_junit, as_markdown
-from naflex_export.accuracy.results import Location, Tap, merged
+from naflex_export.accuracy.results import Location, Tap
 from naflex_export.graph.build_settings import BuildSettings
 from naflex_export.graph.intermediates import OUTSIDE, Edge, Place, Tapped, fitting, module_outputs, tap_names
 from naflex_export.graph.onnx_translate import FILE, write_onnx
