@@ -87,14 +87,15 @@ class Stream:
             self.world.faults.append(f"a stream {what} while it is captured")
 
     def finish(self, count: int) -> None:
-        """Do as much of the queue, and what that waits for of others."""
-        while self.done < count:
-            step = self.queue[self.done]
-            if isinstance(step, tuple):
-                step[0].finish(step[1])
-            else:
-                step(self, self.done)
-            self.done += 1
+        """Do as much of the queue, and what that waits for of others; one thread at a time, as a GPU does it once."""
+        with self.world.working:
+            while self.done < count:
+                step = self.queue[self.done]
+                if isinstance(step, tuple):
+                    step[0].finish(step[1])
+                else:
+                    step(self, self.done)
+                self.done += 1
 
     def reached(self) -> dict[Stream, int]:
         """Return how much of each stream's work is done by the time that what is queued here is."""
@@ -115,10 +116,12 @@ class World:
     Attributes:
         faults: every rule that was broken.
         device: the process's current one.
+        working: held by the thread that does what is queued.
     """
 
     faults: list[str] = field(default_factory=list)
     device: int = 0
+    working: threading.RLock = field(default_factory=threading.RLock)
     blocks: list[Block] = field(default_factory=list)
     streams: dict[int, Stream] = field(default_factory=dict)
 

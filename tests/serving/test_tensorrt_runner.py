@@ -188,13 +188,16 @@ def test_threads_have_contexts_of_their_own(
     """Both are in the midst of a call at the same time, and one context is there already."""
     meet, found, batches = threading.Barrier(2), {}, [inputs(*SMALL), inputs(Grid(4, 4), Grid(1, 7))]
     runner.execute(tuple(map(gpu.given, batches[0])))
-    readable = gpu.readable
 
-    def meeting(tensor: Tensor) -> Tensor:
-        meet.wait(timeout=20)
-        return readable(tensor)
+    def meeting(true: Callable[..., Any]) -> Callable[..., Any]:
+        def met(*given: Any) -> Any:
+            meet.wait(timeout=20)
+            return true(*given)
 
-    monkeypatch.setattr(gpu, "readable", meeting)
+        return met
+
+    for name in ("readable", "copy"):  # what a queued call does with its inputs, and what a captured one
+        monkeypatch.setattr(gpu, name, meeting(getattr(gpu, name)))
 
     def call(index: int) -> None:
         with gpu.on(gpu.new_stream()):
