@@ -271,8 +271,8 @@ CODE_MUTANTS = (
     CodeMutant(
         "an engine runs on the current device",
         "serving/tensorrt_runner.py",
-        "        with gpu.current():\n            outputs = run(profile, inputs)\n",
-        "        outputs = run(profile, inputs)\n",
+        "        with self._gpu.current():\n            outputs = run(",
+        "        if True:\n            outputs = run(",
         TENSORRT,
     ),
     CodeMutant(

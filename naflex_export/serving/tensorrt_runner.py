@@ -177,14 +177,10 @@ class TensorRTRunner(Runner):
     def execute(self, inputs: tuple[Tensor, ...]) -> list[Tensor]:
         sizes = sizes_of(self.manifest.inputs, inputs)
         profile = self._profile(sizes)
-        gpu = self._gpu
         added = self._padding_for(sizes, profile)
-        if added:
-            with gpu.current():
-                inputs = self._padded(inputs, sizes["tokens"] + added)
         run = self._run_captured if self.settings.cuda_graph and not self._maker.captures else self._run
-        with gpu.current():
-            outputs = run(profile, inputs)
+        with self._gpu.current():
+            outputs = run(profile, self._padded(inputs, sizes["tokens"] + added) if added else inputs)
         return [_without(output, spec, added) for output, spec in zip(outputs, self.manifest.outputs, strict=True)]
 
     def _run(self, profile: int, inputs: Sequence[Tensor]) -> list[Tensor]:
