@@ -15,7 +15,8 @@ from naflex_export.models.preprocessing import settings_of
 from naflex_export.precision import FLOAT32, Precision
 from naflex_export.serving.publish import check_destination, check_writable, named
 from naflex_export.targets import target_named, target_word
-from naflex_export.text_export import IMAGE, check_towers
+
+IMAGE, WITH_TEXT = ("image",), ("image", "text")
 
 
 @dataclass(frozen=True)
@@ -173,3 +174,21 @@ def refuse_quantized(precision: Precision) -> None:
             f"dtype {precision.quantized!r} and packed inputs were both asked for: layers are quantized in padded "
             "exports alone, calibrated on photos; leave one of the two out"
         )
+
+
+def check_towers(towers: Any) -> tuple[str, ...]:
+    """Return the towers to export, from a list of their names, or a text with a comma between them.
+
+    Args:
+        towers: "image", or "image,text".
+
+    Raises:
+        RequestError: it is neither.
+    """
+    given = tuple(name.strip() for name in towers.split(",")) if isinstance(towers, str) else tuple(towers)
+    if given not in (IMAGE, WITH_TEXT, WITH_TEXT[::-1]):
+        raise RequestError(
+            f"towers={','.join(map(str, given))!r}: expected image, or image,text; a text tower goes beside its image "
+            "tower"
+        )
+    return WITH_TEXT if len(given) == 2 else IMAGE

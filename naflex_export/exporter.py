@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import platform
 import shutil
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +24,8 @@ from naflex_export.accuracy.report.formats import verdict, write
 from naflex_export.accuracy.results import GateReport, PrecisionSearch
 from naflex_export.accuracy.text_gate import PREFIX
 from naflex_export.errors import BackendError, GateFailure, RequestError
-from naflex_export.export_request import ExportRequest, check_request, refuse_quantized
+from naflex_export.export_manifest import drafted, drafted_together
+from naflex_export.export_request import IMAGE, ExportRequest, check_request, refuse_quantized
 from naflex_export.graph.build_settings import BuildSettings
 from naflex_export.graph.calibration import require_modelopt
 from naflex_export.graph.onnx_about import describe_onnx
@@ -39,20 +37,18 @@ from naflex_export.models import adapter_of, family_of
 from naflex_export.models.adapter import ModelAdapter
 from naflex_export.models.exportable import refuse_modes, refuse_unexportable
 from naflex_export.models.mixed_precision import kept_of
-from naflex_export.models.model_sources import weights_sha256
 from naflex_export.models.quantized import quantized_layers
-from naflex_export.models.rounding import refuse_rounded, remark_on_precision, stored_precision
+from naflex_export.models.rounding import refuse_rounded, remark_on_precision
 from naflex_export.models.towers import remarks_on
 from naflex_export.precision import Precision
 from naflex_export.progress import Observer, shown_progress
 from naflex_export.serving import compile_cache
 from naflex_export.serving.device import resolve_device
 from naflex_export.serving.manifest import Manifest
-from naflex_export.serving.manifest_schema import PATCH_SIZES
 from naflex_export.serving.opened import opened
 from naflex_export.serving.publish import staged
 from naflex_export.targets import onnx, target_named, tensorrt
-from naflex_export.text_export import IMAGE, TextExport
+from naflex_export.text_export import TextExport
 
 REPORT = Path("gate") / "report.json"
 
@@ -249,7 +245,11 @@ class Exporter:
             by_patch_size[size] = self.make(self.adapters[size], folder)
         report = merged({f"patch{size}": artifact.report for size, artifact in by_patch_size.items()})
         write(report, staging / REPORT)
-        draft = _manifest_of(by_patch_size, report)
+        draft = drafted_together(
+            {size: artifact.manifest for size, artifact in by_patch_size.items()},
+            {size: artifact.path.name for size, artifact in by_patch_size.items()},
+        )
+        draft = dataclasses.replace(draft, gate=verdict(report))
         write_card(staging, draft)
         manifest = draft.write(staging)
         return Artifact(self.request.out, manifest, report, by_patch_size)
@@ -335,40 +335,15 @@ class Exporter:
             program: what it was built from.
             build: what the target has to say of the build.
         """
-        own_size = {} if adapter.patch_size is None else {"patch_size": adapter.patch_size}
-        layout = {"inputs": "packed"} if self.laid_out(adapter).input_format.is_packed else {}
-        text = {} if self.text is None else {"text": self.text.fields()}
-        return Manifest(
-            target=self.request.target,
-            dtype=program.precision.dtype,
-            inputs=program.inputs,
-            outputs=program.outputs,
-            buckets=program.buckets,
-            model={
-                "family": adapter.name,
-                **adapter.describe(),
-                "source": self.request.source,
-                "weights_sha256": weights_sha256(adapter.model),
-                "weights_precision": stored_precision(adapter.model),
-                **own_size,
-                **layout,
-                **text,
-            },
+        return drafted(
+            self.request,
+            adapter,
+            program,
+            build,
             preprocessing=self.preprocessing[adapter.patch_size],
-            versions=self.versions(adapter),
-            build={name: said for name, said in build.items() if name != "calibration"}
-            | _kept_in_float32(program.precision)
-            | _quantized(program, build.get("calibration", {}))
-            | _matrices(program),
+            packages=self.target.PACKAGES,
+            text=None if self.text is None else self.text.fields(),
         )
-
-    def versions(self, adapter: ModelAdapter) -> dict[str, str]:
-        """Return the versions of the packages that have a part in the artifact."""
-        versions = {"python": platform.python_version()}
-        for package in ("naflex_export", adapter.package, *self.target.PACKAGES):
-            with contextlib.suppress(metadata.PackageNotFoundError):
-                versions[package] = metadata.version(package)
-        return versions
 
     def judge(self, adapter: ModelAdapter, folder: Path, draft: Manifest) -> GateReport:
         """Return the gate's report on an artifact, reloaded from its folder.
@@ -451,41 +426,3 @@ class Exporter:
                 else "the artifact is not kept (--keep-rejected, or keep_rejected=True, keeps it)"
             )
             raise GateFailure(f"{failure}\n  report: {pages[0]} (open it in a browser), {pages[1]}\n  {kept}") from None
-
-
-def _kept_in_float32(precision: Precision) -> dict[str, Any]:
-    """Return what a manifest says of a build whose precision is mixed; nothing of another."""
-    return {"keep_float32": list(precision.keep_float32)} if precision.keep_float32 else {}
-
-
-def _quantized(program: Program, calibration: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a manifest says of a build with quantized layers; nothing of another."""
-    if not program.quantized:
-        return {}
-    kept = program.precision.keep_unquantized
-    said = {"to": program.precision.quantized, **calibration, "layers": list(program.quantized)}
-    return {"quantized": said | ({"keep_unquantized": list(kept)} if kept else {})}
-
-
-def _matrices(program: Program) -> dict[str, Any]:
-    """Return what a manifest says of a build that holds resampling matrices; nothing of another."""
-    return {"matrices": "stored"} if program.stores_matrices else {}
-
-
-def _manifest_of(by_patch_size: dict[int, Artifact], report: GateReport) -> Manifest:
-    """Return the manifest of the folder that holds an artifact for each patch size: what they have in common."""
-    first = next(iter(by_patch_size.values())).manifest
-    patches, *others = first.inputs
-    return dataclasses.replace(
-        first,
-        inputs=(dataclasses.replace(patches, shape=(*patches.shape[:-1], "values")), *others),
-        model={key: value for key, value in first.model.items() if key != "patch_size"},
-        preprocessing={**first.preprocessing, "patch_size": [[size, size] for size in by_patch_size]},
-        build={
-            "entry_points": {str(size): artifact.path.name for size, artifact in by_patch_size.items()},
-            **_kept_in_float32(first.precision),
-            **({"quantized": first.build["quantized"]} if "quantized" in first.build else {}),
-        },
-        gate=verdict(report),
-        kind=PATCH_SIZES,
-    )

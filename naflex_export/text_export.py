@@ -14,14 +14,13 @@ from naflex_export.accuracy.report.formats import verdict, write
 from naflex_export.accuracy.results import GateReport
 from naflex_export.accuracy.text_gate import PREFIX
 from naflex_export.errors import RequestError
+from naflex_export.export_manifest import kept_in_float32, said_of_model
 from naflex_export.graph.build_settings import BuildSettings
 from naflex_export.graph.onnx_about import describe_onnx
 from naflex_export.graph.program import Program
 from naflex_export.graph.trace import trace
 from naflex_export.grid import Bucket
 from naflex_export.models.mixed_precision import kept_of
-from naflex_export.models.model_sources import weights_sha256
-from naflex_export.models.rounding import stored_precision
 from naflex_export.models.text_tower import TextTower
 from naflex_export.precision import PRESETS, Precision
 from naflex_export.serving import compile_cache
@@ -36,26 +35,6 @@ FOLDER = PREFIX
 
 BATCH = (1, 8, 64)
 """How many texts the graph takes at once; more are given to it in parts."""
-
-IMAGE, WITH_TEXT = ("image",), ("image", "text")
-
-
-def check_towers(towers: Any) -> tuple[str, ...]:
-    """Return the towers to export, from a list of their names, or a text with a comma between them.
-
-    Args:
-        towers: "image", or "image,text".
-
-    Raises:
-        RequestError: it is neither.
-    """
-    given = tuple(name.strip() for name in towers.split(",")) if isinstance(towers, str) else tuple(towers)
-    if given not in (IMAGE, WITH_TEXT, WITH_TEXT[::-1]):
-        raise RequestError(
-            f"towers={','.join(map(str, given))!r}: expected image, or image,text; a text tower goes beside its image "
-            "tower"
-        )
-    return WITH_TEXT if len(given) == 2 else IMAGE
 
 
 class TextExport:
@@ -112,24 +91,16 @@ class TextExport:
         build = self._target.build(program, inner, settings)
         for name, content in self.tower.tokenizer_files().items():
             (inner / name).write_bytes(content)
-        kept = {"keep_float32": list(program.precision.keep_float32)} if program.precision.keep_float32 else {}
         Manifest(
             target=top.target,
             dtype=top.dtype,
             inputs=program.inputs,
             outputs=program.outputs,
             buckets=program.buckets,
-            model={
-                "family": self.tower.name,
-                **self.tower.describe(),
-                "vocabulary": self.tower.token_width,
-                "source": top.model["source"],
-                "weights_sha256": weights_sha256(self.tower.model),
-                "weights_precision": stored_precision(self.tower.model),
-            },
+            model={**said_of_model(self.tower, top.model["source"]), "vocabulary": self.tower.token_width},
             preprocessing=self.tower.preprocessing(),
             versions=top.versions,
-            build=build | kept,
+            build=build | kept_in_float32(program.precision),
             kind=TEXT,
         ).write(inner)
 

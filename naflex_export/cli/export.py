@@ -262,11 +262,10 @@ def export_command(
 
     from naflex_export.accuracy.cases import STANDARD
     from naflex_export.cli.console import print_note, spoken_on_stderr
-    from naflex_export.export_request import ExportRequest
+    from naflex_export.export_request import ExportRequest, check_towers
     from naflex_export.graph.build_settings import BuildSettings
     from naflex_export.models.model_sources import ModelSource, parse_model_args
     from naflex_export.models.preprocessing import settings_of
-    from naflex_export.text_export import check_towers
 
     quiet_libraries(verbose)
     folders = _folders(folder, model, asked_for)
