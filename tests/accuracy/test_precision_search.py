@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 import naflex_export as nx
+from naflex_export.accuracy.precision_cost import Costs
 from naflex_export.accuracy.precision_search import Names, joined, search
 from naflex_export.accuracy.precision_trials import Trials
 from naflex_export.accuracy.report.formats import as_markdown
@@ -26,7 +27,6 @@ from naflex_export.exporter import Exporter
 from naflex_export.grid import Bucket
 from naflex_export.models import adapter_of
 from naflex_export.models.mixed_precision import blocks_of
-from naflex_export.models.precision_cost import Costs
 from naflex_export.precision import Precision
 
 BLOCKS = tuple(f"blocks.{index}" for index in range(4))
