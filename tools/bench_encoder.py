@@ -1,10 +1,10 @@
 """Time a whole encoder by every technique, on padded NaFlex batches, in one process, side by side.
 
-Techniques: eager, timm's or transformers', and the same under torch.compile; ours under torch.compile, on padded
-batches and on packs, as an AOTInductor package, in ONNX Runtime and as a TensorRT engine; on a GPU also ours with CUDA
-graphs. Grids follow NaFlex's size rule, or all differ. Rounds are interleaved and each has a batch of its own.
-Artifacts are exported, and judged by the gate, in the same run. What cannot run here gets a row that says why, and no
-figures.
+Techniques: eager, timm's or transformers', and the same under torch.compile; ours under torch.compile, as an
+AOTInductor package and in ONNX Runtime, each on padded batches and on packs, and as a TensorRT engine; on a GPU also
+ours with CUDA graphs. Grids follow NaFlex's size rule, or all differ. Rounds are interleaved and each has a batch of
+its own. Artifacts are exported, and judged by the gate, in the same run. What cannot run here gets a row that says
+why, and no figures.
 
     python tools/bench_encoder.py                                        # base, 256 tokens, batches of 1 and 8, float32
     python tools/bench_encoder.py --device cuda --dtype bfloat16 --batches 256
@@ -46,7 +46,15 @@ FIELDS = (
 )
 PACKED = "ours packed, torch.compile"
 LIVE = ("timm eager", "timm torch.compile", "ours torch.compile", "ours CUDA graphs", PACKED)
-EXPORTED = {"ours AOTInductor": "aot", "ours ONNX Runtime": "onnx", "ours TensorRT": "trt"}
+EXPORTED = {
+    "ours AOTInductor": ("aot", False),
+    "ours ONNX Runtime": ("onnx", False),
+    "ours TensorRT": ("trt", False),
+    "ours packed AOTInductor": ("aot", True),
+    "ours packed ONNX Runtime": ("onnx", True),
+}
+"""The target of each artifact, and whether it takes packs."""
+
 TECHNIQUES = (*LIVE, *EXPORTED)
 
 
@@ -112,19 +120,27 @@ def techniques(
                 if name in live:
                     ready.append(live[name](name.replace("timm", bench.adapter.package)))
                 else:
-                    ready.append(bench.runner(exported(options, model, EXPORTED[name], folder), name))
+                    ready.append(bench.runner(exported(options, model, name, folder), name))
             except Exception as error:  # whatever a backend raises, the others can be measured
                 missing[name] = first_line(error)
     return ready, missing
 
 
-def exported(options: argparse.Namespace, model: nn.Module, target: str, folder: Path) -> nx.Runner:
-    """Return the model exported to a target, passed by the gate and loaded on the device."""
+def exported(options: argparse.Namespace, model: nn.Module, name: str, folder: Path) -> nx.Runner:
+    """Return an artifact of the model, passed by the gate and loaded on the device.
+
+    Args:
+        options: of the command line.
+        model: to be exported.
+        name: of `EXPORTED`.
+        folder: to write the artifact's own to.
+    """
+    (target, packed), out = EXPORTED[name], folder / name.replace(" ", "-")
     largest = max(options.batches)
     buckets = [nx.Bucket(tokens, (1, largest, largest)) for tokens in options.tokens]
     on_device = model.to(options.device)  # native code is built for the device the model is on
-    nx.export(on_device, target, folder / target, buckets, options.dtype, effort="quick")
-    return nx.load(folder / target, options.device, check_inputs=False)
+    nx.export(on_device, target, out, buckets, options.dtype, effort="quick", packed=packed)
+    return nx.load(out, options.device, check_inputs=False)
 
 
 def matrix_share(figures: Figures, flops: int, rate: float) -> str:

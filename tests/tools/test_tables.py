@@ -159,6 +159,19 @@ def test_goals_of_a_gpu_take_rows_of_a_gpu_only() -> None:
     assert is_gpu("Tesla T4") and not is_gpu("AMD EPYC") and not is_gpu("Intel(R) Xeon(R) Processor")
 
 
+def test_tests_on_a_gpu_pass_where_those_of_each_target_do_that_ran() -> None:
+    whole = {"device": GPU, "step": "tests", "code": "1"}
+    targets = [{"device": GPU, "step": f"tests {name}", "code": code} for name, code in (("aot", "0"), ("trt", "3"))]
+    out_of_time = {"device": GPU, "step": "tests compile", "code": "124"}
+
+    def said(*rows: Row) -> list[str]:
+        return list(words(Results(suite=list(rows))).values())
+
+    assert said(whole, *targets) == [f"0.00 is the exit code on {GPU} met"]
+    assert said(*targets, out_of_time) == [f"124.00 is the exit code (worst of 2) on {GPU} **missed**"]
+    assert said(targets[1]) == []
+
+
 def test_a_page_has_each_row_and_each_reason() -> None:
     missing = encoder(technique="ours TensorRT", failure="no CUDA device", **dict.fromkeys(("ms", "spread"), ""))
     results = Results(
