@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from naflex_export.errors import RequestError, UnsupportedModelError
 from naflex_export.models.adapter import ModelAdapter, refuse_replaced
 from naflex_export.models.copies import shared_copy
+from naflex_export.models.one_window import as_products
 from naflex_export.models.original import Original, is_watched
 from naflex_export.models.packing import Packing, attend
 from naflex_export.models.preprocessing import GIVEN
@@ -319,6 +320,7 @@ class TowerAdapter(ModelAdapter):
             raise UnsupportedModelError(
                 f"the tower holds no {kind.__qualname__}: expected one, as in the releases of transformers known here"
             )
+        as_products(twin.model)
         vars(twin.model)["original"] = Original(self.model, twin.model)
         vars(twin.model)["input_format"] = self.input_format
         return twin
