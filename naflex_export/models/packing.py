@@ -22,10 +22,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from naflex_export.resample.add import leaves_torch
+from naflex_export.resample.add import OLDEST_GPU, leaves_torch
 
 HAS_VARLEN = importlib.util.find_spec("torch.nn.attention.varlen") is not None
 """Whether torch has attention to sequences of any length, which its releases from 2.10 on do."""
+
+WIDEST_HEAD = 256
+"""Values of a head that torch's kernel for them takes at most; it takes multiples of 8."""
 
 
 @dataclass(frozen=True)
@@ -235,13 +238,24 @@ def attend(qkv: Rows, num_heads: int, packing: Packing, *, scale: float | None =
         scale: of the scores; by default one over the root of a head's width.
         dropout: of the scores' softmax.
     """
-    device = qkv[0].device.type
-    is_served = qkv[0].dtype in (torch.float16, torch.bfloat16) and not dropout and packing.window_T is None
-    if device == "cuda" and HAS_VARLEN and is_served and not leaves_torch():
+    device, is_whole = qkv[0].device, not dropout and packing.window_T is None
+    if device.type == "cuda" and is_whole and _varlen_takes(qkv[0], num_heads) and not leaves_torch():
         return _by_varlen(qkv, num_heads, packing, scale)
-    if device == "cpu" and not torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+    if device.type == "cpu" and not torch.compiler.is_compiling() and not torch.compiler.is_exporting():
         return _by_image(qkv, num_heads, packing, scale, dropout)
     return _gathered(qkv, num_heads, packing, scale, dropout)
+
+
+def _varlen_takes(query_RC: Tensor, num_heads: int) -> bool:
+    """Whether torch's kernel takes queries: in 16 bits, heads of widths that it knows, a GPU that is not too old."""
+    width, is_low = query_RC.shape[-1] // num_heads, query_RC.dtype in (torch.float16, torch.bfloat16)
+    return HAS_VARLEN and is_low and width % 8 == 0 and width <= WIDEST_HEAD and _has_flash(query_RC.device.index)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _has_flash(index: int | None) -> bool:
+    """Whether the GPU of that number runs flash attention, as those do that run our kernels."""
+    return torch.cuda.get_device_capability(index) >= OLDEST_GPU
 
 
 def _gathered(qkv: Rows, num_heads: int, packing: Packing, scale: float | None, dropout: float) -> Tensor:

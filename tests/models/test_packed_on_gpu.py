@@ -29,6 +29,12 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "tower": TOWERS["kimi_k25"],
 }
 
+
+@pytest.fixture(autouse=True)
+def _hopper(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+
+
 needs_varlen = pytest.mark.skipif(not packing.HAS_VARLEN, reason="this torch has no varlen_attn")
 
 
@@ -85,6 +91,22 @@ def test_attention_is_one_operator_and_nothing_waits(name: str) -> None:
     waits = [node for word in ("item", "tolist", "nonzero", "unique") for node in calls(graph, word)]
     assert [node for node in waits if node.target != "item" and "getitem" not in str(node.target)] == []
     assert [node for node in waits if node.target == "item" and any(map(is_on_gpu, node.all_input_nodes))] == []
+
+
+@needs_varlen
+@pytest.mark.parametrize(
+    ("model", "capability"),
+    [(lambda: tiny.naflexvit(embed_dim=24), (9, 0)), (tiny.naflexvit, (7, 5))],
+    ids=["heads-of-12", "turing"],
+)
+def test_what_the_kernel_does_not_take_is_gathered(
+    model: Callable[[], nn.Module], capability: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would raise: it takes heads of multiples of 8 values, and runs from Ampere on."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
+    (graph,) = graphs_on_gpu(model(), torch.bfloat16)
+    assert not calls(graph, "varlen_attn")
+    assert len(calls(graph, "scaled_dot_product_attention")) == 3
 
 
 @needs_varlen
