@@ -1,7 +1,7 @@
 """Time what packed vision towers do ahead of their first block, ours beside each model's own, on the same packs.
 
-That is patches projected, their position embedding and their rotary angles. `bare` is the projection alone. Towers have
-their published widths and one block, which is not run; weights are random.
+That is patches projected, their position embedding and their rotary angles, in float32 without TF32. `bare` is the
+projection alone. Towers have their published widths and one block, which is not run; weights are random.
 
     python tools/bench_towers.py [--device cuda] [--rounds 15] [--out tools/results/bench_towers.csv]
 """
@@ -150,6 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", default=RESULTS / "bench_towers.csv", type=Path)
     asked = parser.parse_args(arguments)
     warnings.simplefilter("ignore")
+    torch.backends.cudnn.allow_tf32 = False  # as for products: ours convolves nothing, and float32 is to mean the same
     for family in asked.family or TOWERS:
         try:
             tower = tower_of(family, asked.smoke)

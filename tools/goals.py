@@ -379,7 +379,7 @@ GOALS = (
         for name, values in (
             (name, encoder_values("speedup", True, technique=f"ours {name}", **BIG))
             for name in (
-                *("packed, torch.compile", "CUDA graphs", "AOTInductor", "packed AOTInductor"),
+                *("CUDA graphs", "AOTInductor", "packed AOTInductor"),
                 *("ONNX Runtime", "packed ONNX Runtime", "TensorRT"),
             )
         )

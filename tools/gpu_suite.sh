@@ -153,8 +153,10 @@ together() {
 
 has_cuda_provider=$("$python" -c 'import onnxruntime as ort; print(*ort.get_available_providers())' 2> /dev/null)
 if [[ $device == cpu || $has_cuda_provider == *CUDAExecutionProvider* ]]; then has_onnx=1; else has_onnx=; fi
-if "$python" -c "import $([[ $device == cpu ]] && echo tensorrt_rtx || echo tensorrt)" 2> /dev/null; then has_trt=1; else has_trt=; fi
-no_onnx="this onnxruntime has no CUDA provider: install onnxruntime-gpu" no_trt="TensorRT is not installed"
+has_trt=$("$python" -c 'from importlib.util import find_spec as find
+print("yes" if find("tensorrt") or find("tensorrt_rtx") else "")')
+no_onnx="this onnxruntime has no CUDA provider: install onnxruntime-gpu"
+no_trt="neither tensorrt nor tensorrt-rtx is installed"
 
 echo "$named, CXX=${CXX-}"
 beside gpu_tests 170 "tests aot" "$many" "artifacts and aot and not towers"
