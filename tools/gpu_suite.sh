@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that a GPU is needed for, in one command, the most telling part first: the tests, by target and side by
-# side, so that one that crashes or hangs takes no other with it; what no GPU has timed yet; then what has been timed
-# and has changed since, and what has not. Each step has its limit; one that fails or runs out of time does not stop the
+# side, so that one that crashes or hangs takes no other with it; packs and vision towers, which no GPU has timed yet;
+# the rest of the tests; artifacts, which have changed since they were timed; and what has not. Each step has its limit; one that fails or runs out of time does not stop the
 # others. Run again, it goes on with the steps that have not passed at this commit on this device, by the rows in $OUT
 # and in tools/results.
 #
@@ -100,18 +100,19 @@ wanted() {
     fi
 }
 
-# step LIMIT NAME COMMAND...: run a command for at most so many seconds, and for no more than is left of the total
+# step LIMIT NAME COMMAND...: run a command for at most so many seconds, and for no more than is left of the total; not at
+# all where less than half of its limit is
 step() {
     local limit=$1 name=$2 begun=$SECONDS left code
     shift 2
     wanted "$name" || return 0
     if [[ -n $smoke ]]; then limit=1800; fi
     left=$((total - (SECONDS - started)))
-    if ((left < limit)); then limit=$left; fi
-    if ((limit < 5)); then
+    if ((left < limit / 2)); then # it would be stopped on its way, and a shorter one may still pass
         echo "== $name: not run, the time is up"
         code=124
     else
+        if ((left < limit)); then limit=$left; fi
         echo "== $name, at most $limit s"
         timeout --kill-after=10 "$limit" "$@"
         code=$?
@@ -170,10 +171,6 @@ step 90 "encoder packed" "${encoder[@]}" --model "$model" --grids different nafl
     "ours torch.compile" "ours packed, torch.compile" || failed=1
 step 60 "towers" "$python" tools/bench_towers.py --device "$device" --rounds "$rounds" "${towers[@]}" \
     --out "$out/bench_towers.csv" || failed=1
-embedding=("$python" tools/bench_embed.py --device "$device" --rounds "$rounds" --loop-rounds 1 --loop-sources 16
-    --batches "${embed_batches[@]}" --sources "${sources[@]}" --sizes 4..31 --out "$out/bench_embed.csv")
-step 50 "embedding bfloat16" "${embedding[@]}" --dtype bfloat16 --candidates "timm's grid_sample" "ours, compiled" ||
-    failed=1
 if [[ -n $has_onnx ]]; then
     gpu_tests 120 "tests onnx" $((2 * many)) "onnx" || failed=1
 else
@@ -199,8 +196,7 @@ if [[ -n $has_trt ]]; then
 else
     not_here "encoder trt" "$no_trt"
 fi
-step 60 "embedding float32" "${embedding[@]}" --dtype float32 --candidates \
-    "timm's loop" "timm's grid_sample" "matmul, compiled" "ours, compiled" || failed=1
+step 150 "encoder aot" "${encoder[@]}" --model "$model" --techniques "timm eager" "ours AOTInductor" || failed=1
 step 80 "encoder padded" "${encoder[@]}" --model "$model" --techniques \
     "timm eager" "timm torch.compile" "ours torch.compile" "ours CUDA graphs" || failed=1
 if wanted siglip2; then # of a configuration that is written for it, as a model of transformers is named by a folder
@@ -213,9 +209,12 @@ END
     step 60 siglip2 env -C "$folder" "${encoder_there[@]}" --model "hf:$hf_model" --techniques \
         "timm eager" "timm torch.compile" "ours torch.compile" || failed=1
 fi
-step 150 "encoder aot" "${encoder[@]}" --model "$model" --techniques "timm eager" "ours AOTInductor" || failed=1
-step 60 "embedding bfloat16 beside the rest" "${embedding[@]}" --dtype bfloat16 --candidates \
-    "timm's loop" "matmul, compiled" "ours, compiled" || failed=1
+embedding=("$python" tools/bench_embed.py --device "$device" --rounds "$rounds" --loop-rounds 1 --loop-sources 16
+    --batches "${embed_batches[@]}" --sources "${sources[@]}" --sizes 4..31 --out "$out/bench_embed.csv" --candidates
+    "timm's loop" "timm's grid_sample" "matmul, compiled" "ours, compiled")
+for dtype in bfloat16 float32; do
+    step 60 "embedding $dtype" "${embedding[@]}" --dtype "$dtype" || failed=1
+done
 
 echo "rows are in $out; python tools/write_tables.py writes the tables from tools/results"
 exit "$failed"

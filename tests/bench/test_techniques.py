@@ -379,6 +379,8 @@ def test_the_encoder_bench_packs_what_timm_defines(tmp_path: Path) -> None:
 
 
 SUITE = Path(__file__).parents[2] / "tools" / "gpu_suite.sh"
+LATE = ("not run, the time is up", "out of time")
+"""What it says of a step for which too little is left of the total."""
 
 
 def test_the_encoder_bench_names_the_library_that_eager_is_of(tmp_path: Path) -> None:
@@ -409,3 +411,20 @@ def test_the_gpu_suite_refuses_what_it_does_not_know(arguments: list[str], messa
     environment = {**os.environ, "DEVICE": "cpu"}
     done = subprocess.run([SUITE, *arguments], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and message in done.stderr
+
+
+@pytest.mark.full
+def test_the_gpu_suite_goes_on_with_what_has_not_passed(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHON": sys.executable, "DEVICE": "cpu", "OUT": str(tmp_path), "TOTAL": "0"}
+    environment |= {"STEPS": "towers tests-memory", "NAFLEX_COMMIT": "abc"}
+
+    def said() -> list[str]:
+        done = subprocess.run([SUITE, "--smoke"], env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 1
+        return [line for line in done.stdout.splitlines() if line.startswith("==")]
+
+    assert said() == [f"== {name}: {what}" for name in ("towers", "tests memory") for what in LATE]
+    rows = tmp_path / "gpu_suite.csv"
+    assert rows.read_text().count(",124\n") == 2
+    rows.write_text(rows.read_text().replace("towers,0,124", "towers,12,0"))
+    assert said() == ["== towers: passed before", *(f"== tests memory: {what}" for what in LATE)]
