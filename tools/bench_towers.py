@@ -100,7 +100,7 @@ def measured(tower: nn.Module, device: torch.device, images: int, tokens: int, r
     candidates = {
         "own": adapter.embedding(),
         "ours": adapter.vectorized().embedding(),
-        "bare": Bare(adapter.model),
+        "bare": Bare(adapter.vectorized().model),  # as a matrix product: some convolutions take several times as long
     }
     current: list[list[Tensor]] = [packs[0]]
 

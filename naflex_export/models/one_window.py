@@ -2,7 +2,9 @@
 
 Vision towers project a patch, and some merge a square of tokens, by a convolution whose window is all of its input. On
 a GPU torch makes float32 convolutions of TF32 products unless it is told otherwise, which keep 10 bits of each factor,
-while its matrix products are of float32: a tower in float32 would be off by 3e-4.
+while its matrix products are of float32: a tower in float32 would be off by 3e-4. On a CPU (one thread, torch 2.14)
+the product takes a quarter of the time for patches of 16x16 and 14x14 pixels, and for merging 2x2 tokens of width 1536
+two fifths forward and a tenth with the gradient.
 """
 
 from __future__ import annotations
