@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from naflex_export.accuracy.faults import ROUNDING
@@ -78,6 +79,9 @@ def diagnose(given: Features, right: Features, known: Mapping[str, KnownFault], 
         else:
             left[name] = _norm(error - expected) / size
     best = min(left, key=lambda name: left[name], default="")
+    plain = min(_plain(given, right, error), key=lambda fault: fault.left, default=None)
+    if plain is not None and plain.left < min(MATCHES, left.get(best, math.inf)):
+        return Diagnosis(plain.name, f"diagnosis: {plain.name}: {plain.says}")
     if best and left[best] < MATCHES:
         return Diagnosis(best, _said(best, known))
     if not is_low and (rounded := _rounding(size, sizes, alike)):
@@ -85,6 +89,82 @@ def diagnose(given: Features, right: Features, known: Mapping[str, KnownFault], 
         return Diagnosis(name, _said(name, known, how))
     closest = f"; the nearest, {best}, explains {1 - left[best]:.0%} of it" if best and left[best] < SOME else ""
     return Diagnosis("", f"diagnosis: none of the {len(known)} typical faults gives these answers{closest}")
+
+
+SCALED = "scaled"
+
+
+class PlainFault(NamedTuple):
+    """A fault that needs no model to be seen.
+
+    Attributes:
+        name: as a report gives it.
+        says: what is wrong, and what to do.
+        left: which share of the error it does not explain.
+    """
+
+    name: str
+    says: str
+    left: float
+
+
+def _plain(given: Features, right: Features, error: Array) -> list[PlainFault]:
+    """Return what right vectors become when they are scaled, rounded, or given in another order, each as a fault."""
+    found = [_scaled(given, right, error), _in_another_order(given, right, error)]
+    found += [_rounded(dtype, given, right, error) for dtype in (torch.float16, torch.bfloat16)]
+    return [fault for fault in found if fault is not None and math.isfinite(fault.left)]
+
+
+def _scaled(given: Features, right: Features, error: Array) -> PlainFault | None:
+    """Return the fault of vectors that have the right direction and another length; None where one points away."""
+    factors = {case: _factors(given[case], right[case]) for case in given}
+    if not all((factor > 0).all() for factor in factors.values()):
+        return None
+    scaled = {case: right[case] * factors[case] for case in given}
+    lengths = np.concatenate([np.linalg.norm(answer, axis=-1).ravel() for answer in given.values()])
+    shares = np.concatenate([factor.ravel() for factor in factors.values()])
+    what = f"between {shares.min():.3g} and {shares.max():.3g} times the right one"
+    if np.ptp(shares) <= 1e-3 * shares.max():
+        what = f"all {shares.mean():.6g} times the right one"
+    if np.abs(lengths - 1).max() < 1e-2:
+        what = "all 1"
+    says = f"each vector has the right direction and another length, {what}; give vectors as the model does"
+    return PlainFault(SCALED, says, _left(given, right, scaled, error))
+
+
+def _factors(given: Array, right: Array) -> Array:
+    """Return by what each right vector is to be multiplied to come nearest to the one that is given, [..., 1]."""
+    found: Array = (given * right).sum(axis=-1, keepdims=True) / (right * right).sum(axis=-1, keepdims=True)
+    return found
+
+
+def _rounded(dtype: torch.dtype, given: Features, right: Features, error: Array) -> PlainFault:
+    """Return the fault of right vectors that are rounded to 16 bits before they are given."""
+    name = str(dtype).removeprefix("torch.")
+    rounded = {case: torch.from_numpy(right[case]).to(dtype).double().numpy() for case in given}
+    says = f"vectors are right, and rounded to {name} at the end; answer in float32, or judge with --dtype {name}"
+    return PlainFault(f"rounded-to-{name}", says, _left(given, right, rounded, error))
+
+
+def _left(given: Features, right: Features, faulty: Features, error: Array) -> float:
+    """Return which share of an error is left where what is given is explained by what is faulty."""
+    return _norm(_errors(given, right) - _errors(faulty, right, list(given))) / _norm(error)
+
+
+def _in_another_order(given: Features, right: Features, error: Array) -> PlainFault | None:
+    """Return the fault of right vectors that stand in other rows of their batch; None where each is in its own."""
+    moved, told = dict[str, Array](), ""
+    for case, answer in given.items():
+        apart = np.linalg.norm(answer[:, None] - right[case][None], axis=-1)
+        nearest = apart.argmin(axis=1)
+        moved[case] = right[case][nearest]
+        others = np.flatnonzero(nearest != np.arange(len(nearest)))
+        if len(others) and not told:
+            told = f"row {others[0]} of {case} is that of image {nearest[others[0]]}"
+    if not told:
+        return None
+    says = f"vectors are right, but of other images of their batch: {told}; answer images in the order that they have"
+    return PlainFault("other-order", says, _left(given, right, moved, error))
 
 
 def _said(name: str, known: Mapping[str, KnownFault], how: str = "") -> str:

@@ -79,6 +79,11 @@ def pack_command(
 )
 @click.option("--url-model", default="", help="The model that OpenAI's request names.")
 @click.option("--dtype", default="float32", show_default=True, help="That the port computes in.")
+@click.option(
+    "--normalized",
+    is_flag=True,
+    help="The port scales its vectors to length 1, as most endpoints of embeddings do: judge their directions.",
+)
 @click.option("--report", "reports", multiple=True, type=click.Path(path_type=Path), help="Write .json or .html here.")
 @exit_codes
 def judge_command(
@@ -92,6 +97,7 @@ def judge_command(
     protocol: str,
     url_model: str,
     dtype: str,
+    normalized: bool,
     reports: tuple[Path, ...],
 ) -> None:
     """Judge a port by PACK: ANSWERS is the folder or .safetensors file that it wrote.
@@ -108,6 +114,10 @@ def judge_command(
     given = [bool(found) for found in (answers, onnx, command, url)]
     if sum(given) != 1:
         raise RequestError(f"{sum(given)} of ANSWERS, --onnx, --command and --url were given: expected one of them")
+    if output and onnx is None:
+        raise RequestError("--output was given without --onnx: expected it with an ONNX file, whose output it names")
+    if inputs and not (onnx or url):
+        raise RequestError("--input was given without --onnx or --url: expected it where inputs have names")
     for path in reports:
         check_report(path, tuple(FORMATS))
     opened, pairs = Pack.open(pack), dict(_pair(text) for text in inputs)
@@ -121,7 +131,7 @@ def judge_command(
         from naflex_export.packs.endpoints import from_url
 
         found = from_url(opened, url, url_model, protocol, pairs)
-    verdict = judge_answers(opened, found, dtype)
+    verdict = judge_answers(opened, found, dtype, normalized)
     for path in reports:
         write_report(verdict, path, FORMATS)
     for line in lines(verdict):

@@ -28,6 +28,10 @@ MORE_PADDING = 8
 MUST_MOVE = "masking a valid token"
 
 
+class NoAnswerError(ValueError):
+    """Nobody answers at all, or not in time: what else would be asked is asked in vain."""
+
+
 @dataclass(frozen=True)
 class Asked:
     """One question: what was changed, by which share of their size the vectors moved, or why it was refused."""
@@ -107,6 +111,8 @@ def _asked(questions: Mapping[str, Callable[[], float]]) -> tuple[Asked, ...]:
             found.append(Asked(name, question()))
         except Exception as error:  # each runtime and library has errors of its own
             found.append(Asked(name, 0.0, (str(error).strip().splitlines() or [type(error).__name__])[0][:200]))
+            if isinstance(error, NoAnswerError):
+                break
     return tuple(found)
 
 

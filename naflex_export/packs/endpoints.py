@@ -6,8 +6,10 @@ The last is what Triton Inference Server speaks. OpenAI's takes photos alone; th
 from __future__ import annotations
 
 import base64
+import http.client
 import json
 import re
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
@@ -18,6 +20,7 @@ import numpy as np
 from naflex_export.errors import RequestError
 from naflex_export.packs import asked
 from naflex_export.packs.answers import SECONDS, Answers, of_cases, vectors_in
+from naflex_export.packs.asked import NoAnswerError
 from naflex_export.packs.opened import Array, Pack
 
 OPENAI, NAFLEX, KSERVE = "openai", "naflex-serve", "kserve"
@@ -106,6 +109,7 @@ def _from_kserve(pack: Pack, url: str, names: Mapping[str, str]) -> Answers:
     try:
         about = json.loads(_sent(base))
         kinds = {one["name"]: one["datatype"] for one in about["inputs"]}
+        outputs = [one["name"] for one in about.get("outputs", [])]
     except (ValueError, KeyError, TypeError) as error:
         raise RequestError(
             f"--url {url!r}: its model cannot be asked about ({error}): expected .../v2/models/NAME"
@@ -118,7 +122,6 @@ def _from_kserve(pack: Pack, url: str, names: Mapping[str, str]) -> Answers:
             f"--url {url!r} has the inputs {', '.join(kinds)}, and the pack has {', '.join(of_model)}: give --input "
             f"NAME=NAME for each, or serve a model that takes photos as {PHOTO}"
         )
-    outputs = [one["name"] for one in about.get("outputs", [])]
     output = "features" if "features" in outputs or not outputs else outputs[0]
 
     def run(inputs: Mapping[str, Array]) -> Array:
@@ -169,6 +172,9 @@ def _output(text: str, name: str) -> Array:
     return np.asarray(outputs[name]["data"], dtype=np.float64).reshape(outputs[name]["shape"])
 
 
+MOST_PARTS = 1024
+"""Of a reply, each of at most a MiB: no batch of vectors has more."""
+
 Body = tuple[bytes, dict[str, str]]
 
 
@@ -180,14 +186,22 @@ def _sent(url: str, body: Body | None = None) -> str:
     """Return the reply to a request, a GET where there is no body.
 
     Raises:
+        NoAnswerError: there is no reply, or none that ends.
         ValueError: it failed; the message has the status and what the server says.
     """
     content, headers = body or (None, {})
+    end, parts = time.monotonic() + SECONDS, list[bytes]()
     try:
         with urllib.request.urlopen(urllib.request.Request(url, content, headers), timeout=SECONDS) as reply:
-            return reply.read().decode()
+            while part := reply.read1(2**20):
+                parts.append(part)
+                if time.monotonic() > end or len(parts) > MOST_PARTS:
+                    raise NoAnswerError(f"the reply had no end after {sum(map(len, parts))} bytes")
     except urllib.error.HTTPError as error:
-        said = error.read().decode(errors="replace").strip()
+        said = error.read(1000).decode(errors="replace").strip()
         raise ValueError(f"status {error.code}: {said[:300]}") from error
     except OSError as error:
-        raise ValueError(f"no reply: {error}") from error
+        raise NoAnswerError(f"no reply: {error}") from error
+    except http.client.HTTPException as error:
+        raise ValueError(f"no reply of HTTP: {type(error).__name__} {error}") from error
+    return b"".join(parts).decode()

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from naflex_export.accuracy.diagnosis import Diagnosis, KnownFault, diagnose
+from naflex_export.accuracy.diagnosis import SCALED, Diagnosis, KnownFault, diagnose
 from naflex_export.accuracy.metrics import LIMITS, Measures, measure
 from naflex_export.errors import GateFailure, RequestError
 from naflex_export.packs.answers import Answers
@@ -43,6 +43,7 @@ class Verdict:
         origin: where the answers came from.
         dtype: whose limits hold.
         asked: what was asked of the port beside the cases.
+        ignored: names of answers that are to no case.
     """
 
     cases: tuple[Judged, ...]
@@ -54,6 +55,7 @@ class Verdict:
     origin: str = ""
     dtype: str = "float32"
     asked: tuple[Asked, ...] = ()
+    ignored: tuple[str, ...] = ()
 
     @property
     def failures(self) -> list[str]:
@@ -73,22 +75,29 @@ class Verdict:
             raise GateFailure("\n  ".join(["the answers are wrong:", *told, self.diagnosis]).rstrip())
 
 
-def judge_answers(pack: Pack, answers: Answers, dtype: str = "float32") -> Verdict:
+def judge_answers(pack: Pack, answers: Answers, dtype: str = "float32", normalized: bool = False) -> Verdict:
     """Return whether a port's answers are right, and what is wrong where they are not.
 
     Args:
         pack: what is right.
         answers: the port's.
         dtype: that it computes in; it chooses the limits.
+        normalized: it answers with vectors of length 1, and all that the pack holds is brought to that length.
 
     Raises:
         RequestError: the dtype is unknown.
     """
-    if dtype not in LIMITS:
-        raise RequestError(f"dtype {dtype!r} is unknown: expected one of {', '.join(LIMITS)}")
+    dtypes = ("float32", *pack.manifest["noise_floors"])
+    if dtype not in dtypes:
+        raise RequestError(f"dtype {dtype!r} is unknown: expected one of {', '.join(dtypes)}")
+
+    def told(features: Array) -> Array:
+        return _unit(features) if normalized else features
+
     problems, judged, comparable = list(answers.problems), list[Judged](), dict[str, Array]()
+    all_wrong = False
     for case, given in answers.features.items():
-        wanted = pack.expected(case)
+        wanted = told(pack.expected(case))
         if given.shape != wanted.shape:
             problems.append(f"{case}: the answer's shape is {list(given.shape)}, expected {list(wanted.shape)}")
             continue
@@ -100,12 +109,13 @@ def judge_answers(pack: Pack, answers: Answers, dtype: str = "float32") -> Verdi
         own = math.sqrt(sum(one.measures.relative_l2**2 for one in judged) / len(judged))
         eager = math.sqrt(sum(floors[one.case] ** 2 for one in judged) / len(judged))
         if not own <= FLOOR_FACTOR * eager:
+            all_wrong = True
             problems.append(f"all cases: error {own:.2g} is more than {FLOOR_FACTOR:g} times eager's own {eager:.2g}")
     problems += filter(None, (one.failure(LIMITS[dtype].relative_l2) for one in answers.asked))
     failed = bool(problems) or any(one.exceeded for one in judged)
-    wrong = [one.case for one in judged if one.exceeded]
+    wrong = [one.case for one in judged if one.exceeded or all_wrong]
     is_low = dtype != "float32"
-    diagnosis = _diagnosis(pack, comparable, wrong, is_low) if failed and comparable else Diagnosis()
+    diagnosis = _diagnosis(pack, comparable, wrong, is_low, told) if failed and comparable else Diagnosis()
     return Verdict(
         cases=tuple(judged),
         problems=tuple(problems),
@@ -116,19 +126,34 @@ def judge_answers(pack: Pack, answers: Answers, dtype: str = "float32") -> Verdi
         origin=answers.origin,
         dtype=dtype,
         asked=answers.asked,
+        ignored=answers.ignored,
     )
 
 
-def _diagnosis(pack: Pack, answers: Mapping[str, Array], wrong: Sequence[str], is_low: bool) -> Diagnosis:
-    """Return the typical fault that the answers have."""
+def _unit(vectors: Array) -> Array:
+    """Return vectors [n, C] at length 1."""
+    found: Array = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    return found
+
+
+def _diagnosis(
+    pack: Pack,
+    answers: Mapping[str, Array],
+    wrong: Sequence[str],
+    is_low: bool,
+    told: Callable[[Array], Array],
+) -> Diagnosis:
+    """Return the typical fault that the answers have; `told` makes of features what the port says of them."""
 
     def fingerprint(name: str) -> Callable[[], dict[str, Array]]:
-        return lambda: {case: pack.fingerprint(name, case).astype(np.float64) for case in answers}
+        return lambda: {case: told(pack.fingerprint(name, case).astype(np.float64)) for case in answers}
 
-    right = {case: pack.expected(case).astype(np.float64) for case in answers}
+    right = {case: told(pack.expected(case).astype(np.float64)) for case in answers}
     faults = pack.manifest["fingerprints"].items()
     known = {name: KnownFault(said["says"], said["remedy"], fingerprint(name)) for name, said in faults}
     found = diagnose(answers, right, known, is_low)
+    if found.fault == SCALED:
+        return replace(found, line=f"{found.line}, or judge directions alone with --normalized")
     return found if found.fault or not found.line else replace(found, line=f"{found.line}{_hint(pack, wrong, answers)}")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -26,28 +26,35 @@ class Pack:
 
     @classmethod
     def open(cls, path: Path) -> Pack:
-        """Return the pack in a folder, after checking the size and hash of every file.
+        """Return the pack in a folder, after checking the size and hash of every file that its manifest names.
+
+        A file that the manifest does not name is never read.
 
         Raises:
-            RequestError: a file is missing, is there besides, or has changed; the message names it.
+            RequestError: the folder is no pack, or a file of it is missing or has changed; the message names it.
         """
+        file = str(path / "manifest.json")
         try:
             manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-            files = manifest["files"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise RequestError(
-                f"{str(path / 'manifest.json')!r} cannot be read ({type(error).__name__}): expected the folder of a "
-                "pack, as naflex-gate pack writes it"
+                f"{file!r} cannot be read ({type(error).__name__}): expected the folder of a pack, as naflex-gate pack "
+                "writes it"
             ) from error
-        if manifest.get("schema") != SCHEMA:
+        schema = manifest.get("schema") if isinstance(manifest, dict) else None
+        if schema != SCHEMA:
+            raise RequestError(f"pack {str(path)!r} has schema {schema!r}, expected {SCHEMA}: write it again")
+        try:
+            missing = [*_not_said(manifest), *_not_listed(manifest)]
+            said = {name: (int(one["bytes"]), str(one["sha256"])) for name, one in manifest["files"].items()}
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise RequestError(
-                f"pack {str(path)!r} has schema {manifest.get('schema')!r}, expected {SCHEMA}: write it again"
-            )
-        for name, said in files.items():
-            file = path / name
-            content = file.read_bytes() if file.is_file() else None
-            if content is None or hashlib.sha256(content).hexdigest() != said["sha256"]:
-                what = "is missing" if content is None else f"is damaged ({len(content)} of {said['bytes']} bytes)"
+                f"{file!r} is no manifest of a pack ({type(error).__name__}: {error}): write or fetch the pack again"
+            ) from error
+        if missing:
+            raise RequestError(f"{file!r} names no {missing[0]}, which it needs: write or fetch the pack again")
+        for name, (size, digest) in said.items():
+            if what := _damage(path, name, size, digest):
                 raise RequestError(f"{name} of pack {str(path)!r} {what}: write or fetch the pack again")
         return cls(path, manifest)
 
@@ -84,4 +91,40 @@ class Pack:
         return [self.path / name for name in self.manifest["cases"][case]["photos"]]
 
     def _load(self, name: str) -> Array:
-        return np.asarray(np.load(self.path / name, allow_pickle=False))
+        try:
+            return np.asarray(np.load(self.path / name, allow_pickle=False))
+        except (OSError, ValueError) as error:
+            raise RequestError(f"{name} of pack {str(self.path)!r} is no .npy file: {error}") from error
+
+
+def _not_said(manifest: dict[str, Any]) -> list[str]:
+    """Return what a judge asks of a manifest that it does not say, beside files."""
+    floors = {dtype: manifest["noise_floors"][dtype] for dtype in ("float16", "bfloat16")}
+    unsaid = [f"noise floor of {case}" for found in floors.values() for case in manifest["cases"] if case not in found]
+    unsaid += [] if "photos" in manifest["cases"]["photos"] else ["photos of the case photos"]
+    faults = manifest["fingerprints"].items()
+    return unsaid + [f"words for {name}" for name, said in faults if not {"says", "remedy"} <= set(said)]
+
+
+def _not_listed(manifest: dict[str, Any]) -> list[str]:
+    """Return the files that a judge reads and a manifest does not list, and so says no hash of."""
+    needed = []
+    for case, said in manifest["cases"].items():
+        needed += [f"cases/{case}/inputs/{name}.npy" for name in manifest["inputs"]]
+        needed += [f"cases/{case}/expected/features.npy"]
+        needed += [f"cases/{case}/expected/stages/{name}.npy" for name in said["stages"]]
+        needed += said.get("photos", [])
+    return [name for name in needed if name not in manifest["files"]]
+
+
+def _damage(path: Path, name: str, size: int, digest: str) -> str:
+    """Return what is wrong with a file of a pack, in words; empty where nothing is."""
+    file = path / name
+    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+        return "lies outside of it"
+    if not file.is_file():
+        return "is missing"
+    found = file.stat().st_size
+    if found == size and hashlib.sha256(file.read_bytes()).hexdigest() == digest:
+        return ""
+    return f"is damaged ({found} of {size} bytes)"

@@ -23,7 +23,9 @@ def lines(verdict: Verdict) -> list[str]:
     found += [
         f"{one.name}: {f'refused: {one.refused}' if one.refused else f'moved {one.moved:.1e}'}" for one in verdict.asked
     ]
-    return found + ([f"not answered: {', '.join(verdict.unanswered)}"] if verdict.unanswered else [])
+    found += [f"first deviation of a stage: {verdict.stage}"] if verdict.stage and verdict.passed else []
+    found += [f"not answered: {', '.join(verdict.unanswered)}"] if verdict.unanswered else []
+    return found + ([f"answers to no case: {', '.join(verdict.ignored)}"] if verdict.ignored else [])
 
 
 def as_json(verdict: Verdict) -> str:
@@ -91,6 +93,8 @@ def _cases(verdict: Verdict) -> list[Element]:
         section += [tag("h2", "Moves of the vectors"), tag("ul", *(tag("li", line) for line in told))]
     if verdict.unanswered:
         section.append(tag("p", f"Not answered: {', '.join(verdict.unanswered)}.", class_="note"))
+    if verdict.ignored:
+        section.append(tag("p", f"Answers to no case: {', '.join(verdict.ignored)}.", class_="note"))
     return section
 
 

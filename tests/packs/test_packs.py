@@ -194,6 +194,53 @@ def written(pack: Pack, weights: dict[str, Any], folder: Path, fault: str = "") 
     return folder
 
 
+def half_of(value: Any) -> Any:
+    return value.astype(np.float16)
+
+
+BENT: dict[str, tuple[Any, str]] = {
+    "noise within the limit": (lambda value, noise: value + 9e-6 * noise, ""),
+    "noise above the limit": (lambda value, noise: value + 2e-5 * noise, "none of the "),
+    "noise of 16 bits": (lambda value, noise: value + 4e-4 * noise, "none of the "),
+    "float16 at the end": (lambda value, noise: half_of(value), "rounded-to-float16: vectors are right"),
+    "bfloat16 at the end": (
+        lambda value, noise: torch.from_numpy(value).bfloat16().float().numpy(),
+        "rounded-to-bfloat16: vectors are right",
+    ),
+    "length 1": (lambda value, noise: value / np.linalg.norm(value, axis=1, keepdims=True), "another length, all 1;"),
+    "length 1 in float16": (
+        lambda value, noise: half_of(value / np.linalg.norm(value, axis=1, keepdims=True)),
+        "another length, all 1;",
+    ),
+    "twice as long": (lambda value, noise: 2 * value, "all 2 times the right one"),
+    "another order": (lambda value, noise: np.roll(value, 1, axis=0), "but of other images of their batch: row 0"),
+    "turned round": (lambda value, noise: -value, "none of the "),
+}
+
+
+@pytest.mark.parametrize("bent", BENT)
+def test_what_is_said_of_right_vectors_that_are_bent_is_true(pack: Pack, bent: str) -> None:
+    draw, (bend, said) = np.random.default_rng(0), BENT[bent]
+    features = {}
+    for case in pack.cases:
+        right = pack.expected(case)
+        noise = np.linalg.norm(right) / right.size**0.5 * draw.standard_normal(right.shape)
+        features[case] = bend(right, noise).astype(np.float32)
+    verdict = judge_answers(pack, Answers(features, "a port"))
+    assert verdict.passed == (not said) and said in verdict.diagnosis, verdict.diagnosis
+    assert bool(verdict.fault) == (said not in ("", "none of the "))
+
+
+def test_no_case_is_called_right_where_all_together_are_wrong(pack: Pack) -> None:
+    draw = np.random.default_rng(0)
+    features = {}
+    for case in pack.cases:
+        right = pack.expected(case)
+        features[case] = right + 3e-3 * np.linalg.norm(right) / right.size**0.5 * draw.standard_normal(right.shape)
+    verdict = judge_answers(pack, Answers(features, "noise"), "float16")
+    assert not verdict.passed and "only photos are wrong" not in verdict.diagnosis
+
+
 class OtherActivation(Port):
     """A port with the GELU through a sigmoid, which is as far off as bfloat16 and no rounding."""
 
