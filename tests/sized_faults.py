@@ -97,6 +97,30 @@ LATER: dict[str, Fault] = {
 """Written down later, against cases and sample together: 8 of them passed, and the larger batches came of that."""
 
 
+TILED: dict[str, Fault] = {
+    "batch of 6": lambda images, tokens, grid: images == 6,
+    "batch of 24 to 31": lambda images, tokens, grid: 24 <= images <= 31,
+    "two to four of 120 to 200 tokens": lambda images, tokens, grid: 2 <= images <= 4 and 120 <= tokens <= 200,
+    "tokens of 4 modulo 8, above 32": lambda images, tokens, grid: tokens > 32 and tokens % 8 == 4,
+    "multiples of 16 that are no powers of two": lambda images, tokens, grid: (
+        tokens % 16 == 0 and tokens & (tokens - 1) > 0
+    ),
+    "tokens of 2 modulo 4, above 100": lambda images, tokens, grid: tokens > 100 and tokens % 4 == 2,
+    "140 to 170 tokens": lambda images, tokens, grid: 140 <= tokens <= 170,
+    "18 to 31 tokens": lambda images, tokens, grid: 18 <= tokens <= 31,
+    "192 tokens": lambda images, tokens, grid: tokens == 192,
+    "241 to 255 tokens": lambda images, tokens, grid: 241 <= tokens < 256,
+    "four times as long as wide": lambda images, tokens, grid: max(grid) == 4 * min(grid) > 4,
+    "over 24 high, and no column": lambda images, tokens, grid: grid.height > 24 and grid.width > 1,
+    "rows of 17 to 63": lambda images, tokens, grid: grid.height == 1 and 17 <= grid.width <= 63,
+    "16 high and narrower": lambda images, tokens, grid: grid.height == 16 > grid.width,
+    "a quarter of 100 tokens or more, in company": lambda images, tokens, grid: (
+        images >= 2 and tokens >= 100 and 4 * grid.tokens < tokens
+    ),
+}
+"""Written down after those, of tiles and spans: 5 of them passed, and the sizes of cases were then chosen anew."""
+
+
 def strikes(fault: Fault, batch: Batch) -> list[bool]:
     """Return for each image of a batch whether a fault strikes it."""
     images, tokens = batch.patch_valid.shape

@@ -48,8 +48,9 @@ def _one_row(bucket: Bucket, draw: random.Random) -> Plan:
 
 
 def _one_column(bucket: Bucket, draw: random.Random) -> Plan:
-    rows = max(1, bucket.tokens - 1)
-    return Plan([Grid(rows, 1)] * bucket.batch[0], rows)
+    """Return long columns, with little padding where there is room for any."""
+    tokens = max(1, bucket.tokens - 1)
+    return Plan([Grid(max(1, tokens - tokens // 64), 1)] * bucket.batch[0], tokens)
 
 
 def _square(bucket: Bucket, draw: random.Random) -> Plan:
@@ -65,17 +66,20 @@ def _smallest(bucket: Bucket, draw: random.Random) -> Plan:
 
 def _padding(bucket: Bucket, draw: random.Random) -> Plan:
     """Return small grids drowned in padding."""
-    return Plan([_small_grid(bucket, draw) for _ in range(_usual_batch(bucket))], bucket.tokens)
+    return Plan([_small_grid(bucket, draw) for _ in range(_usual_batch(bucket))], max(1, 3 * bucket.tokens // 4))
 
 
 def _large_values(bucket: Bucket, draw: random.Random) -> Plan:
     """Return patches ten times as large as a photo's, where a narrow dtype overflows first."""
-    return Plan([_drawn_grid(bucket, draw) for _ in range(bucket.batch[0])], bucket.tokens, scale=10.0)
+    tokens = max(1, 5 * bucket.tokens // 8)
+    return Plan([_drawn_grid(bucket, draw, tokens) for _ in range(bucket.batch[0])], tokens, scale=10.0)
 
 
 def _largest_batch(bucket: Bucket, draw: random.Random) -> Plan:
-    """Return as many images as the bucket takes, small ones, so that it costs little."""
-    return Plan([_small_grid(bucket, draw) for _ in range(bucket.batch[2])], min(9, bucket.tokens))
+    """Return as many images as the bucket takes, small ones, and smaller ones of many, so that it costs little."""
+    count = bucket.batch[2]
+    side, tokens = (3, 9) if count <= 16 else (2, 5)
+    return Plan([_small_grid(bucket, draw, side) for _ in range(count)], min(tokens, bucket.tokens))
 
 
 def _full_batch(bucket: Bucket, draw: random.Random) -> Plan:
@@ -124,7 +128,10 @@ CONTENTS: tuple[tuple[float, float], ...] = (
 One image more has them patch by patch, so that some of its patches are zero and others constant.
 """
 
-STANDARD_SAMPLE = Budget(total=4350, most=640)
+BLACK = 1
+"""The place in `CONTENTS` of what the last batch of `EXTREME` has, images that are larger and have no padding."""
+
+STANDARD_SAMPLE = Budget(total=4320, most=640)
 """What the sample of sizes of the standard effort may cost: about as much as the other cases do."""
 
 
@@ -275,7 +282,7 @@ def generated_batch(name: str, bucket: Bucket, token_width: int) -> Batch:
         RequestError: it would not fit into this machine's memory.
     """
     kind, number, seed = _parsed(name)
-    plan = _plans(kind, bucket, seed)[number]
+    plan = _plan(kind, number, bucket, seed)
     needed, there = 4 * len(plan.grids) * plan.tokens * token_width, _memory()
     if needed > there // 2:
         raise RequestError(
@@ -284,7 +291,11 @@ def generated_batch(name: str, bucket: Bucket, token_width: int) -> Batch:
         )
     batch = noise_batch(name, plan.grids, plan.tokens, token_width, plan.scale)
     if kind == EXTREME:
-        return _with_extremes(batch, number * bucket.batch[2])
+        is_last = number == len(_plans(kind, bucket, seed)) - 1
+        count = len(CONTENTS) + 1
+        return _with_contents(
+            batch, [BLACK if is_last else (number * bucket.batch[2] + row) % count for row in range(len(plan.grids))]
+        )
     return _with_holes(batch) if kind == HOLES else batch
 
 
@@ -293,11 +304,10 @@ def _memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 2**40
 
 
-def _with_extremes(batch: Batch, first: int) -> Batch:
-    """Return the batch with its images' values moved to those of `CONTENTS`, from a number on and round again."""
+def _with_contents(batch: Batch, numbers: Sequence[int]) -> Batch:
+    """Return the batch with its images' values moved to those of `CONTENTS`, by a number for each image."""
     contents, images = torch.tensor(CONTENTS), []
-    for row, patches_ND in enumerate(batch.patches, first):
-        number = row % (len(CONTENTS) + 1)
+    for number, patches_ND in zip(numbers, batch.patches, strict=True):
         patch_by_patch = torch.arange(len(patches_ND)) % len(CONTENTS)
         mean_N, spread_N = contents[patch_by_patch if number == len(CONTENTS) else [number] * len(patches_ND)].unbind(1)
         images.append(mean_N.unsqueeze(1) + spread_N.unsqueeze(1) * patches_ND)
@@ -352,15 +362,22 @@ def _plans(kind: str, bucket: Bucket, seed: int) -> list[Plan]:
     return [PLANS[kind](bucket, random.Random(f"{kind} {bucket} {seed}"))]
 
 
+def _plan(kind: str, number: int, bucket: Bucket, seed: int) -> Plan:
+    """Return one plan of a kind; one that the standard sample has is found without a thorough one."""
+    if kind == SAMPLED and number < len(found := _sampled(bucket, seed, STANDARD)):
+        return found[number]
+    return _plans(kind, bucket, seed)[number]
+
+
 def _every_grid(bucket: Bucket, seed: int) -> list[Plan]:
     grids, size = naflex_grids(bucket.tokens), _usual_batch(bucket)
     chunks = [grids[start : start + size] for start in range(0, len(grids), size)]
     return [Plan((chunk * size)[: max(len(chunk), bucket.batch[0])], bucket.tokens) for chunk in chunks]
 
 
-def _sampled(bucket: Bucket, seed: int) -> list[Plan]:
-    """Return the sample of the most thorough effort, which begins with that of the standard one."""
-    return [Plan(*sizes) for sizes in sample(bucket, seed, EFFORTS["thorough"].sampled, _sizes_of_cases(bucket, seed))]
+def _sampled(bucket: Bucket, seed: int, effort: str = "thorough") -> list[Plan]:
+    """Return the sample of an effort; that of the most thorough one begins with that of the standard one."""
+    return [Plan(*sizes) for sizes in sample(bucket, seed, EFFORTS[effort].sampled, _sizes_of_cases(bucket, seed))]
 
 
 def _fresh(bucket: Bucket, seed: int) -> list[Plan]:
@@ -374,20 +391,20 @@ def _spread(bucket: Bucket, seed: int) -> list[Plan]:
 
 
 def _strips(bucket: Bucket, draw: random.Random) -> Plan:
-    """Return a long row, a long column and a square with some padding, of most of the tokens that the bucket takes."""
-    tokens = max(1, int(draw.uniform(0.68, 0.8) * bucket.tokens))
+    """Return a long row and a square with some padding, of most of the tokens that the bucket takes."""
+    tokens = max(1, int(draw.uniform(0.68, 0.8) * bucket.tokens) // 4 * 4 + 2)
+    tokens = min(tokens, bucket.tokens)
     area = max(1, int(draw.uniform(0.85, 0.97) * tokens))
     side = math.isqrt(area)
-    grids = [Grid(1, area), Grid(area, 1), Grid(side, side)]
-    return _as_many(bucket, grids, 3, tokens)
+    return _as_many(bucket, [Grid(1, area), Grid(side, side)], 2, tokens)
 
 
 def _crowd(bucket: Bucket, draw: random.Random) -> Plan:
-    """Return more images than the usual cases have, of a third of the tokens each: some fill it, some do not.
+    """Return more images than the usual cases have, of nearly a third of the tokens each: some fill it, some do not.
 
     Two have a side that most learned grids have, which is then resized along the other side alone.
     """
-    tokens = max(2, int(draw.uniform(0.34, 0.4) * bucket.tokens)) // 2 * 2
+    tokens = max(2, int(draw.uniform(0.337, 0.345) * bucket.tokens)) // 2 * 2
     side, half = math.isqrt(tokens), math.isqrt(tokens // 2)
     across = max(1, tokens // LEARNED)
     shapes = [(tokens // 2, 2), (across, LEARNED), (LEARNED, across), (3, tokens // 3), (2 * half, half), (side, side)]
@@ -408,12 +425,16 @@ def _larger(bucket: Bucket, seed: int) -> list[Plan]:
 
 
 def _extreme(bucket: Bucket, seed: int) -> list[Plan]:
-    """Return images of the same few patches, of each content one, in as many batches as that takes."""
+    """Return images of the same few patches, of each content one, in as many batches as that takes, and a larger one.
+
+    That is all there is in its batch, where it may be.
+    """
     smallest, _, largest = bucket.batch
-    side = min(4, math.isqrt(bucket.tokens))
+    side, larger = min(3, math.isqrt(bucket.tokens)), min(9, math.isqrt(bucket.tokens))
     images = len(CONTENTS) + 1
     counts = [max(smallest, min(largest, images - start)) for start in range(0, images, largest)]
-    return [Plan([Grid(side, side)] * count, side * side) for count in counts]
+    several = [Plan([Grid(side, side)] * count, min(side * side + 1, bucket.tokens)) for count in counts]
+    return [*several, Plan([Grid(larger, larger)] * smallest, larger * larger)]
 
 
 def _holes(bucket: Bucket, seed: int) -> list[Plan]:
@@ -456,12 +477,12 @@ def _usual_batch(bucket: Bucket) -> int:
     return max(bucket.batch[0], min(bucket.batch[1], few))
 
 
-def _drawn_grid(bucket: Bucket, draw: random.Random) -> Grid:
-    return naflex_grid(MAX_ASPECT ** draw.uniform(-1, 1), bucket.tokens)
+def _drawn_grid(bucket: Bucket, draw: random.Random, tokens: int = 0) -> Grid:
+    return naflex_grid(MAX_ASPECT ** draw.uniform(-1, 1), tokens or bucket.tokens)
 
 
-def _small_grid(bucket: Bucket, draw: random.Random) -> Grid:
-    side = min(3, math.isqrt(bucket.tokens))
+def _small_grid(bucket: Bucket, draw: random.Random, most: int = 3) -> Grid:
+    side = min(most, math.isqrt(3 * bucket.tokens // 4) or 1)
     return Grid(draw.randint(1, side), draw.randint(1, side))
 
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from naflex_export.accuracy.by_length import Outputs, run_by_length
 from naflex_export.accuracy.metrics import LIMITS, Limits, Measures, measure
 from naflex_export.accuracy.reference import SoundInterpolate
 from naflex_export.accuracy.results import BASELINE_FACTOR
 from naflex_export.batch import Batch
 from naflex_export.errors import RequestError
-from naflex_export.models.adapter import EncoderAdapter
+from naflex_export.models.adapter import EncoderAdapter, ModelAdapter
 from naflex_export.models.copies import whole_copy
 from naflex_export.models.mixed_precision import cast_encoder, cast_model, keeping_softmax
 from naflex_export.models.quantized import quantize_eagerly, quantized_layers
@@ -31,7 +32,6 @@ MOVED_BASELINES = 8
 """How often eager is asked again, on moved inputs, on a case that narrowly fails."""
 
 Candidate = Callable[..., Any]
-Outputs = dict[str, Tensor]
 Adapter = TypeVar("Adapter", bound=EncoderAdapter)
 
 
@@ -104,6 +104,16 @@ class Comparison:
             given = self._reference(*self._eager_inputs(batch, torch.float32))
         return self._own(batch, dict(zip(self.outputs, given, strict=True)))
 
+    def references_of(self, batches: Sequence[Batch]) -> list[Outputs]:
+        """Return the reference's outputs for each of several batches: as `reference_of`, with zeros for padding.
+
+        Images that are padded are run by their length, with little padding; of texts padding may count.
+        """
+        form = self.reference.input_format
+        if not isinstance(self.reference, ModelAdapter) or form.is_packed or not form.masks:
+            return [self.reference_of(batch) for batch in batches]
+        return run_by_length(self.reference_of, batches, self.reference.num_prefix_tokens)
+
     def baseline_of(self, batch: Batch) -> Outputs:
         """Return the outputs of eager in `precision`, by name; nothing in float32, whose floor the limits know."""
         if self._baseline is None:
@@ -115,9 +125,9 @@ class Comparison:
     def eager_of(self, batch: Batch) -> tuple[Outputs, Outputs]:
         """Return the outputs of the reference and of the baseline, each by name."""
         if self.eager is None or not self.eager.repeats(batch.name):
-            return self.reference_of(batch), self.baseline_of(batch)
+            return self.references_of([batch])[0], self.baseline_of(batch)
         if batch.name not in self.eager.of:
-            self.eager.of[batch.name] = self.reference_of(batch), self.baseline_of(batch)
+            self.eager.of[batch.name] = self.references_of([batch])[0], self.baseline_of(batch)
         return self.eager.of[batch.name]
 
     def _own(self, batch: Batch, outputs: Outputs) -> Outputs:

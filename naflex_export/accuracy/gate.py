@@ -9,6 +9,7 @@ is the noise floor, and a candidate may be at most twice as far from the referen
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,9 +31,9 @@ from naflex_export.accuracy.photos import Photos, every_other, photo_batches, ph
 from naflex_export.accuracy.results import ArtifactSummary, GateReport, Neighbours
 from naflex_export.accuracy.survey import survey
 from naflex_export.accuracy.tally import Tally
-from naflex_export.batch import Batch
+from naflex_export.batch import Batch, noise_batch
 from naflex_export.errors import RequestError
-from naflex_export.grid import Bucket, check_buckets
+from naflex_export.grid import Bucket, Grid, check_buckets
 from naflex_export.models import adapter_of
 from naflex_export.models.adapter import ModelAdapter
 from naflex_export.models.exportable import refuse_modes, refuse_not_plain
@@ -220,6 +221,8 @@ def _judge(
     tally = Tally(comparison)
     planned = sum(len(cases_of(bucket, cases, len(photos.images))) for bucket in settings.buckets)
     made = ((one, batch) for one in settings.buckets for batch in batches(adapter, one, photos, cases))
+    if EFFORTS[cases.effort].sampled and not cases.only:
+        _call_first(comparison, settings.buckets[0])
     for count, (bucket, batch) in enumerate(made, 1):
         settings.announce(f"case {count} of {planned}: {batch.name}")
         tally.add(bucket, batch if batch.name.startswith("photos-") else comparison.filled(batch))
@@ -267,6 +270,13 @@ def _judge(
     settings.announce("looking for the fault that it is")
     found_fault = fault_of(comparison, report, case_of)
     return replace(report, fault=found_fault.fault, diagnosis=found_fault.line)
+
+
+def _call_first(comparison: Comparison, bucket: Bucket) -> None:
+    """Call the candidate with as little as it takes, so that whatever it allocates has to grow in the cases."""
+    least = noise_batch("least", [Grid(1, 1)] * bucket.batch[0], 1, comparison.reference.token_width)
+    with contextlib.suppress(Exception):  # the case of this size says what it raises
+        comparison.candidate_of(least)
 
 
 def _patches_of(photos: Photos, adapter: ModelAdapter, bucket: Bucket) -> Tensor:

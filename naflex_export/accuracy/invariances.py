@@ -21,6 +21,9 @@ from naflex_export.grid import Bucket, Grid
 Run = Callable[[Batch], Tensor]
 """Returns the candidate's features [B, F] of a batch; unpooled ones [B, N, F] with zeros for padding."""
 
+MOST_TOKENS, MOST_SIDE = 64, 4
+"""Of the batches that are changed: where images are small, padding and a single token weigh most, and little is run."""
+
 MASKING = "masking a valid token"
 """The one check that must move the features."""
 
@@ -64,10 +67,11 @@ def check_invariances(
         packed: the candidate takes the images one after the other, with no padding between them.
         masks: a single token can be left out of a call.
     """
-    side = max(1, int((bucket.tokens // 2) ** 0.5))
+    tokens = min(bucket.tokens, MOST_TOKENS)
+    side = max(1, min(MOST_SIDE, int((tokens // 2) ** 0.5)))
     grids = [Grid(side, side), Grid(1, side), Grid(side, max(1, side - 1))]
-    grids = grids if bucket.tokens <= 128 else grids[:2]  # a third of so many tokens says no more
-    batch = _sized(noise_batch(f"invariances-seed{seed}", grids, bucket.tokens, token_width), bucket)
+    grids = grids if tokens < MOST_TOKENS else grids[:2]  # a third of so many tokens says no more
+    batch = _sized(noise_batch(f"invariances-seed{seed}", grids, tokens, token_width), bucket)
     plain = functools.cache(lambda: run(batch))
     checks: dict[str, Callable[[], float]] = {}
     if not packed and len(batch.grids) > 1:
@@ -87,7 +91,7 @@ def check_invariances(
             checks["company in a pack"] = lambda: _moved(plain()[1:2], run(picked(batch, [1])))
         checks["order in the batch"] = lambda: _moved(plain().flip(0), run(_reversed(batch)))
     least, of_least = batch, plain
-    if not packed and bucket.tokens > 2 * side * side:
+    if not packed and tokens > 2 * side * side:
         least = _shorter(batch)
         of_least = functools.cache(lambda: run(least))
         checks["amount of padding"] = lambda: _moved(plain(), of_least())

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from naflex_export.accuracy.advice import advice_on, advice_without, output_tap
-from naflex_export.accuracy.comparison import Comparison, Outputs
+from naflex_export.accuracy.by_length import Outputs
+from naflex_export.accuracy.comparison import Comparison
 from naflex_export.accuracy.layers_to_keep import layers_to_keep
 from naflex_export.accuracy.results import BASELINE_FACTOR, CaseResult, GateReport, Location, Tap
 from naflex_export.batch import Batch, picked

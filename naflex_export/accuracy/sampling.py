@@ -20,7 +20,7 @@ from naflex_export.grid import Bucket, Grid
 CALL_COST = 55
 """What a call costs beside its tokens, in tokens: the time a base model takes on a CPU to read its weights."""
 
-DRAWS = 48
+DRAWS = 56
 """Batches that are drawn for each that is chosen."""
 
 SHAPES_TOKENS = 40
@@ -229,6 +229,7 @@ def _cells(bucket: Bucket, sizes: Sizes) -> set[Cell]:
     return {cell for grid in set(sizes.grids) for cell in _cells_of(bucket, len(sizes.grids), sizes.tokens, grid)}
 
 
+@lru_cache(maxsize=16384)
 def _cells_of(bucket: Bucket, images: int, tokens: int, grid: Grid) -> set[Cell]:
     """Return the cells of one image in a batch of so many images and tokens."""
     smallest, _, largest = bucket.batch
@@ -256,6 +257,7 @@ def _weight(cell: Cell) -> float:
     return 2.0 if cell.axes == ("batch", "tokens") else 1.0
 
 
+@lru_cache(maxsize=4096)
 def _of_count(bucket: Bucket, count: int) -> dict[object, float]:
     """Return what a batch of so many images covers, whatever they are."""
     found: dict[object, float] = {("batch by 8", count % 8): 1.0}
@@ -264,6 +266,7 @@ def _of_count(bucket: Bucket, count: int) -> dict[object, float]:
     return found | {("batch between", _half_octave(count)): 8.0}
 
 
+@lru_cache(maxsize=4096)
 def _of_tokens(bucket: Bucket, tokens: int) -> dict[object, float]:
     """Return what a batch of so many tokens covers, whatever its images are."""
     found: dict[object, float] = {("tokens by 16", tokens % 16, tokens > 16): 12.0 if tokens > 16 else 2.0}
@@ -271,6 +274,10 @@ def _of_tokens(bucket: Bucket, tokens: int) -> dict[object, float]:
         found["tokens by 32", tokens % 32] = 1.5
     if tokens > 64:
         found["many tokens by 8", tokens % 8] = 8.0
+    if tokens > 128:
+        found["most tokens by 4", tokens % 4] = 8.0
+    if tokens > 32 and tokens % 16 == 0 and tokens & (tokens - 1):
+        found["whole tiles"] = 8.0
     if tokens in _turning(1, bucket.tokens, bucket.tokens):
         return found | {("tokens", tokens): 6.0 + tokens / (6 if tokens & (tokens - 1) == 0 else 32)}
     return found | {("tokens between", _half_octave(tokens)): 4.0 + tokens / 16}
@@ -281,6 +288,7 @@ def _half_octave(size: int) -> int:
     return math.floor(2 * math.log2(size))
 
 
+@lru_cache(maxsize=16384)
 def _of_grid(bucket: Bucket, grid: Grid, tokens: int) -> dict[object, float]:
     """Return what an image covers by itself: its kind of grid and size, and how many valid tokens have padding."""
     shape, size = shape_of(grid), stratum_of(grid.tokens, 1, bucket.tokens)
@@ -289,6 +297,8 @@ def _of_grid(bucket: Bucket, grid: Grid, tokens: int) -> dict[object, float]:
         found["square", grid.height] = 4.0 + grid.tokens / 6
     elif min(grid) <= 3:
         found["narrow", min(grid), grid.height < grid.width, stratum_of(max(grid), 1, bucket.tokens)] = 1.5
+    if 1 < min(grid) < max(grid) <= 4 * min(grid) and max(grid) % min(grid) == 0:
+        found["times as long", max(grid) // min(grid), grid.height > grid.width] = 1.0
     if grid.tokens < tokens:
         found["valid by 8", grid.tokens % 8] = 0.5
         if grid.tokens in _turning(1, bucket.tokens, bucket.tokens):

@@ -19,8 +19,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from naflex_export.accuracy.by_length import Outputs
 from naflex_export.accuracy.cases import EFFORTS, HOLES, CaseSelection, generated_batch, survey_names
-from naflex_export.accuracy.comparison import Comparison, Outputs
+from naflex_export.accuracy.comparison import Comparison
 from naflex_export.accuracy.invariances import Invariance, check_invariances
 from naflex_export.accuracy.results import CellCount, Survey
 from naflex_export.accuracy.sampling import Sizes, cells_of, covered_by
@@ -29,8 +30,11 @@ from naflex_export.batch import Batch, noise_batch, picked
 from naflex_export.grid import Bucket, Grid
 from naflex_export.serving.runner import Runner
 
-REPEATED = 64
-"""In images times tokens: batches of up to this size are given twice."""
+CHEAP = 64
+"""In images times tokens: batches of up to this size are asked about again, after all others and from threads."""
+
+ALL_TWICE, SOME_TWICE = 16, 128
+"""In images times tokens: batches of up to the first are given twice, and of each doubling above it the smallest."""
 
 CALLS = 101
 """Of the candidate, one after the other, at least: what goes wrong every hundredth time has then gone wrong once."""
@@ -57,16 +61,16 @@ def survey(tally: Tally, buckets: Sequence[Bucket], cases: CaseSelection, passed
         return None
     if not passed:
         return Survey(fresh_seed=cases.fresh_seed, not_done="the candidate failed before all sizes were looked at")
-    surveyor = _Surveyor(tally)
+    surveyor, comparison = _Surveyor(tally), tally.comparison
     for bucket in buckets:
         names = survey_names(bucket, cases)
-        for name in names if tally.comparison.input_format.masks else [one for one in names if not is_of_holes(one)]:
-            generated = generated_batch(name, bucket, tally.comparison.reference.token_width)
-            surveyor.compare(bucket, tally.comparison.filled(generated))
+        names = names if comparison.input_format.masks else [one for one in names if not is_of_holes(one)]
+        made = (generated_batch(name, bucket, comparison.reference.token_width) for name in names)
+        surveyor.compare(bucket, [comparison.filled(batch) for batch in made])
     surveyor.behave(buckets[-1], cases.seed)
     return Survey(
         batches=surveyor.batches,
-        calls=tally.comparison.calls,
+        calls=comparison.calls,
         fresh_seed=cases.fresh_seed,
         cells=tuple(cell for bucket in buckets for cell in _cells(tally, bucket, surveyor.sizes[bucket])),
         behaviours=tuple(surveyor.behaviours),
@@ -84,16 +88,20 @@ class _Surveyor:
         self._again = _Worst("the same input again", tally.limits.relative_l2)
         self._small: list[tuple[Batch, Outputs]] = []
 
-    def compare(self, bucket: Bucket, batch: Batch) -> None:
-        """Compare a batch with the reference, and a cheap one with what the candidate says of it a second time."""
-        self.batches += 1
-        self.sizes.setdefault(bucket, []).append(Sizes(batch.grids, batch.patch_valid.shape[1]))
-        checked = not is_of_holes(batch.name)  # no loader makes such a mask, and a Runner refuses it
-        given = self.tally.add_if_wrong(bucket, batch, checked=checked)
-        if given is None or not checked or batch.patch_valid.numel() > REPEATED:
-            return
-        self._small.append((batch, given))
-        self._ask_again(self._again, batch, given)
+    def compare(self, bucket: Bucket, batches: Sequence[Batch]) -> None:
+        """Compare batches with the reference, and some with what the candidate says of them a second time."""
+        self.batches += len(batches)
+        self.sizes[bucket] = [Sizes(batch.grids, batch.patch_valid.shape[1]) for batch in batches]
+        twice = _twice(batches)
+        for batch, expected in zip(batches, self.comparison.references_of(batches), strict=True):
+            checked = not is_of_holes(batch.name)  # no loader makes such a mask, and a Runner refuses it
+            given = self.tally.add_if_wrong(bucket, batch, expected, checked=checked)
+            if given is None or not checked:
+                continue
+            if batch.patch_valid.numel() <= CHEAP:
+                self._small.append((batch, given))
+            if batch.name in twice:
+                self._ask_again(self._again, batch, given)
 
     def behave(self, bucket: Bucket, seed: int) -> None:
         """Ask what no comparison shows, in one bucket."""
@@ -127,7 +135,7 @@ class _Surveyor:
 
         In eager a NaN in padding spreads, and in float16 a large value does: that is loud, and the candidate's right.
         """
-        side = math.isqrt(min(bucket.tokens // 2, 16))
+        side = math.isqrt(min(bucket.tokens // 2, 9))
         if not side or bucket.tokens < 2:
             return []
         count = max(bucket.batch[0], min(2, bucket.batch[2]))
@@ -137,7 +145,9 @@ class _Surveyor:
         is_padding = ~batch.patch_valid.unsqueeze(-1)
         noise = torch.randn(batch.patches.shape, generator=torch.Generator().manual_seed(seed)).clamp(-3, 3)
         before, found = functools.cache(lambda: self.comparison.candidate_of(batch)), []
+        is_second = (torch.arange(batch.patches.shape[1]) % 2 == 0).unsqueeze(-1)
         for content, values in (
+            ("what images hold", torch.where(is_second, -1.0, noise / 3)),
             ("large values", LARGE * noise),
             ("huge values", HUGE * noise),
             ("infinity", torch.full_like(noise, math.inf)),
@@ -175,15 +185,15 @@ class _Surveyor:
     def _threads(self, bucket: Bucket) -> Invariance:
         """Call from several threads at once, each with inputs of its own, and compare with what was said alone."""
         worst = _Worst(f"calls from {THREADS} threads at once", self.tally.limits.relative_l2)
-        asked = sorted(self._small, key=lambda one: one[0].patch_valid.numel())[: 2 * THREADS]
-        if not asked:
+        pairs = self._pairs()
+        if not pairs:
             return worst.found
         start, lock = threading.Barrier(THREADS), threading.Lock()
 
         def call(number: int) -> None:
             start.wait()
             for turn in range(CALLS_OF_A_THREAD):
-                batch, before = asked[(number + turn * THREADS) % len(asked)]
+                batch, before = pairs[(number // 2 + turn * THREADS // 2) % len(pairs)][number % 2]
                 try:
                     apart = self._apart(batch, before, self.comparison.candidate_of(batch))
                 except Exception as error:  # it has answered the same before
@@ -205,6 +215,16 @@ class _Surveyor:
             sys.setswitchinterval(switching)
         return worst.found
 
+    def _pairs(self) -> list[tuple[tuple[Batch, Outputs], tuple[Batch, Outputs]]]:
+        """Return small batches by twos of one shape, for threads to meet: one, and it with its images turned round."""
+        small = sorted(self._small, key=lambda one: one[0].patch_valid.numel())
+        turned = [
+            (picked(batch, range(len(batch.grids) - 1, -1, -1)), {name: out.flip(0) for name, out in given.items()})
+            for batch, given in small
+        ]
+        pairs = [pair for pair in zip(small, turned, strict=True) if len(pair[0][0].grids) > 1]
+        return (pairs or list(zip(small, [*small[1:], *small[:1]], strict=True)))[:THREADS]
+
     def _apart(self, batch: Batch, before: Outputs, after: Outputs) -> float:
         """Return how far two answers to a batch are apart: the worst image of any output."""
         found = [0.0]
@@ -214,6 +234,18 @@ class _Surveyor:
                 return math.inf
             found += ((other - one).norm(dim=1) / one.norm(dim=1).clamp(min=1e-30)).tolist()
         return math.nan if any(map(math.isnan, found)) else max(found)
+
+
+def _twice(batches: Sequence[Batch]) -> set[str]:
+    """Return the names of the batches that are given twice: the smallest, and one of each doubling above those."""
+    sizes = {batch.name: batch.patch_valid.numel() for batch in batches if not is_of_holes(batch.name)}
+    found = {name for name, size in sizes.items() if size <= ALL_TWICE}
+    least = ALL_TWICE
+    while least < SOME_TWICE:
+        within = [name for name, size in sizes.items() if least < size <= 2 * least]
+        found |= set(sorted(within, key=sizes.__getitem__)[:1])
+        least *= 2
+    return found
 
 
 def is_of_holes(name: str) -> bool:

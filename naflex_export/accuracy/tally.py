@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from naflex_export.accuracy.comparison import Comparison, Outputs
+from naflex_export.accuracy.by_length import Outputs
+from naflex_export.accuracy.comparison import Comparison
 from naflex_export.accuracy.metrics import DECADES, measure_images, spread_of, why_uninformative
 from naflex_export.accuracy.results import BaselineResult, CaseResult, Distribution, GateReport
 from naflex_export.accuracy.sampling import Sizes
@@ -58,27 +59,25 @@ class Tally:
                 self._spreads[name, "baseline"].append(spread_of(floor[name], wanted, valid))
             self._results.append(result)
 
-    def add_if_wrong(
-        self, bucket: Bucket, batch: Batch, fed: Batch | None = None, checked: bool = True
-    ) -> Outputs | None:
+    def add_if_wrong(self, bucket: Bucket, batch: Batch, expected: Outputs, checked: bool = True) -> Outputs | None:
         """Compare each output of a batch, and add those to the results that exceed a limit.
 
         Eager in the candidate's dtype is run only where a limit might give way to it.
 
         Args:
             bucket: that the batch is of.
-            batch: what the reference is run on.
-            fed: what the candidate is run on, where that is another: the same but for its padding.
+            batch: to run the candidate on.
+            expected: what the reference gives for it.
             checked: with a Runner's checks of what it is given.
 
         Returns:
             what the candidate answered; None where it raised.
         """
-        given = self._answer(fed or batch, checked)
+        given = self._answer(batch, checked)
         if given is None:
             return None
         floor: Outputs | None = None
-        for name, wanted in self.comparison.reference_of(batch).items():
+        for name, wanted in expected.items():
             valid = self.comparison.valid_in(batch, wanted)
             shape = None if name not in given else given[name].shape
             if shape != wanted.shape:

@@ -51,6 +51,13 @@ def found_by(fault: Fault, names: list[str]) -> list[str]:
     return [name for name in names if any(sized_faults.strikes(fault, generated_batch(name, BUCKET, 1)))]
 
 
+BY_CASES_TOO = (
+    *("batch of 2", "squares below 16", "two rows", "2 to 8 tokens", "122 to 254 tokens", "even tokens below 256"),
+    "grids of 10 to 200 patches",
+)
+"""Of `NAMED`: cases have several sizes, so that they strike what needs no sample."""
+
+
 @pytest.mark.parametrize("seed", [0, 7])
 @pytest.mark.parametrize("name", NAMED)
 def test_a_fault_at_some_sizes_is_struck(name: str, seed: int) -> None:
@@ -58,7 +65,7 @@ def test_a_fault_at_some_sizes_is_struck(name: str, seed: int) -> None:
     selection = CaseSelection(seed, fresh_seed=seed)
     names = [found for found in survey_names(BUCKET, selection) if found.startswith("sampled")]
     assert found_by(NAMED[name], names)
-    if name not in ("batch of 2", "squares below 16", "two rows"):  # those by the cases too
+    if name not in BY_CASES_TOO:
         cases_before = [one for one in cases_of(BUCKET, selection, num_photos=0) if not one.startswith(LARGER)]
         assert not found_by(NAMED[name], cases_before)
 
@@ -75,7 +82,8 @@ def test_cases_and_sample_strike_faults_that_were_written_later() -> None:
         selection = CaseSelection(seed, fresh_seed=0)
         names = [name for name in survey_names(BUCKET, selection) if name.startswith("sampled")]
         names += cases_of(BUCKET, selection, num_photos=0)
-        missed = [name for name, fault in sized_faults.LATER.items() if not found_by(fault, names)]
+        faults = sized_faults.LATER | sized_faults.TILED
+        missed = [name for name, fault in faults.items() if not found_by(fault, names)]
         assert not missed
 
 
@@ -118,6 +126,29 @@ def is_wrong_on_a_third_call_of_a_shape(self: Misbehaving, *inputs: Tensor) -> T
     return self.model(*inputs) * (1.5 if calls == 3 else 1)
 
 
+def is_wrong_where_it_grows(self: Misbehaving, *inputs: Tensor) -> Tensor:
+    most, size = self.kept.get("most", 0), inputs[2].numel()
+    self.kept["most"] = max(most, size)
+    return self.model(*inputs) * (1.5 if 0 < most < size else 1)
+
+
+def takes_plausible_padding_for_content(self: Misbehaving, *inputs: Tensor) -> Tensor:
+    largest = inputs[0].abs().amax(-1)
+    found: Tensor = self.model(*inputs[:2], inputs[2] | ((largest > 0) & (largest <= 1.5)))
+    return found
+
+
+def is_wrong_for_black_images_alone(self: Misbehaving, *inputs: Tensor) -> Tensor:
+    is_black = len(inputs[0]) == 1 and float(inputs[0].max()) < -0.9
+    return self.model(*inputs) * (1.5 if is_black else 1)
+
+
+def is_wrong_for_bright_images_with_padding(self: Misbehaving, *inputs: Tensor) -> Tensor:
+    patches, _, valid = inputs
+    means = torch.stack([image[there].mean() for image, there in zip(patches, valid, strict=True)])
+    return self.model(*inputs) * torch.where((means > 0.9) & ~valid.all(dim=1), 1.5, 1.0).unsqueeze(1)
+
+
 def is_silent_on_nan(self: Misbehaving, *inputs: Tensor) -> Tensor:
     found: Tensor = self.model(inputs[0].nan_to_num(0) * (0.9 if inputs[0].isnan().any() else 1), *inputs[1:])
     return found
@@ -142,6 +173,10 @@ class Misbehaving(nn.Module):
         changes_its_input,
         takes_zeros_for_padding,
         is_wrong_on_a_third_call_of_a_shape,
+        is_wrong_where_it_grows,
+        takes_plausible_padding_for_content,
+        is_wrong_for_black_images_alone,
+        is_wrong_for_bright_images_with_padding,
         is_silent_on_nan,
     ],
 )
@@ -338,6 +373,21 @@ def test_a_candidate_that_threads_disturb_is_rejected() -> None:
         buffer["inputs"] = inputs
         time.sleep(0.002)  # other threads have a turn
         return model(*buffer["inputs"])
+
+    report = nx.gate(candidate, tiny.siglip(), buckets=[SMALL])
+    (found,) = report.failures
+    assert found.startswith("behaviour: calls from 4 threads at once")
+
+
+def test_a_candidate_that_threads_disturb_in_one_shape_alone_is_rejected() -> None:
+    """Static inputs for each shape, as captured graphs have them."""
+    model, buffers = tiny.siglip(), dict[Any, Tensor]()
+
+    def candidate(patches: Tensor, coord: Tensor, valid: Tensor) -> Tensor:
+        static = buffers.setdefault(patches.shape, torch.empty_like(patches)).copy_(patches)
+        time.sleep(0.002)
+        found: Tensor = model(static, coord, valid)
+        return found
 
     report = nx.gate(candidate, tiny.siglip(), buckets=[SMALL])
     (found,) = report.failures
