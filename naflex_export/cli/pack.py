@@ -35,11 +35,12 @@ def pack_command(
     from naflex_export.cli.console import err
     from naflex_export.cli.console import out as console
     from naflex_export.models.model_sources import ModelSource, parse_model_args
-    from naflex_export.packs.write import write_pack
+    from naflex_export.packs.write import check_place, write_pack
 
     quiet_libraries(verbose)
     source = ModelSource(model, weights, seed, model_args=parse_model_args(model_args))
     source.check()
+    check_place(out)
     if weights == "random":
         err.print("[bold yellow]random weights:[/] a dry run; the pack proves nothing of use", soft_wrap=True)
     manifest = write_pack(source.load(), out, small, model)

@@ -33,6 +33,7 @@ from naflex_export.models.adapter import ModelAdapter
 from naflex_export.models.model_sources import weights_sha256
 from naflex_export.packs.photo_faults import PHOTO_FAULTS, TOKENS, PhotoFault
 from naflex_export.packs.readme import readme_of
+from naflex_export.serving.publish import check_writable
 
 TURNED = "chelsea.jpg"
 """The photo that is laid on its side, too."""
@@ -85,19 +86,32 @@ def write_pack(model: nn.Module, out: Path, small: bool = False, name: str = "")
         name: of the model, as a reader of the pack would look for it.
 
     Raises:
-        RequestError: the folder exists, the model pools nothing, or the pack would be too large.
+        RequestError: the folder exists or cannot be written, the model pools nothing, or the pack would be too large.
     """
-    if out.exists():
-        raise RequestError(f"--out {str(out)!r} exists: a pack is written to a folder that does not, remove it first")
+    check_place(out)
     adapter = float32_reference(adapter_of(model))
     if "features" not in adapter.default_outputs:
         raise RequestError("the model pools nothing, and a pack is of features: expected a model with a pooled output")
-    out.mkdir(parents=True)
     try:
+        out.mkdir(parents=True)
         return _write(adapter, out, small, name)
+    except OSError as error:
+        shutil.rmtree(out, ignore_errors=True)
+        raise RequestError(f"--out {str(out)!r} cannot be written ({error.strerror}): give another folder") from error
     except BaseException:
         shutil.rmtree(out)
         raise
+
+
+def check_place(out: Path) -> None:
+    """Check that a pack can be written to a folder.
+
+    Raises:
+        RequestError: something is there, or no folder can be made there.
+    """
+    if out.exists() or out.is_symlink():
+        raise RequestError(f"--out {str(out)!r} exists: a pack is written to a folder that does not, remove it first")
+    check_writable(out)
 
 
 def _write(adapter: ModelAdapter, out: Path, small: bool, name: str) -> dict[str, Any]:

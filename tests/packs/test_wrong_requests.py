@@ -218,6 +218,20 @@ def test_vectors_of_length_one_are_told_and_can_be_judged(pack: Pack) -> None:
         assert run(pack.path, "--url", f"{url}/v1/embeddings", "--normalized")[0] == 1
 
 
+def test_a_pack_that_cannot_be_written_is_told_before_the_model_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    said = {
+        "file/pack": "cannot write to",
+        "link": "exists: a pack is written to a folder that does not",
+        "file": "exists",
+    }
+    for name, words in said.items():
+        asked = ["pack", "naflexvit_base_patch16_siglip", "--weights", "random", "--out", str(tmp_path / name)]
+        done = CliRunner().invoke(gate_command, asked)
+        assert done.exit_code == 2 and words in done.output and "random weights" not in done.output
+
+
 def test_a_pack_and_answers_that_are_not_there_are_told(pack: Pack, tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "nothing"):
         code, said = run(path, tmp_path)
