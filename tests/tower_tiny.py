@@ -44,12 +44,13 @@ def qwen2_5_vl() -> nn.Module:
     return seeded(Qwen2_5_VisionTransformerPretrainedModel(Qwen2_5_VLVisionConfig(**sizes, **windows)))
 
 
-def kimi_k25() -> nn.Module:
+def kimi_k25(**options: Any) -> nn.Module:
     from transformers.models.kimi_k25.configuration_kimi_k25 import Kimi_K25VisionConfig
     from transformers.models.kimi_k25.modeling_kimi_k25 import Kimi_K25VisionModel
 
     sizes = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2}
-    return seeded(Kimi_K25VisionModel(Kimi_K25VisionConfig(**sizes, patch_size=2, pos_emb_height=5, pos_emb_width=5)))
+    positions = {"patch_size": 2, "pos_emb_height": 5, "pos_emb_width": 5}
+    return seeded(Kimi_K25VisionModel(Kimi_K25VisionConfig(**{**sizes, **positions, **options})))
 
 
 def paddleocr_vl() -> nn.Module:
@@ -60,12 +61,14 @@ def paddleocr_vl() -> nn.Module:
     return seeded(PaddleOCRVisionModel(PaddleOCRVisionConfig(**sizes, patch_size=2, image_size=10)))
 
 
-def cosmos3_edge() -> nn.Module:
+def cosmos3_edge(**options: Any) -> nn.Module:
     from transformers.models.cosmos3_edge.configuration_cosmos3_edge import Cosmos3EdgeVisionConfig
     from transformers.models.cosmos3_edge.modeling_cosmos3_edge import Cosmos3EdgeVisionModel
 
     sizes = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2}
-    return seeded(Cosmos3EdgeVisionModel(Cosmos3EdgeVisionConfig(**sizes, patch_size=2, num_patches=25)))
+    return seeded(
+        Cosmos3EdgeVisionModel(Cosmos3EdgeVisionConfig(**{**sizes, "patch_size": 2, "num_patches": 25, **options}))
+    )
 
 
 def hunyuan_vl(**options: Any) -> nn.Module:

@@ -18,6 +18,8 @@ from transformers.models.cosmos3_edge.modeling_cosmos3_edge import (
 from naflex_export.models.packing import Packing, attend
 from naflex_export.models.siglip2 import BILINEAR
 from naflex_export.models.tower import TowerAdapter, VectorizedTower
+from naflex_export.models.tower_call import tower_call
+from naflex_export.models.tower_checks import check_square
 from naflex_export.models.tower_position import add_position
 from naflex_export.resample.stored import Axis
 from naflex_export.serving.tower_format import TowerFormat
@@ -38,6 +40,7 @@ class VectorizedCosmos3EdgeAttention(Cosmos3EdgeVisionAttention):
 class VectorizedCosmos3EdgeVisionModel(VectorizedTower, Cosmos3EdgeVisionModel):
     """`Cosmos3EdgeVisionModel` without a look at its grids."""
 
+    @tower_call
     def forward(
         self, pixel_values: Tensor, grid_thw: Tensor, positions: Tensor | None = None, **kwargs: Any
     ) -> BaseModelOutputWithPooling:
@@ -82,3 +85,6 @@ class Cosmos3Edge(TowerAdapter):
     @property
     def learned_grid(self) -> Axis:
         return math.isqrt(len(self.model.embeddings.position_embedding.weight)), BILINEAR
+
+    def check_options(self) -> None:
+        check_square(len(self.model.embeddings.position_embedding.weight))

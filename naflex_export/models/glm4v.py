@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from naflex_export.errors import UnsupportedModelError
+from naflex_export.models.tower_call import tower_call
 from naflex_export.models.tower_kin import Kin, KinAdapter, KinTower, twin_named
 from naflex_export.models.tower_position import add_position
 from naflex_export.resample.stored import Axis
@@ -25,6 +26,7 @@ BICUBIC = Resampling(mode="bicubic", antialias=False)
 class Glm4vForward(KinTower):
     """The tower's forward without a look at its grids."""
 
+    @tower_call
     def forward(
         self, hidden_states: Tensor, grid_thw: Tensor, positions: Tensor | None = None, **kwargs: Any
     ) -> BaseModelOutputWithPooling:

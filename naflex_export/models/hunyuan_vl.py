@@ -23,6 +23,7 @@ from transformers.models.hunyuan_vl.modeling_hunyuan_vl import (
 from naflex_export.errors import UnsupportedModelError
 from naflex_export.models.packing import Packing, attend
 from naflex_export.models.tower import TowerAdapter, VectorizedTower
+from naflex_export.models.tower_call import tower_call
 from naflex_export.models.tower_position import add_position
 from naflex_export.resample.stored import Axis
 from naflex_export.resample.weights import Resampling
@@ -105,6 +106,7 @@ class VectorizedHunYuanVLMerger(HunYuanVLVisionPatchMerger):
 class VectorizedHunYuanVLVisionTransformer(VectorizedTower, HunYuanVLVisionTransformer):
     """`HunYuanVLVisionTransformer` without a look at its grids."""
 
+    @tower_call
     def forward(
         self,
         pixel_values: Tensor,

@@ -15,6 +15,7 @@ from transformers.models.kimi_k25.modeling_kimi_k25 import Kimi_K25VisionAttenti
 from naflex_export.errors import UnsupportedModelError
 from naflex_export.models.packing import Packing
 from naflex_export.models.tower import TowerAdapter, VectorizedTower, rotary_attention
+from naflex_export.models.tower_call import tower_call
 from naflex_export.models.tower_position import add_position
 from naflex_export.resample.stored import Axis
 from naflex_export.resample.weights import Resampling
@@ -37,6 +38,7 @@ class VectorizedKimiAttention(Kimi_K25VisionAttention):
 class VectorizedKimiVisionModel(VectorizedTower, Kimi_K25VisionModel):
     """`Kimi_K25VisionModel` without a look at its grids."""
 
+    @tower_call
     def forward(
         self, pixel_values: Tensor, grid_thw: Tensor, positions: Tensor | None = None, **kwargs: Any
     ) -> BaseModelOutputWithPooling:
@@ -91,9 +93,10 @@ class Kimi(TowerAdapter):
             raise UnsupportedModelError(f"the tower merges {height}x{width} patches to a token: expected a square")
         positions: Any = self.model.patch_embed.pos_emb
         found = (positions.interpolation_mode, positions.interpolation_align_corners)
-        if found != ("bicubic", False) or positions.position_embeddings.shape[0] != positions.num_grid_per_side:
+        height, width = positions.position_embeddings.shape[:2]
+        if found != ("bicubic", False) or {height, width} != {positions.num_grid_per_side}:
             raise UnsupportedModelError(
-                f"the tower resizes {list(positions.position_embeddings.shape[:2])} positions by {found[0]!r} with "
+                f"the tower resizes {[height, width]} positions by {found[0]!r} with "
                 f"align_corners={found[1]}: expected a square, and 'bicubic' without, as Kimi has it"
             )
         if not torch.equal(positions.time_position_embeddings[:1], positions.time_position_embeddings[:1] * 0):

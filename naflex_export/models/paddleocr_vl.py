@@ -19,6 +19,7 @@ from transformers.models.paddleocr_vl.modeling_paddleocr_vl import (
 from naflex_export.errors import UnsupportedModelError
 from naflex_export.models.packing import Packing
 from naflex_export.models.tower import TowerAdapter, VectorizedTower, rotary_attention
+from naflex_export.models.tower_call import tower_call
 from naflex_export.models.tower_position import add_position
 from naflex_export.resample.stored import Axis
 from naflex_export.resample.weights import Resampling
@@ -58,6 +59,7 @@ class VectorizedPaddleOCRVisionTransformer(PaddleOCRVisionTransformer):
 class VectorizedPaddleOCRVisionModel(VectorizedTower, PaddleOCRVisionModel):
     """`PaddleOCRVisionModel` without a look at its grids."""
 
+    @tower_call
     def forward(
         self, pixel_values: Tensor, grid_thw: Tensor, positions: Tensor | None = None, **kwargs: Any
     ) -> BaseModelOutputWithPooling:

@@ -20,6 +20,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from naflex_export.errors import UnsupportedModelError
 from naflex_export.models.packing import Packing
 from naflex_export.models.tower import JoinedQkvAttention
+from naflex_export.models.tower_call import tower_call
 from naflex_export.models.tower_kin import Kin, KinAdapter, KinTower, twin_named
 
 MOST_WINDOWS = 2**20
@@ -79,6 +80,7 @@ class SplitQkvAttention(JoinedQkvAttention):
 class Qwen25VLForward(KinTower):
     """The tower's forward without a look at its grids, and so without a sort by windows."""
 
+    @tower_call
     def forward(
         self, hidden_states: Tensor, grid_thw: Tensor, positions: Tensor | None = None, **kwargs: Any
     ) -> BaseModelOutputWithPooling:

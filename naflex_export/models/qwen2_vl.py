@@ -10,12 +10,14 @@ from typing import Any
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from naflex_export.models.tower_call import tower_call
 from naflex_export.models.tower_kin import Kin, KinAdapter, KinTower, twin_named
 
 
 class Qwen2VLForward(KinTower):
     """The tower's forward without a look at its grids."""
 
+    @tower_call
     def forward(
         self, hidden_states: Tensor, grid_thw: Tensor, positions: Tensor | None = None, **kwargs: Any
     ) -> BaseModelOutputWithPooling:

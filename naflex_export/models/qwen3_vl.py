@@ -13,6 +13,8 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from naflex_export.errors import UnsupportedModelError
+from naflex_export.models.tower_call import tower_call
+from naflex_export.models.tower_checks import check_square
 from naflex_export.models.tower_kin import Kin, KinAdapter, KinTower, twin_named
 from naflex_export.models.tower_position import add_position
 from naflex_export.resample.stored import Axis
@@ -24,6 +26,7 @@ BILINEAR = Resampling(mode="bilinear", antialias=False, align_corners=True)
 class Qwen3VLForward(KinTower):
     """The tower's forward without a look at its grids."""
 
+    @tower_call
     def forward(
         self, hidden_states: Tensor, grid_thw: Tensor, positions: Tensor | None = None, **kwargs: Any
     ) -> BaseModelOutputWithPooling:
@@ -98,9 +101,12 @@ class Qwen3VL(KinAdapter):
                 f"the tower resizes its positions by {found[0]!r} with align_corners={found[1]}: expected 'bilinear' "
                 "with align_corners=True, as Qwen3-VL has it"
             )
-        if model.num_grid_per_side**2 != len(model.pos_embed.weight):
+        check_square(len(model.pos_embed.weight))
+        indexes, blocks = getattr(model, "deepstack_visual_indexes", None) or [], len(model.blocks)
+        if len(self._levels) and (len(set(indexes)) < len(indexes) or not set(indexes) <= set(range(blocks))):
             raise UnsupportedModelError(
-                f"the tower has {len(model.pos_embed.weight)} positions, which make no square: expected a square number"
+                f"the tower has levels at blocks {list(indexes)} of {blocks}: expected different ones, from 0 to "
+                f"{blocks - 1}, as deepstack_visual_indexes of its config"
             )
 
 

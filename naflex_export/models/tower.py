@@ -11,18 +11,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
 
-from naflex_export.errors import RequestError, UnsupportedModelError
+from naflex_export.errors import InputError, RequestError, UnsupportedModelError
 from naflex_export.models.adapter import ModelAdapter, refuse_replaced
 from naflex_export.models.copies import shared_copy
 from naflex_export.models.one_window import as_products
 from naflex_export.models.original import Original, is_watched
 from naflex_export.models.packing import Packing, attend
 from naflex_export.models.preprocessing import GIVEN
+from naflex_export.models.tower_checks import check_heads
 from naflex_export.resample.stored import Axis
 from naflex_export.resample.weights import reads_few_cells
 from naflex_export.serving.input_formats import can_be_checked
@@ -33,6 +35,10 @@ if TYPE_CHECKING:
 
 Rotary = tuple[Tensor, Tensor]
 """Cosines and sines [T, width of a head] of each patch's angles."""
+
+
+OUTPUTS = ("last_hidden_state", "pooler_output", "deepstack_features")
+"""What a tower's forward gives, in order, where it is asked for a tuple."""
 
 
 class VectorizedTower(nn.Module):
@@ -59,9 +65,13 @@ class VectorizedTower(nn.Module):
             positions: [N] as many as the longest image has tokens; by default found out, which looks at the grids.
 
         Raises:
-            InputError: on a CPU, the grids are not those of the patches, or the positions not those of the grids.
+            InputError: the grids are no tensor; on a CPU, they are not those of the patches, or the positions not
+                those of the grids.
         """
-        form, checks = self.input_format, can_be_checked((grid_thw,) if positions is None else (grid_thw, positions))
+        form = self.input_format
+        if not isinstance(grid_thw, Tensor):
+            raise InputError(f"grid_thw is a {type(grid_thw).__name__}: expected a tensor [images, 3]")
+        checks = can_be_checked((grid_thw,) if positions is None else (grid_thw, positions))
         if is_watched():
             self.original.warn_of_changes()
         if checks:
@@ -138,7 +148,7 @@ class TowerEncoder(nn.Module):
     def __init__(self, adapter: TowerAdapter, outputs: tuple[str, ...]) -> None:
         super().__init__()
         self.model = adapter.tower
-        self.outputs, self._unpack = outputs, adapter.named_outputs
+        self.outputs, self._unpack = outputs, adapter.unpack
         self._extra = adapter.is_vectorized
 
     def forward(self, hidden_states: Tensor, grid_thw: Tensor, positions: Tensor) -> tuple[Tensor, ...]:
@@ -304,6 +314,7 @@ class TowerAdapter(ModelAdapter):
                 f"{', '.join(sorted(children))}; this release of naflex_export was not written for it"
             )
         self.check_options()
+        check_heads(self.model, twins)
         twin = self.of(shared_copy(self.model))
         found = set()
         for name, module in twin.model.named_modules():
@@ -347,7 +358,11 @@ class TowerAdapter(ModelAdapter):
         return PixelEncoder if self.input_format.names[0] == "pixel_values" else TowerEncoder
 
     def unpack(self, output: Any) -> Any:
-        return output if isinstance(output, Tensor) or type(output) is dict else self.named_outputs(output)
+        if isinstance(output, Tensor) or type(output) is dict:
+            return output
+        if isinstance(output, tuple):  # what return_dict=False makes of it
+            output = SimpleNamespace(**dict(zip(OUTPUTS, output, strict=False)))
+        return self.named_outputs(output)
 
     def with_blocks(self, blocks: nn.ModuleList) -> Self:
         """Return the adapter of the tower with other blocks, all else the same and shared."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import random
 import re
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,19 @@ from torch import Tensor, nn
 
 pytest.importorskip("transformers")
 
-from tower_tiny import GRIDS, KIN, TOWERS, far, gradients, hunyuan_vl, outputs_of, pack_for
+from tower_tiny import (
+    GRIDS,
+    KIN,
+    TOWERS,
+    cosmos3_edge,
+    far,
+    gradients,
+    hunyuan_vl,
+    kimi_k25,
+    outputs_of,
+    pack_for,
+    qwen3_vl,
+)
 
 import naflex_export as nx
 from naflex_export.accuracy.comparison import Comparison
@@ -189,6 +202,66 @@ def test_a_call_is_checked_on_a_cpu(tower: nn.Module) -> None:
     for count in rows:
         with pytest.raises(nx.InputError, match="of them for the rows of tokens of all images"):
             fast(patches, grids, rows=count[:-1])
+
+
+def test_a_call_gives_a_tuple_where_it_is_asked_for(tower: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    fast: Any = nx.vectorize(tower)
+    _, inputs = pack_for(tower)
+    wanted, given = tower(*inputs[:2], return_dict=False), fast(*inputs, return_dict=False)
+    assert type(given) is tuple and len(given) == len(wanted) and torch.equal(given[0], fast(*inputs)[0])
+    adapter = adapter_of(fast)
+    of_tuple, of_names = adapter.unpack(given), adapter.unpack(fast(*inputs))
+    assert of_tuple.keys() == of_names.keys() and all(torch.equal(of_tuple[one], of_names[one]) for one in of_names)
+    monkeypatch.setattr(fast.config, "return_dict", False)
+    assert type(fast(*inputs)) is tuple
+    assert torch.equal(adapter.encoder(("tokens",))(*inputs)[0], of_names["tokens"])
+
+
+def test_what_a_tower_would_not_heed_is_said(tower: nn.Module) -> None:
+    fast: Any = nx.vectorize(tower)
+    _, inputs = pack_for(tower)
+    for name in ("position_ids", "cu_seqlens", "interp_indices", "window_index"):
+        with pytest.raises(nx.InputError, match=f"{name} was given to a vectorized tower, which finds it by grid_thw"):
+            fast(*inputs, **{name: inputs[1]})
+    for name in ("output_hidden_states", "output_attentions"):
+        with pytest.warns(UserWarning, match=f"{name} was asked for, and a vectorized tower records none"):
+            fast(*inputs, **{name: True})
+    fast(*inputs, return_dict=True, output_attentions=False, position_ids=None)
+    for grids in (inputs[1].tolist(), inputs[1].numpy()):
+        with pytest.raises(nx.InputError, match=f"grid_thw is a {type(grids).__name__}: expected a tensor"):
+            fast(inputs[0], grids)
+
+
+REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "a level of no block": (
+        lambda: qwen3_vl(deepstack_visual_indexes=[0, 7]),
+        r"levels at blocks \[0, 7\] of 2: ex",
+    ),
+    "a level twice": (lambda: qwen3_vl(deepstack_visual_indexes=[1, 1]), r"levels at blocks \[1, 1\] of 2: expected d"),
+    "a level from the end": (lambda: qwen3_vl(deepstack_visual_indexes=[-1]), r"levels at blocks \[-1\] of 2: expecte"),
+    "heads that do not divide": (
+        lambda: qwen3_vl(num_heads=3),
+        "width of 32 by 3 heads: expected a number of heads th",
+    ),
+    "heads of odd halves": (lambda: qwen3_vl(num_heads=16), "heads of 2 channels, and its rotary angles are 4: expec"),
+    "heads of one": (lambda: qwen3_vl(num_heads=32), "has heads of 1 channels, and its rotary angles are 0: expected"),
+    "positions of no square": (lambda: qwen3_vl(num_position_embeddings=26), "has 26 positions, which make no square"),
+    "the same": (
+        lambda: cosmos3_edge(num_patches=26),
+        "has 26 positions, which make no square: expected a square numb",
+    ),
+    "an oblong": (
+        lambda: kimi_k25(pos_emb_width=6),
+        r"resizes \[5, 6\] positions by 'bicubic' with align_corners=False",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_config_that_no_tower_can_have_is_refused_by_name(name: str) -> None:
+    make, message = REFUSED[name]
+    with pytest.raises(nx.UnsupportedModelError, match=message):
+        nx.vectorize(make())
 
 
 FLOAT16 = {

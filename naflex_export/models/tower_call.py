@@ -1,0 +1,50 @@
+"""What a call of a vectorized vision tower may ask for besides its inputs, in place of transformers' own decorators."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from naflex_export.errors import InputError
+
+FOUND_BY_GRIDS = (
+    *("position_ids", "cu_seqlens", "window_index", "cu_window_seqlens", "merged_shape"),
+    *("interp_indices", "interp_weights", "bilinear_indices", "bilinear_weights"),
+)
+"""What transformers' towers take ready-made, such as for exports of its own, in place of finding it by the grids."""
+
+RECORDED = ("output_hidden_states", "output_attentions")
+"""What transformers' decorators record of a call that asks for it, or whose config does."""
+
+
+def tower_call(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a tower's forward that gives a tuple where it is asked for, and says what it does not heed.
+
+    Args:
+        forward: of a vectorized tower.
+    """
+
+    @functools.wraps(forward)
+    def call(self: Any, *inputs: Any, **named: Any) -> Any:
+        return_dict = named.pop("return_dict", getattr(self.config, "return_dict", True))
+        for name in FOUND_BY_GRIDS:
+            if named.get(name) is not None:
+                raise InputError(
+                    f"{name} was given to a vectorized tower, which finds it by grid_thw: leave it out, or call the "
+                    "original tower"
+                )
+        for name in RECORDED:
+            if named.get(name, getattr(self.config, name, False)) and not torch.compiler.is_compiling():
+                warnings.warn(
+                    f"{name} was asked for, and a vectorized tower records none: of what it gives they are left out; "
+                    "the original tower has them",
+                    stacklevel=2,
+                )
+        given = forward(self, *inputs, **named)
+        return given.to_tuple() if return_dict is False else given
+
+    return call
