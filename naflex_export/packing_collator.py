@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -34,11 +34,16 @@ class PackingCollator:
         """Return packs, as `nx.pack` gives them, each with the targets of its images.
 
         Raises:
-            InputError: an image has more tokens than a pack holds.
+            InputError: a sample is none of timm's, or an image has more tokens than a pack holds.
         """
         packs: list[list[Sample]] = []
         left: list[int] = []
         for number, sample in enumerate(samples):
+            if not _is_sample(sample):
+                raise InputError(
+                    f"sample {number} is no (image, target) of timm's NaFlex datasets: expected a mapping, "
+                    f"with {', '.join(_NAMES)}"
+                )
             count = int(sample[0]["patch_valid"].sum())
             if count > self.tokens:
                 raise InputError(
@@ -54,10 +59,26 @@ class PackingCollator:
         return [(pack([_alone(image) for image, _ in chosen]), _together(chosen)) for chosen in packs]
 
 
+_NAMES = ("patches", "patch_coord", "patch_valid")
+
+
+def _is_sample(sample: Any) -> bool:
+    is_pair = isinstance(sample, tuple | list) and len(sample) == 2
+    return (
+        is_pair and isinstance(sample[0], Mapping) and all(isinstance(sample[0].get(name), Tensor) for name in _NAMES)
+    )
+
+
 def _alone(image: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: image[name].unsqueeze(0) for name in ("patches", "patch_coord", "patch_valid")}
+    return {name: image[name].unsqueeze(0) for name in _NAMES}
 
 
 def _together(samples: Sequence[Sample]) -> Tensor:
     targets = [target for _, target in samples]
-    return torch.stack(targets) if isinstance(targets[0], Tensor) else torch.tensor(targets)
+    if isinstance(targets[0], Tensor):
+        return torch.stack(targets)
+    try:
+        return torch.tensor(targets)
+    except (RuntimeError, TypeError, ValueError) as error:
+        kinds = ", ".join(sorted({type(target).__name__ for target in targets}))
+        raise InputError(f"targets of a pack are of {kinds}: expected tensors or numbers, of one shape") from error

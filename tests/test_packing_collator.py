@@ -32,3 +32,13 @@ def test_refuses_what_fits_no_pack() -> None:
         nx.PackingCollator(tokens=9)(SAMPLES)
     with pytest.raises(nx.RequestError, match="tokens=0: expected an integer of at least 1"):
         nx.PackingCollator(tokens=0)
+
+
+def test_refuses_what_is_no_sample_of_timm() -> None:
+    (image, target), *_ = SAMPLES
+    collate = nx.PackingCollator(tokens=14)
+    for sample in (image, (image,), ({"patches": image["patches"]}, target), (target, image)):
+        with pytest.raises(nx.InputError, match="sample 1 is no .* expected .*patches, patch_coord, patch_valid"):
+            collate([SAMPLES[0], sample])
+    with pytest.raises(nx.InputError, match="targets of a pack are of dict: expected tensors or numbers"):
+        collate([(image, {"label": 1})])

@@ -98,9 +98,13 @@ class PackedFormat(InputFormat):
         if missing:
             raise InputError(f"{missing[0]} is missing of the pack: expected {', '.join(self.names)}, as nx.pack gives")
         inputs = tuple(named[name] for name in self.names)
+        for name, array in zip(self.names, inputs, strict=True):
+            if isinstance(array, np.ndarray):
+                raise InputError(f"{name} is a ndarray: expected a torch.Tensor, as torch.from_numpy makes")
         if can_be_checked(inputs):
             self.check_shapes(inputs)
-            (self.check_tokens if whole else self.check_images)(inputs)
+            self.check_images(inputs)
+            (self.check_order if whole else self.check_places)(inputs)
         return inputs
 
     def check_sizes(self, sizes: Mapping[str, int], buckets: Sequence[Bucket]) -> None:
@@ -137,8 +141,34 @@ class PackedFormat(InputFormat):
                 "patches"
             )
 
+    def check_places(self, inputs: Sequence[Any]) -> None:
+        """Check that every token of images, which may lack some, lies in its image's grid.
+
+        Raises:
+            InputError: one does not; the message says which.
+        """
+        coord_T2, grid_B2, offsets, _ = map(values_of, inputs[1:])
+        image_T = np.repeat(np.arange(len(grid_B2)), np.diff(offsets))
+        outside_T = (coord_T2 >= grid_B2[image_T]).any(axis=1)
+        if outside_T.any():
+            token = int(outside_T.argmax())
+            image = int(image_T[token])
+            height, width = grid_B2[image].tolist()
+            raise InputError(
+                f"patch_coord of token {token} is at {coord_T2[token].tolist()}, outside the grid of image {image}, "
+                f"{height}x{width}: expected (y, x) within it; a grid is height and width"
+            )
+
     def check_tokens(self, inputs: Sequence[Any]) -> None:
         self.check_images(inputs)
+        self.check_order(inputs)
+
+    def check_order(self, inputs: Sequence[Any]) -> None:
+        """Check that the tokens of each image fill its grid, row by row.
+
+        Raises:
+            InputError: they do not; the message says where.
+        """
         tokens = len(inputs[0])
         coord_T2, grid_B2, offsets, _ = map(values_of, inputs[1:])
         lengths_B = np.diff(offsets)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -141,6 +142,7 @@ def test_a_pack_is_checked_where_it_is_undone(name: str) -> None:
 
 NO_PACK: dict[str, tuple[dict[str, object], str]] = {
     "a list": ({"offsets": [0, 12, 13, 23]}, "offsets is a list: expected a tensor or an array"),
+    "an array": ({"offsets": np.array([0, 12, 13, 23])}, "offsets is a ndarray: expected a torch.Tensor, as torch.fr"),
     "fractions": ({"grids": torch.ones(3, 2)}, "grids is float32: expected whole numbers, int64"),
     "a line of grids": ({"grids": torch.ones(3).long()}, "grids has shape [3]: expected 2 axes, [images, axes]"),
     "three sides": ({"grids": torch.ones(3, 3).long()}, "grids has shape [3, 3]: expected axes=2, [images, axes]"),
@@ -181,6 +183,8 @@ def test_a_live_model_takes_images_that_lack_tokens_unless_it_is_strict() -> Non
     lenient(changed("grids", put(0, [3, 5])))
     with pytest.raises(nx.InputError, match="offsets do not ascend"):
         lenient(changed("offsets", put(2, 5)))
+    with pytest.raises(nx.InputError, match=r"token 16 is at \[0, 3\], outside the grid of image 2, 4x3: expected"):
+        lenient(changed("grids", put(2, [4, 3])))
 
 
 def test_a_live_model_finds_positions_by_itself(packs: nn.Module) -> None:
