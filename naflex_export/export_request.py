@@ -163,16 +163,22 @@ def check_opset(request: ExportRequest) -> None:
     )
 
 
-def refuse_quantized(precision: Precision) -> None:
-    """Check that a packed export quantizes nothing.
+def refuse_quantized(precision: Precision, packed: bool) -> None:
+    """Check that an export of packed inputs quantizes nothing.
+
+    Args:
+        precision: that the export is asked for.
+        packed: packs were asked for; without, the model takes nothing else.
 
     Raises:
         RequestError: it is asked to.
     """
     if precision.quantized:
+        why = "packed inputs were asked for" if packed else "the model is a vision tower, which takes packs only"
+        instead = ", or padded inputs, without packed=True (on the command line --packed)" if packed else ""
         raise RequestError(
-            f"dtype {precision.quantized!r} and packed inputs were both asked for: layers are quantized in padded "
-            "exports alone, calibrated on photos; leave one of the two out"
+            f"dtype {precision.quantized!r} is for padded exports, whose layers are calibrated on photos, and {why}: "
+            f"ask for float16 or bfloat16{instead}"
         )
 
 

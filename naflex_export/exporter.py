@@ -177,11 +177,11 @@ class Exporter:
         self.adapters = {
             size: adapter_of(model, size).prepared_by(request.preprocessing) for size in request.patch_sizes or (None,)
         }
+        if self.laid_out(adapter_of(model)).input_format.is_packed:
+            refuse_quantized(request.precision, request.packed)
         if request.precision.quantized:
             check_photos(request.precision, request.images, self.photos)
             require_modelopt()
-        if self.laid_out(adapter_of(model)).input_format.is_packed:
-            refuse_quantized(request.precision)
         self.text: TextExport | None = None
         if request.towers != IMAGE:
             self.text = TextExport(adapter_of(model).text_tower(request.tokenizer), self.target)

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import reports
@@ -172,6 +173,22 @@ def test_auto_finds_planted_outliers(tmp_path: Path) -> None:
     artifact = exporter(overflowing(2), tmp_path / "a").run()
     assert set(artifact.manifest.precision.keep_float32) == {"residual", "norm", "blocks.1.mlp"}
     assert artifact.report.passed and artifact.report.search is not None
+
+
+@pytest.mark.full
+def test_auto_finds_them_in_packs_and_in_vision_towers_too(tmp_path: Path) -> None:
+    packed = Exporter(overflowing(2), replace(exporter(overflowing(2), tmp_path / "a").request, packed=True)).run()
+    assert set(packed.manifest.precision.keep_float32) == {"residual", "norm", "blocks.1.mlp"}
+    pytest.importorskip("transformers")
+    from tower_tiny import qwen3_vl
+
+    tower: Any = qwen3_vl()
+    with torch.no_grad():
+        tower.blocks[1].mlp.linear_fc1.weight.mul_(4e4)
+        tower.blocks[1].mlp.linear_fc2.weight.mul_(1e-4)
+    with pytest.warns(UserWarning, match="the model is a vision tower"):
+        found = exporter(tower, tmp_path / "b").run()
+    assert set(found.manifest.precision.keep_float32) == {"blocks.1.mlp"} and found.report.passed
 
 
 @pytest.mark.full

@@ -168,6 +168,11 @@ def test_refuses_to_train_what_is_drawn_image_by_image(options: dict[str, Any], 
         packed.train()(tensors)
 
 
+def test_refuses_layers_in_8_bits(tmp_path: Path) -> None:
+    with pytest.raises(nx.RequestError, match="'fp8' is for padded .* packed inputs were asked .* without packed=True"):
+        nx.export(tiny.naflexvit(), "onnx", tmp_path / "a", dtype="fp8", packed=True)
+
+
 def test_refuses_attention_that_it_does_not_know() -> None:
     model = tiny.naflexvit()
     model.blocks[1].attn.__class__ = type("Mine", (type(model.blocks[1].attn),), {})

@@ -36,7 +36,6 @@ from naflex_export.accuracy.comparison import Comparison
 from naflex_export.bench.techniques import Bench
 from naflex_export.cli import dry_run
 from naflex_export.cli.export import export_command
-from naflex_export.export_request import refuse_quantized
 from naflex_export.graph.trace import trace
 from naflex_export.grid import Grid
 from naflex_export.models import adapter_of, whole_model
@@ -165,8 +164,8 @@ def test_what_cannot_be_asked_of_a_tower_is_refused(tower: nn.Module, tmp_path: 
     known = re.escape(", ".join(map(repr, adapter_of(tower).default_outputs)))
     with pytest.raises(nx.RequestError, match=f"outputs=.'features',.: expected some of {known}"):
         adapter_of(tower).encoder(("features",))
-    with pytest.raises(nx.RequestError, match="dtype 'int8' and packed inputs were both asked for: layers are quant"):
-        refuse_quantized(Precision.of("int8", (), ()))
+    with pytest.raises(nx.RequestError, match="'int8' is for padded .* takes packs only: ask for float16 or bfloat16$"):
+        nx.export(tower, "onnx", tmp_path / "a", dtype="int8")
     with pytest.raises(nx.RequestError, match="preprocessing was given, and the model is a vision tower"):
         nx.export(tower, "onnx", tmp_path / "a", preprocessing={"mean": 1})
     with pytest.raises(nx.RequestError, match="takes packs only, and what is timed here are padded batches"):
