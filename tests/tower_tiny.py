@@ -77,6 +77,14 @@ def hunyuan_vl(**options: Any) -> nn.Module:
     return made(*names, **sizes, patch_size=2, max_image_size=10, text_hidden_size=24, **options)
 
 
+def radio(**options: Any) -> nn.Module:
+    sizes = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "mlp_ratio": 1.5}
+    prefix = {"num_cls_tokens": 3, "num_registers": 2, "summary_idxs": [0, 2]}
+    return made(
+        "radio", "RadioConfig", "RadioModel", **{**sizes, **prefix, "patch_size": 2, "max_img_size": 10, **options}
+    )
+
+
 SIZES = {"depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "out_hidden_size": 24}
 
 
@@ -113,8 +121,9 @@ KIN: dict[str, Callable[[], nn.Module]] = {
         num_heads=2,
         patch_size=2,
     ),
+    "radio": radio,
 }
-"""Towers whose family another one stands for in most tests, and one of rotary positions alone."""
+"""Towers whose family another one stands for in most tests, one of rotary positions alone, one of grids of sides."""
 
 TOWERS: dict[str, Callable[[], nn.Module]] = {
     "qwen3_vl": qwen3_vl,
@@ -142,7 +151,7 @@ def pack_for(model: nn.Module, grids: tuple[Grid, ...] = GRIDS, name: str = "tow
 
 def outputs_of(model: Any, inputs: list[Tensor]) -> dict[str, Tensor]:
     """Return the outputs of a tower by name, for patches and grids."""
-    given: dict[str, Tensor] = adapter_of(model).unpack(model(inputs[0], grid_thw=inputs[1]))
+    given: dict[str, Tensor] = adapter_of(model).unpack(model(inputs[0], inputs[1]))
     return given
 
 

@@ -46,6 +46,9 @@ PACKS = {
 EQUAL = (Grid(3, 4), Grid(3, 4))
 """What is traced by an exporter that refuses unequal images."""
 
+OTHERS = ("qwen2_vl", "qwen3_5", "radio")
+"""Families that are shown besides those of `TOWERS` in `tests/tower_tiny.py`."""
+
 WRONG = 1e-4
 """Relative error from which an export is called wrong: float32 explains a hundredth of it."""
 
@@ -61,7 +64,7 @@ class Outputs(nn.Module):
 
     def forward(self, patches: Tensor, grid_thw: Tensor) -> tuple[Tensor, ...]:
         """Return the outputs that the adapter names."""
-        return tuple(adapter_of(self.tower).unpack(self.tower(patches, grid_thw=grid_thw)).values())
+        return tuple(adapter_of(self.tower).unpack(self.tower(patches, grid_thw)).values())
 
 
 def by_transformers(tower: nn.Module, inputs: dict[str, Tensor], folder: Path) -> Run:
@@ -223,7 +226,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--family", action="append", choices=list(towers))
     parser.add_argument("--exporter", action="append", choices=list(EXPORTERS))
     asked = parser.parse_args(arguments)
-    for family in [] if asked.page else asked.family or TOWERS:
+    for family in [] if asked.page else asked.family or (*TOWERS, *OTHERS):
         for exporter in asked.exporter or EXPORTERS:
             made = measured(towers[family](), exporter)
             record.append(ROWS, FIELDS, [{**record.about("cpu", PACKAGES), "family": family, **row} for row in made])

@@ -61,13 +61,8 @@ FAMILIES = (
     _tower("PaddleOCRVisionModel", "paddleocr_vl", "paddleocr_vl.PaddleOCRVL"),
     _tower("Cosmos3EdgeVisionModel", "cosmos3_edge", "cosmos3_edge.Cosmos3Edge"),
     _tower("HunYuanVLVisionTransformer", "hunyuan_vl", "hunyuan_vl.HunYuanVL"),
+    _tower("RadioModel", "radio", "radio.Radio"),
 )
-
-
-NOT_SERVED = {
-    "RadioModel": "give timm's naflexvit of the same C-RADIO, which is served, packed too",
-}
-"""Vision towers of transformers that no family here serves, and why."""
 
 
 def family_of(model: nn.Module) -> type[ModelAdapter] | None:
@@ -118,11 +113,6 @@ def adapter_of(model: nn.Module, patch_size: int | None = None) -> ModelAdapter:
         assert family is not None  # towers_in has asked
         adapter = family(tower)
         return adapter if patch_size is None else adapter.at_patch_size(patch_size)
-    for path, module in model.named_modules():
-        if why := NOT_SERVED.get(type(module).__qualname__):
-            raise UnsupportedModelError(
-                f"{path or 'the model'} is a {type(module).__qualname__}, which this release does not serve: {why}"
-            )
     known = ", ".join(entry.models for entry in FAMILIES)
     raise UnsupportedModelError(
         f"{type(model).__module__}.{type(model).__qualname__} is no model this release knows, and holds none: "

@@ -102,6 +102,34 @@ class Packing:
         packing = cls._placed(coord_T2, grid_B2, (image_B, end_B - area_B, end_B), positions_N, 0)
         return dataclasses.replace(packing, merge=merge)
 
+    def led_by(self, count: int) -> Packing:
+        """Return the packing of the same images with so many more tokens ahead of the patches of each.
+
+        All of them are tokens of their image there, in order: there are no prefix tokens, which have rows of their own.
+
+        Args:
+            count: of tokens ahead of each image's patches, which have no places: theirs are below 0.
+        """
+        image_B, length_B = torch.arange(self.num_images, device=self.image_T.device), self.length_B + count
+        end_B = torch.where(image_B <= image_B.unsqueeze(1), length_B, 0).sum(dim=1)
+        tokens = self.image_T.shape[0] + self.num_images * count
+        token_T = torch.arange(tokens, device=end_B.device)
+        image_T = (token_T.unsqueeze(1) >= end_B).sum(dim=1)
+        place_T = token_T - (end_B - length_B).index_select(0, image_T) - count
+        ahead_BP = torch.arange(count, device=end_B.device).expand(self.num_images, count)  # as in `_placed`
+        first_B1, images_B1 = (end_B - length_B).unsqueeze(1), image_B.unsqueeze(1) + 1
+        return Packing(
+            coord_T12=place_T.view(tokens, 1, 1).expand(tokens, 1, 2),
+            grid_T2=self.grid_T2.index_select(0, self.start_B).index_select(0, image_T),
+            image_T=image_T,
+            start_B=end_B - length_B,
+            length_B=length_B,
+            image_R=image_T,
+            place_R=place_T + count,
+            row_BL=torch.cat([first_B1 + ahead_BP, self.row_BL + images_B1 * count], dim=1),
+            valid_BN=torch.cat([ahead_BP >= 0, self.valid_BN], dim=1),
+        )
+
     @classmethod
     def _placed(
         cls,

@@ -37,10 +37,6 @@ Rotary = tuple[Tensor, Tensor]
 """Cosines and sines [T, width of a head] of each patch's angles."""
 
 
-OUTPUTS = ("last_hidden_state", "pooler_output", "deepstack_features")
-"""What a tower's forward gives, in order, where it is asked for a tuple."""
-
-
 class VectorizedTower(nn.Module):
     """What a vectorized tower has besides its own class; the first of its classes.
 
@@ -70,7 +66,9 @@ class VectorizedTower(nn.Module):
         """
         form = self.input_format
         if not isinstance(grid_thw, Tensor):
-            raise InputError(f"grid_thw is a {type(grid_thw).__name__}: expected a tensor [images, 3]")
+            raise InputError(
+                f"{form.names[1]} is a {type(grid_thw).__name__}: expected a tensor [images, {form.grid_values}]"
+            )
         checks = can_be_checked((grid_thw,) if positions is None else (grid_thw, positions))
         if is_watched():
             self.original.warn_of_changes()
@@ -88,7 +86,7 @@ class VectorizedTower(nn.Module):
             # expanded first, as in `Packing`: of a sum of two lines of numbers ONNX's rules think that it is a shape
             first_NM = (positions * per_token).unsqueeze(1).expand(positions.shape[0], per_token)
             positions = (first_NM + patch_M).flatten()
-        return Packing.of_grids(grid_B3[:, 1:], count, positions, 1 if form.by_rows else form.merge)
+        return Packing.of_grids(grid_B3[:, -2:], count, positions, 1 if form.by_rows else form.merge)
 
 
 def rotary_attention(attention: Any, qkv: tuple[Tensor, Tensor, Tensor], packing: Packing, rotary: Rotary) -> Tensor:
@@ -163,7 +161,7 @@ class TowerEncoder(nn.Module):
             grid_thw: [B, 3].
             follow: `positions`, and `rows` where the tower marks them.
         """
-        given = self.model(patches, grid_thw=grid_thw, **(follow if self._extra else {}))
+        given = self.model(patches, grid_thw, **(follow if self._extra else {}))
         made = self._unpack(given)
         return tuple(made[name] for name in self.outputs)
 
@@ -174,6 +172,14 @@ class PixelEncoder(TowerEncoder):
     def forward(self, pixel_values: Tensor, grid_thw: Tensor, positions: Tensor) -> tuple[Tensor, ...]:
         """Return the outputs asked for."""
         return self.outputs_of(pixel_values, grid_thw, positions=positions)
+
+
+class SidesEncoder(TowerEncoder):
+    """The same of a tower whose grids are sides alone."""
+
+    def forward(self, pixel_values: Tensor, image_grid_hw: Tensor, positions: Tensor) -> tuple[Tensor, ...]:
+        """Return the outputs asked for."""
+        return self.outputs_of(pixel_values, image_grid_hw, positions=positions)
 
 
 class MarkedRowsEncoder(TowerEncoder):
@@ -226,6 +232,7 @@ class TowerAdapter(ModelAdapter):
         tower_class: the tower's own, of transformers.
         twins: the class that stands in for each of transformers' classes in a vectorized tower.
         children: the modules that a tower of this family consists of, by name.
+        fields: what its forward gives, in order, where it is asked for a tuple.
     """
 
     package = "transformers"
@@ -234,6 +241,7 @@ class TowerAdapter(ModelAdapter):
     twins: ClassVar[Mapping[type[nn.Module], type[nn.Module]]]
     children: ClassVar[frozenset[str]]
     blocks: ClassVar[str] = "blocks"
+    fields: ClassVar[tuple[str, ...]] = ("last_hidden_state", "pooler_output", "deepstack_features")
     model: Any
 
     def __init__(self, model: Any, patch_size: int | None = None, given: Mapping[str, Any] | None = None) -> None:
@@ -355,13 +363,15 @@ class TowerAdapter(ModelAdapter):
         """The class of encoders whose forward names its inputs as the tower's own does."""
         if self.input_format.marks_rows:
             return MarkedRowsEncoder
+        if self.input_format.names[1] == "image_grid_hw":
+            return SidesEncoder
         return PixelEncoder if self.input_format.names[0] == "pixel_values" else TowerEncoder
 
     def unpack(self, output: Any) -> Any:
         if isinstance(output, Tensor) or type(output) is dict:
             return output
         if isinstance(output, tuple):  # what return_dict=False makes of it
-            output = SimpleNamespace(**dict(zip(OUTPUTS, output, strict=False)))
+            output = SimpleNamespace(**dict(zip(self.fields, output, strict=False)))
         return self.named_outputs(output)
 
     def with_blocks(self, blocks: nn.ModuleList) -> Self:

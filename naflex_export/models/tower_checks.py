@@ -32,7 +32,7 @@ def check_heads(model: nn.Module, attentions: Container[type]) -> None:
     for name, module in model.named_modules():
         given: Any = module
         projection = next((name for name in PROJECTIONS if hasattr(module, name)), None)
-        if type(module) not in attentions or projection is None:
+        if type(module) not in attentions or projection is None or not hasattr(module, "num_heads"):
             continue
         width, heads = getattr(given, projection).out_features // PROJECTIONS[projection], given.num_heads
         if width % heads:

@@ -52,6 +52,7 @@ _DTYPE_OF = {
     "offsets": "int64",
     "positions": "int64",
     "grid_thw": "int64",
+    "image_grid_hw": "int64",
     "input_ids": "int64",
     "attention_mask": "int64",
 }

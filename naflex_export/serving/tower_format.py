@@ -37,8 +37,10 @@ PATCHES = ("hidden_states", "pixel_values")
 ROWS = "rows"
 """The input, and its dimension, of towers that mark the ends of rows."""
 
-FOLLOWING = ("grid_thw", "positions", ROWS)
-"""What follows the patches."""
+GRIDS = {"grid_thw": "frames and sides", "image_grid_hw": "axes"}
+"""What towers call the grids of images, and what a grid is: the sides come last."""
+
+POSITIONS = "positions"
 
 MOST_MERGED = 16
 """Patches along a side of a token: none has more than a few."""
@@ -46,6 +48,8 @@ MOST_MERGED = 16
 
 class TowerFormat(InputFormat):
     """A tower's own: patches [T, ...], `grid_thw` [B, 3] int64 (frames, height, width in patches), `positions` [N].
+
+    A tower that knows no frames has `image_grid_hw` [B, 2] in place of the grids.
 
     Args:
         patches: the name of the patches.
@@ -55,6 +59,7 @@ class TowerFormat(InputFormat):
         in_batch: the patches are [1, T, ...].
         marks_rows: a token is given for the start and end of each image and the end of each of its rows; there is an
             input `rows` then.
+        grids: the name of the grids.
     """
 
     valid = ""
@@ -70,14 +75,15 @@ class TowerFormat(InputFormat):
         by_rows: bool = False,
         in_batch: bool = False,
         marks_rows: bool = False,
+        grids: str = "grid_thw",
     ) -> None:
         self.marks_rows, rows = marks_rows, (ROWS,) if marks_rows else ()
-        self.names = (patches, *FOLLOWING[:2], *rows)
+        self.names = (patches, grids, POSITIONS, *rows)
         self.merge, self.by_rows, self.in_batch, self.patch_shape = merge, by_rows, in_batch, patch_shape
         count = f"{merge * merge}*tokens" if merge > 1 else "tokens"
         values = ("values",) if len(patch_shape) == 1 else ("channels", "height", "width")
         of_patches = (*(("one",) if in_batch else ()), count, *values)
-        self.dims = (of_patches, ("images", "frames and sides"), ("longest",), *((row,) for row in rows))
+        self.dims = (of_patches, ("images", GRIDS[grids]), ("longest",), *((row,) for row in rows))
         self.opened = (count, "images", "longest", *rows)
 
     @classmethod
@@ -88,13 +94,20 @@ class TowerFormat(InputFormat):
             names: of the inputs.
             shape: of the first of them.
         """
-        if names[0] not in PATCHES or tuple(names[1:]) not in (FOLLOWING, FOLLOWING[:2]):
+        if names[0] not in PATCHES or len(names) < 3 or names[1] not in GRIDS:
+            return None
+        if tuple(names[2:]) not in ((POSITIONS,), (POSITIONS, ROWS)):
             return None
         axis = next((axis for axis, dim in enumerate(shape) if isinstance(dim, str)), 0)
         factor = OpenSize.of(str(shape[axis])).factor if shape else 1
         merge = min(math.isqrt(factor), MOST_MERGED)
         sides = tuple(size for size in shape[axis + 1 :] if isinstance(size, int))
-        return cls(names[0], sides or (1,), merge, in_batch=axis == 1, marks_rows=ROWS in names)
+        return cls(names[0], sides or (1,), merge, in_batch=axis == 1, marks_rows=ROWS in names, grids=names[1])
+
+    @property
+    def grid_values(self) -> int:
+        """How many values a grid has: its sides, and frames ahead of them where there are any."""
+        return 3 if self.names[1] == "grid_thw" else 2
 
     def token_width(self, shape: Sequence[int | str]) -> int:
         return self.merge**2 * math.prod(self.patch_shape)
@@ -114,7 +127,7 @@ class TowerFormat(InputFormat):
                 token_U = blocks.reshape(height * width, -1)
             parts.append(token_U.reshape(-1, *self.patch_shape))
         patches = torch.cat(parts)
-        grids = [[1, height * side, width * side] for height, width in batch.grids]
+        grids = [[1, height * side, width * side][-self.grid_values :] for height, width in batch.grids]
         counts = [max(grid.tokens for grid in batch.grids)]
         if self.marks_rows:
             counts.append(sum(grid.height for grid in batch.grids))
@@ -154,11 +167,16 @@ class TowerFormat(InputFormat):
         """Return what was given, with what follows from the grids; this waits for them on a GPU."""
         mapping = inputs[0] if len(inputs) == 1 and isinstance(inputs[0], Mapping) else None
         given = dict(mapping or zip(self.names, inputs, strict=False)) | dict(named)
-        grids: Any = given.get("grid_thw")
+        grids: Any = given.get(self.names[1])
         if grids is not None and not hasattr(grids, "shape"):
-            raise InputError(f"grid_thw is a {type(grids).__name__}: expected a tensor or an array")
+            raise InputError(f"{self.names[1]} is a {type(grids).__name__}: expected a tensor or an array")
         left_out = [name for name in self.names[2:] if name not in given]
-        if not left_out or len(inputs) > len(self.names) or grids is None or tuple(grids.shape[1:]) != (3,):
+        if (
+            not left_out
+            or len(inputs) > len(self.names)
+            or grids is None
+            or tuple(grids.shape[1:]) != (self.grid_values,)
+        ):
             return inputs, dict(named)
         follow = {name: self.positions_of(grids) if name != ROWS else self.rows_of(grids) for name in left_out}
         if mapping is not None:
@@ -169,10 +187,10 @@ class TowerFormat(InputFormat):
         """Return 0, 1, 2 and so on, as many as the largest image has tokens, of the kind that the grids are.
 
         Args:
-            grids: `grid_thw`, a tensor or an array.
+            grids: of the images, a tensor or an array.
         """
         values = values_of(grids)
-        sides = np.clip(values[:, 1:], 1, 2**15) if values.size else np.ones((1, 2), np.int64)
+        sides = np.clip(values[:, -2:], 1, 2**15) if values.size else np.ones((1, 2), np.int64)
         longest = int(sides.prod(axis=1).max()) // self.merge**2
         return _numbers(min(max(1, longest), MOST_TOKENS), grids)
 
@@ -180,9 +198,9 @@ class TowerFormat(InputFormat):
         """Return 0, 1, 2 and so on, as many as all images have rows of tokens, of the kind that the grids are.
 
         Args:
-            grids: `grid_thw`, a tensor or an array.
+            grids: of the images, a tensor or an array.
         """
-        heights = np.clip(values_of(grids)[:, 1], 1, 2**15)
+        heights = np.clip(values_of(grids)[:, -2], 1, 2**15)
         return _numbers(min(max(1, int(heights.sum()) // self.merge), MOST_IN_BATCH), grids)
 
     def check_sizes(self, sizes: Mapping[str, int], buckets: Sequence[Bucket]) -> None:
@@ -205,10 +223,12 @@ class TowerFormat(InputFormat):
             InputError: there are none.
         """
         if "float" in str(grid_thw.dtype) or "bool" in str(grid_thw.dtype):
-            raise InputError(f"grid_thw is {str(grid_thw.dtype).removeprefix('torch.')}: expected int64")
-        if grid_thw.ndim != 2 or grid_thw.shape[1] != 3 or not grid_thw.shape[0]:
+            raise InputError(f"{self.names[1]} is {str(grid_thw.dtype).removeprefix('torch.')}: expected int64")
+        if grid_thw.ndim != 2 or grid_thw.shape[1] != self.grid_values or not grid_thw.shape[0]:
+            frames = "frames, " if self.grid_values == 3 else ""
             raise InputError(
-                f"grid_thw has shape {list(grid_thw.shape)}: expected [images, 3], frames, height and width of each"
+                f"{self.names[1]} has shape {list(grid_thw.shape)}: expected [images, {self.grid_values}], "
+                f"{frames}height and width of each"
             )
 
     def check_live(self, patches: int, grid_thw: Any, *follow: Any) -> None:
@@ -224,7 +244,7 @@ class TowerFormat(InputFormat):
         """
         grid_B3, positions_N, *rows = map(values_of, (grid_thw, *follow))
         self.check_grids(grid_B3, patches)
-        longest = int(grid_B3.prod(axis=1).max()) // self.merge**2
+        longest = int(grid_B3[:, -2:].prod(axis=1).max()) // self.merge**2
         if len(positions_N) < longest or (positions_N != np.arange(len(positions_N))).any():
             raise InputError(
                 f"positions are {len(positions_N)} values, {positions_N.tolist()[:4]} and so on: expected 0, 1, 2 and "
@@ -243,7 +263,7 @@ class TowerFormat(InputFormat):
         Raises:
             InputError: there are not.
         """
-        rows_R, count = values_of(rows), int(values_of(grid_thw)[:, 1].sum()) // self.merge
+        rows_R, count = values_of(rows), int(values_of(grid_thw)[:, -2].sum()) // self.merge
         if len(rows_R) != count or (rows_R != np.arange(count)).any():
             raise InputError(
                 f"rows are {len(rows_R)} values, {rows_R.tolist()[:4]} and so on: expected 0, 1, 2 and so on, {count} "
@@ -260,35 +280,36 @@ class TowerFormat(InputFormat):
         Raises:
             InputError: they are not; the message says which grid, and why.
         """
+        name, sides_B2 = self.names[1], grid_B3[:, -2:]
         wrong_B = grid_B3[:, 0] != 1
-        if wrong_B.any():
+        if self.grid_values == 3 and wrong_B.any():
             image = int(wrong_B.argmax())
             raise InputError(
-                f"grid_thw of image {image} is {grid_B3[image].tolist()}, of {int(grid_B3[image, 0])} frames: expected "
+                f"{name} of image {image} is {grid_B3[image].tolist()}, of {int(grid_B3[image, 0])} frames: expected "
                 "1; of a video, no tower is exported"
             )
-        wrong_B = (grid_B3[:, 1:] < 1).any(axis=1)
+        wrong_B = (sides_B2 < 1).any(axis=1)
         if wrong_B.any():
             image = int(wrong_B.argmax())
             raise InputError(
-                f"grid_thw of image {image} is {grid_B3[image].tolist()}, which is empty: expected a height and a "
+                f"{name} of image {image} is {grid_B3[image].tolist()}, which is empty: expected a height and a "
                 "width of at least 1, in patches, or a call without that image"
             )
-        wrong_B = (grid_B3[:, 1:] % self.merge).any(axis=1)
+        wrong_B = (sides_B2 % self.merge).any(axis=1)
         if wrong_B.any():
             image = int(wrong_B.argmax())
-            height, width = grid_B3[image, 1:].tolist()
+            height, width = sides_B2[image].tolist()
             raise InputError(
-                f"grid_thw of image {image} is {height}x{width} patches, and the model merges {self.merge}x{self.merge}"
+                f"{name} of image {image} is {height}x{width} patches, and the model merges {self.merge}x{self.merge}"
                 f" of them to a token: expected multiples of {self.merge}"
             )
         # sides are looked at too: the product of two enormous ones wraps around to anything
-        wrong_B = (grid_B3[:, 1:] > patches).any(axis=1)
-        total = 0 if wrong_B.any() else int(grid_B3.prod(axis=1).sum())
+        wrong_B = (sides_B2 > patches).any(axis=1)
+        total = 0 if wrong_B.any() else int(sides_B2.prod(axis=1).sum())
         if total != patches:
-            sides = ", ".join(f"{height}x{width}" for _, height, width in grid_B3[:8].tolist())
+            sides = ", ".join(f"{height}x{width}" for height, width in sides_B2[:8].tolist())
             raise InputError(
-                f"grid_thw has images of {sides}{' and so on' if len(grid_B3) > 8 else ''}, {total or 'far more'} "
+                f"{name} has images of {sides}{' and so on' if len(sides_B2) > 8 else ''}, {total or 'far more'} "
                 f"patches together, and {self.names[0]} has {patches}: expected the same number"
             )
 

@@ -29,6 +29,8 @@ BATCH = noise_batch("timm packed", GRIDS, 70, 48)
 GAP = "naflexvit_base_patch16_gap"
 MRGB: dict[str, Any] = {"reg_tokens": 2, "class_token": True}
 
+CROPPED = {"pos_embed_grid_size": (128, 128), "pos_embed_antialias": False, "pos_embed_interp_mode": "bilinear"}
+
 MODELS: dict[str, dict[str, Any]] = {
     "attention pooling": {},
     "average, register tokens": {"name": GAP},
@@ -43,6 +45,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "aspect, not square": {"pos_embed_ar_preserving": True, "pos_embed_grid_size": (4, 2)},
     "grid_sample": {"pos_embed_use_grid_sample": True},
     "few cells": {"pos_embed_grid_size": (40, 40), "pos_embed_antialias": False, "pos_embed_interp_mode": "bilinear"},
+    "C-RADIO": {"name": GAP, **MRGB, "global_pool": "token", "pos_embed_ar_preserving": True, **CROPPED},
     "axial RoPE": {"rope_type": "axial", "rope_ref_feat_shape": (4, 4)},
     "mixed RoPE": {"name": GAP, "rope_type": "mixed"},
     "DINOv3 RoPE": {"name": GAP, **MRGB, "rope_type": "dinov3", "rope_rotate_half": True, "pos_embed": "none"},

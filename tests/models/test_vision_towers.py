@@ -331,18 +331,6 @@ def test_one_compiled_graph_serves_every_pack(tower: nn.Module) -> None:
         assert max(far(given[name], wanted[name]) for name in wanted) < 1e-5
 
 
-def test_a_tower_that_is_not_served_is_refused_by_name() -> None:
-    from transformers.models.radio.configuration_radio import RadioConfig
-    from transformers.models.radio.modeling_radio import RadioModel
-
-    sizes = {"num_hidden_layers": 1, "hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
-    tower = RadioModel(RadioConfig(**sizes, patch_size=4, max_img_size=16))
-    with pytest.raises(nx.UnsupportedModelError, match="the model is a RadioModel, which this release does not serve"):
-        nx.vectorize(tower)
-    with pytest.raises(nx.UnsupportedModelError, match="give timm's naflexvit"):
-        adapter_of(nn.ModuleDict({"visual": tower}))
-
-
 def test_the_ends_of_rows_are_marked_whatever_the_resize() -> None:
     tower = hunyuan_vl(interpolate_mode="bicubic")
     _, inputs = pack_for(tower)
