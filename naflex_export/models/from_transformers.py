@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.util
 import re
 from collections.abc import Iterator
@@ -80,11 +81,24 @@ def _saved_class(config: Any) -> Any:
     """
     import transformers
 
+    beside = _modeling_beside(config)  # of towers that transformers does not export at its root, as Qwen2-VL's
     for name in config.architectures or ():
-        found = getattr(transformers, name, None) if name.isidentifier() else None
-        if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
-            return found
+        for module in (transformers, beside):
+            found = getattr(module, name, None) if name.isidentifier() else None
+            if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
+                return found
     return None
+
+
+def _modeling_beside(config: Any) -> Any:
+    """Return transformers' module of the models of a config; None if there is none."""
+    package, _, module = type(config).__module__.rpartition(".")
+    if not package.startswith("transformers.models.") or not module.startswith("configuration_"):
+        return None
+    try:
+        return importlib.import_module(f"{package}.modeling_{module.removeprefix('configuration_')}")
+    except ImportError:
+        return None
 
 
 def _uninitialized(saved: Any, config: Any, **options: Any) -> Any:

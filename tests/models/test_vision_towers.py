@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import pickle
 import random
 import re
@@ -38,8 +39,9 @@ from naflex_export.cli import dry_run
 from naflex_export.cli.export import export_command
 from naflex_export.graph.trace import trace
 from naflex_export.grid import Grid
-from naflex_export.models import adapter_of, whole_model
+from naflex_export.models import adapter_of, towers_in, whole_model
 from naflex_export.models.mixed_precision import kept_of
+from naflex_export.models.model_sources import ModelSource, randomize
 from naflex_export.precision import FLOAT32, Precision
 
 NO_PHOTOS = "ignore:the model is a vision tower, whose patches its own processor makes of photos"
@@ -263,6 +265,18 @@ def test_a_config_that_no_tower_can_have_is_refused_by_name(name: str) -> None:
         nx.vectorize(make())
 
 
+TEXT = {
+    "hidden_size": 24,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 12,
+    "vocab_size": 50,
+    "pad_token_id": 0,
+}
+"""Of a language model around a tower."""
+
 FLOAT16 = {
     "qwen3_vl": ("embedding,pooling", {"patch_embed", "pos_embed", "merger", "deepstack_merger_list"}),
     "glm4v": ("pooling", {"merger", "downsample", "post_layernorm"}),
@@ -347,6 +361,65 @@ def test_a_whole_model_may_hold_the_tower_of_another(tower: nn.Module) -> None:
     assert whole_model(tower) == "" == whole_model(nn.ModuleDict({"one": tower, "other": TOWERS["glm4v"]()}))
 
 
+@pytest.mark.parametrize("name", ["qwen3_vl", "qwen2_vl", "qwen2_5_omni"])
+def test_a_tower_is_loaded_from_a_folder_of_its_own(name: str, tmp_path: Path) -> None:
+    """Some towers are no names of transformers itself, but of the module beside their config."""
+    tower = {**TOWERS, **KIN}[name]()
+    tower.save_pretrained(tmp_path / "saved")
+    loaded = ModelSource(f"hf:{tmp_path / 'saved'}", "pretrained").load()
+    assert type(loaded) is type(tower)
+    assert all(torch.equal(given, tower.state_dict()[key]) for key, given in loaded.state_dict().items())
+
+
+WHOLE = {
+    "qwen3_vl": "Qwen3VLForConditionalGeneration",
+    "qwen3_5": "Qwen3_5ForConditionalGeneration",
+    "qwen3_omni_moe": "Qwen3OmniMoeThinkerForConditionalGeneration",
+    "qwen2_vl": "Qwen2VLForConditionalGeneration",
+    "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration",
+    "qwen2_5_omni": "Qwen2_5OmniThinkerForConditionalGeneration",
+    "glm4v": "Glm4vForConditionalGeneration",
+    "kimi_k25": "Kimi_K25ForConditionalGeneration",
+    "paddleocr_vl": "PaddleOCRVLForConditionalGeneration",
+    "cosmos3_edge": "Cosmos3EdgeForConditionalGeneration",
+    "hunyuan_vl": "HunYuanVLForConditionalGeneration",
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_config_of_a_whole_model_has_its_tower(name: str) -> None:
+    kind = getattr(importlib.import_module(f"transformers.models.{name}.modeling_{name}"), WHOLE[name])
+    config = kind.config_class()
+    for part in (config.get_text_config(), config.vision_config):
+        for count in ("num_hidden_layers", "depth"):
+            if hasattr(part, count):
+                setattr(part, count, 1)
+    if name == "hunyuan_vl":
+        config.text_config.head_dim = 128  # which its defaults leave out
+    with torch.device("meta"):
+        model = kind._from_config(config)
+    (tower,) = towers_in(model).values()
+    assert type(tower) is type({**TOWERS, **KIN}[name]()) and whole_model(model).startswith(WHOLE[name])
+
+
+def test_a_whole_model_gives_what_it_gave_with_its_tower_swapped() -> None:
+    from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLConfig
+    from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLForConditionalGeneration
+
+    tower = qwen3_vl()
+    model: Any = Qwen3VLForConditionalGeneration(Qwen3VLConfig(vision_config=tower.config.to_dict(), text_config=TEXT))
+    randomize(model, seed=1)
+    _, (patches, grids, _) = pack_for(tower, (Grid(2, 3), Grid(1, 1)))
+    fast: Any = nx.vectorize(model.eval())
+    assert fast.state_dict().keys() == model.state_dict().keys()
+    with torch.no_grad():
+        wanted, given = (one.model.get_image_features(patches, grids) for one in (model, fast))
+    for levels in zip(given.pooler_output, wanted.pooler_output, strict=True):
+        assert far(*levels) < 1e-5
+    for level, expected in zip(given.deepstack_features, wanted.deepstack_features, strict=True):
+        assert max(far(*images) for images in zip(level, expected, strict=True)) < 1e-5
+
+
 def test_glm_4_6v_holds_the_tower_of_4v() -> None:
     from transformers.models.glm46v.configuration_glm46v import Glm46VConfig
     from transformers.models.glm46v.modeling_glm46v import Glm46VModel
@@ -367,9 +440,7 @@ def test_the_time_of_a_token_counts_tokens(tower: nn.Module, monkeypatch: pytest
 def test_the_command_line_takes_the_tower_of_a_whole_model(tmp_path: Path) -> None:
     from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLConfig
 
-    text = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    text |= {"num_key_value_heads": 2, "head_dim": 12, "vocab_size": 50, "pad_token_id": 0}
-    config = Qwen3VLConfig(vision_config=TOWERS["qwen3_vl"]().config.to_dict(), text_config=text)
+    config = Qwen3VLConfig(vision_config=TOWERS["qwen3_vl"]().config.to_dict(), text_config=TEXT)
     config.architectures = ["Qwen3VLForConditionalGeneration"]
     config.save_pretrained(tmp_path / "model")
     arguments = [f"hf:{tmp_path / 'model'}", "--weights", "random", "--target", "onnx", "--quick"]
