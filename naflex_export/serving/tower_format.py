@@ -171,13 +171,13 @@ class TowerFormat(InputFormat):
         if grids is not None and not hasattr(grids, "shape"):
             raise InputError(f"{self.names[1]} is a {type(grids).__name__}: expected a tensor or an array")
         left_out = [name for name in self.names[2:] if name not in given]
-        if (
-            not left_out
-            or len(inputs) > len(self.names)
-            or grids is None
-            or tuple(grids.shape[1:]) != (self.grid_values,)
-        ):
+        if not left_out or len(inputs) > len(self.names) or grids is None:
             return inputs, dict(named)
+        if len(grids.shape) != 2 or grids.shape[1] != self.grid_values:
+            raise InputError(
+                f"{self.names[1]} has shape {list(grids.shape)}: expected [images, {self.grid_values}]; "
+                f"{' and '.join(left_out)} were left out, and follow from it"
+            )
         follow = {name: self.positions_of(grids) if name != ROWS else self.rows_of(grids) for name in left_out}
         if mapping is not None:
             return ({**mapping, **follow},), dict(named)

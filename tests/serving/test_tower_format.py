@@ -88,6 +88,11 @@ def test_grids_that_nothing_follows_from_are_refused_as_grids(checker: Checker) 
         checker(patches, grids.tolist())
     with pytest.raises(nx.InputError, match="grid_thw is float32: expected int64; cast it"):
         checker(patches, grids.float())
+    for wrong in (grids[:, 1:], grids[0]):
+        with pytest.raises(
+            nx.InputError, match=r"grid_thw has shape \[3(, 2)?\]: expected \[images, 3\]; positions were"
+        ):
+            checker(patches, wrong)
 
 
 SIZES = {
