@@ -20,6 +20,7 @@ from naflex_export.models.adapter import check_outputs, refuse_replaced
 from naflex_export.models.copies import shared_copy
 from naflex_export.models.packing import Packing, attend
 from naflex_export.models.siglip2 import BILINEAR, Siglip2, VectorizedSiglip2VisionEmbeddings
+from naflex_export.models.tower_call import wants_tuple
 from naflex_export.resample.graph_form import resample_at
 from naflex_export.serving.input_formats import InputFormat
 from naflex_export.serving.packed_format import PACKED
@@ -82,13 +83,14 @@ class PackedSiglip2VisionModel(Siglip2VisionModel):
             grids: [B, 2] int64.
             offsets: [B + 1] int64.
             positions: [N] int64.
-            kwargs: transformers' own, for a padded batch.
+            kwargs: transformers' own; of a pack, `return_dict` is heeded, and nothing else changes what is computed.
 
         Raises:
             InputError: on a CPU, it is no pack.
         """
         if offsets is None:
             return cast(Any, super().forward(pixel_values, pixel_attention_mask, spatial_shapes, **kwargs))
+        is_tuple = wants_tuple(self, kwargs)
         named = zip(PACKED.names, (patches, patch_coord, grids, offsets, positions), strict=True)
         first = {"patches": pixel_values if patches is None else patches}
         given, patch_coord, grids, offsets, positions = PACKED.of_call({**dict(named), **first}, whole=False)
@@ -98,7 +100,8 @@ class PackedSiglip2VisionModel(Siglip2VisionModel):
         pooled = None
         if self.use_head:
             pooled = self.head(packing.padded(x_1TC.squeeze(0)), packing.valid_BN.int())
-        return BaseModelOutputWithPooling(last_hidden_state=x_1TC, pooler_output=pooled)
+        made = BaseModelOutputWithPooling(last_hidden_state=x_1TC, pooler_output=pooled)
+        return cast(Any, made.to_tuple()) if is_tuple else made
 
 
 class PackedSiglip2Encoder(nn.Module):
@@ -114,7 +117,7 @@ class PackedSiglip2Encoder(nn.Module):
     ) -> tuple[Tensor, ...]:
         """Return `features` [B, C] and `tokens` [T, C], as asked for."""
         named = {"patch_coord": patch_coord, "grids": grids, "offsets": offsets, "positions": positions}
-        given = self.model(patches, **named)
+        given = self.model(patches, **named, return_dict=True)
         made = {"features": given.pooler_output, "tokens": given.last_hidden_state.squeeze(0)}
         return tuple(made[name] for name in self.outputs)
 

@@ -30,21 +30,32 @@ def tower_call(forward: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(forward)
     def call(self: Any, *inputs: Any, **named: Any) -> Any:
-        return_dict = named.pop("return_dict", getattr(self.config, "return_dict", True))
+        is_tuple = wants_tuple(self, named)
         for name in FOUND_BY_GRIDS:
             if named.get(name) is not None:
                 raise InputError(
                     f"{name} was given to a vectorized tower, which finds it by grid_thw: leave it out, or call the "
                     "original tower"
                 )
-        for name in RECORDED:
-            if named.get(name, getattr(self.config, name, False)) and not torch.compiler.is_compiling():
-                warnings.warn(
-                    f"{name} was asked for, and a vectorized tower records none: of what it gives they are left out; "
-                    "the original tower has them",
-                    stacklevel=2,
-                )
         given = forward(self, *inputs, **named)
-        return given.to_tuple() if return_dict is False else given
+        return given.to_tuple() if is_tuple else given
 
     return call
+
+
+def wants_tuple(model: Any, named: dict[str, Any]) -> bool:
+    """Return whether a call is to give a tuple, and warn where it asks for what is not recorded.
+
+    Args:
+        model: that is called, whose config says what a call does not.
+        named: what the call is given by name; `return_dict` is taken out.
+    """
+    return_dict = named.pop("return_dict", getattr(model.config, "return_dict", True))
+    for name in RECORDED:
+        if named.get(name, getattr(model.config, name, False)) and not torch.compiler.is_compiling():
+            warnings.warn(
+                f"{name} was asked for, and a vectorized tower records none of a pack: of what it gives they are left "
+                "out; the original has them",
+                stacklevel=3,
+            )
+    return return_dict is False

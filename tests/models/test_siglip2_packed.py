@@ -39,6 +39,16 @@ def test_outputs_and_gradients_are_those_of_the_padded_tower() -> None:
     torch.testing.assert_close(again.pooler_output, wanted.pooler_output, atol=1e-5, rtol=0)
 
 
+def test_a_pack_gives_a_tuple_where_it_is_asked_for_and_says_what_it_leaves_out() -> None:
+    packed: Any = nx.vectorize(tiny.siglip2(), packed=True)
+    pack = nx.pack(dict(zip(TRANSFORMERS.names, TRANSFORMERS.arrange(BATCH), strict=True)))
+    tokens, features = packed(**pack, return_dict=False)
+    named = packed(**pack)
+    assert torch.equal(tokens, named.last_hidden_state) and torch.equal(features, named.pooler_output)
+    with pytest.warns(UserWarning, match="output_hidden_states was asked for, and a vectorized tower records none"):
+        packed(**pack, output_hidden_states=True)
+
+
 @pytest.mark.full
 def test_an_export_is_judged_against_the_padded_tower(tmp_path: Path) -> None:
     model = tiny.siglip2()
