@@ -36,6 +36,8 @@ TOWERS = {
     "kimi_k25": ("kimi_k25.configuration_kimi_k25.Kimi_K25VisionConfig", "num_hidden_layers"),
     "paddleocr_vl": ("paddleocr_vl.configuration_paddleocr_vl.PaddleOCRVisionConfig", "num_hidden_layers"),
     "cosmos3_edge": ("cosmos3_edge.configuration_cosmos3_edge.Cosmos3EdgeVisionConfig", "num_hidden_layers"),
+    "hunyuan_vl": ("hunyuan_vl.configuration_hunyuan_vl.HunYuanVLVisionConfig", "num_hidden_layers"),
+    "radio": ("radio.configuration_radio.RadioConfig", "num_hidden_layers"),
 }
 """The configuration of each tower that has a learned grid, and what counts its blocks."""
 
@@ -45,6 +47,8 @@ CLASSES = {
     "kimi_k25": "Kimi_K25VisionModel",
     "paddleocr_vl": "PaddleOCRVisionModel",
     "cosmos3_edge": "Cosmos3EdgeVisionModel",
+    "hunyuan_vl": "HunYuanVLVisionTransformer",
+    "radio": "RadioModel",
 }
 
 
@@ -74,7 +78,7 @@ class Bare(nn.Module):
         layer: Any = self.projection
         self.shape = (layer.in_channels, *layer.kernel_size) if hasattr(layer, "in_channels") else (layer.in_features,)
 
-    def forward(self, patches: Tensor, grid_thw: Tensor, positions: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, patches: Tensor, *follow: Tensor) -> tuple[Tensor, ...]:
         """Return the projected patches [T, C]."""
         return (self.projection(patches.reshape(-1, *self.shape)).flatten(1),)
 

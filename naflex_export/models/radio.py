@@ -20,7 +20,7 @@ from naflex_export.models.packing import Packing, attend
 from naflex_export.models.tower import TowerAdapter, VectorizedTower
 from naflex_export.models.tower_call import tower_call
 from naflex_export.models.tower_checks import check_square
-from naflex_export.resample.graph_form import resample_at
+from naflex_export.models.tower_position import add_position
 from naflex_export.resample.stored import Axis
 from naflex_export.resample.weights import Resampling
 from naflex_export.serving.tower_format import TowerFormat
@@ -68,7 +68,7 @@ class VectorizedRadioModel(VectorizedTower, RadioModel):
         packing, embeddings, config = self.packing(pixel_values, image_grid_hw, positions), self.embeddings, self.config
         sides = (config.num_channels, config.patch_size, config.patch_size)
         x_TC = embeddings.patch_projection(self.input_conditioner(pixel_values.view(-1, *sides)).flatten(1))
-        x_TC = x_TC + self._positions_of(packing).to(x_TC.dtype)
+        x_TC = add_position(x_TC, embeddings.position_embedding.squeeze(0), packing, BILINEAR, cropped=True)
         lead_PC, lead = embeddings.cls_register_token, config.num_summary_tokens
         whole = packing.led_by(lead)
         place_R = whole.coord_T12[:, 0, 0]
@@ -85,13 +85,6 @@ class VectorizedRadioModel(VectorizedTower, RadioModel):
         token_T = torch.arange(x_TC.shape[0], device=first_R.device) + (packing.image_T + 1) * lead
         summary = x_RC.index_select(0, summary_BS.flatten()).view(images, chosen * x_RC.shape[1])
         return RadioModelOutput(summary=summary, features=x_RC.index_select(0, token_T), last_hidden_state=x_RC)
-
-    def _positions_of(self, packing: Packing) -> Tensor:
-        """Return the learned grid at each patch [T, C], for the square that its image is cropped from."""
-        embeddings = self.embeddings
-        grid_SSC = embeddings.position_embedding.view(embeddings.max_rows, embeddings.max_cols, -1)
-        square_T2 = packing.grid_T2.amax(dim=1, keepdim=True).expand(-1, 2)
-        return resample_at(grid_SSC, packing.coord_T12, BILINEAR, square_T2, fill_padding=True).squeeze(1)
 
 
 class Radio(TowerAdapter):

@@ -23,7 +23,9 @@ from naflex_export.resample.weights import Resampling
 from naflex_export.serving.input_formats import has_values
 
 
-def add_position(x_TC: Tensor, table: Tensor, packing: Packing, resampling: Resampling) -> Tensor:
+def add_position(
+    x_TC: Tensor, table: Tensor, packing: Packing, resampling: Resampling, *, cropped: bool = False
+) -> Tensor:
     """Return patches with a learned square grid [S * S, C], resized for each image, added at each of them.
 
     Args:
@@ -31,17 +33,21 @@ def add_position(x_TC: Tensor, table: Tensor, packing: Packing, resampling: Resa
         table: the grid's cells, row by row; resampled in float32.
         packing: of the patches.
         resampling: the resize to reproduce.
+        cropped: the grid is resized to the square of an image's longer side, and cropped to the image.
     """
     side = math.isqrt(table.shape[0])
     grid_SSC = table.view(side, side, -1)
     is_live = not torch.compiler.is_compiling() and not torch.compiler.is_exporting()
     if is_live and table.device.type == "cpu" and all(map(has_values, (x_TC, table, packing.start_B))):
         grids = [(height, width) for height, width in packing.grid_T2.index_select(0, packing.start_B).tolist()]
-        reader = pack_reader((side, side), grids, packing.merge, resampling)
+        reader = pack_reader((side, side), grids, packing.merge, resampling, cropped=cropped)
         if torch.is_grad_enabled() and (x_TC.requires_grad or table.requires_grad):
             return cast(Tensor, _AddResized.apply(x_TC, grid_SSC, reader))
         return _add_resized_(x_TC, grid_SSC, reader)
-    pos_T1C = resample_at(grid_SSC, packing.coord_T12, resampling, packing.grid_T2, fill_padding=True)
+    lengths_T2 = packing.grid_T2
+    if cropped:
+        lengths_T2 = lengths_T2.amax(dim=1, keepdim=True).expand(lengths_T2.shape)
+    pos_T1C = resample_at(grid_SSC, packing.coord_T12, resampling, lengths_T2, fill_padding=True)
     return x_TC + pos_T1C.squeeze(1).to(x_TC.dtype)
 
 

@@ -44,7 +44,12 @@ def grid_reader(
 
 
 def pack_reader(
-    source: tuple[int, int], grids: Iterable[tuple[int, int]], merge: int, resampling: Resampling
+    source: tuple[int, int],
+    grids: Iterable[tuple[int, int]],
+    merge: int,
+    resampling: Resampling,
+    *,
+    cropped: bool = False,
 ) -> _SeparableReader | _CellReader:
     """Return what reads the source grid for a pack, [1, N, C], of images that follow each other and fill their grids.
 
@@ -53,11 +58,13 @@ def pack_reader(
         grids: of the images.
         merge: tokens go through one square of so many a side after the other; 1 for row by row.
         resampling: the resize to reproduce.
+        cropped: the source is resized to the square of an image's longer side, of which its grid is the upper left.
     """
     targets: dict[tuple[int, int], _Target] = {}
     first = 0
     for grid in grids:
-        target = targets.setdefault(grid, _Target(grid, grid, merge))
+        lengths = (max(grid), max(grid)) if cropped else grid
+        target = targets.setdefault(grid, _Target(grid, lengths, merge))
         target.images.append((0, first))
         first += target.size
     return _reader(source, list(targets.values()), resampling, fill_padding=False)
