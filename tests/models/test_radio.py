@@ -10,13 +10,15 @@ import torch
 
 pytest.importorskip("transformers")
 
-from tower_tiny import GRIDS, far, gradients, outputs_of, pack_for, radio
+from tower_tiny import GRIDS, far, gradients, outputs_of, pack_for, radio, radio_takes_packs
 
 import naflex_export as nx
 from naflex_export.graph.trace import trace
 from naflex_export.grid import Grid
 from naflex_export.models import adapter_of, packing
 from naflex_export.models.model_sources import ModelSource
+
+pytestmark = pytest.mark.skipif(not radio_takes_packs(), reason="this release's RadioModel takes no packs")
 
 NO_PHOTOS = "ignore:the model is a vision tower, whose patches its own processor makes of photos"
 MODELS: dict[str, dict[str, Any]] = {
@@ -45,6 +47,13 @@ def test_outputs_and_gradients_are_the_models_own(name: str) -> None:
         assert (gradient is None) == (wanted_gradient is None), part
         if gradient is not None and wanted_gradient is not None:
             assert float((gradient - wanted_gradient).abs().max()) < 1e-5 * scale, part
+
+
+def test_a_release_whose_model_takes_no_packs_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = radio()
+    monkeypatch.setattr(type(model), "forward", lambda self, pixel_values: None)
+    with pytest.raises(nx.UnsupportedModelError, match=r"takes no packs: expected one with image_grid_hw.*naflexvit"):
+        nx.vectorize(model)
 
 
 def test_images_of_one_size_are_taken_as_before() -> None:

@@ -209,7 +209,10 @@ def test_a_call_gives_a_tuple_where_it_is_asked_for(tower: Any, monkeypatch: pyt
     fast: Any = nx.vectorize(tower)
     _, inputs = pack_for(tower)
     wanted, given = tower(*inputs[:2], return_dict=False), fast(*inputs, return_dict=False)
-    assert type(given) is tuple and len(given) == len(wanted) and torch.equal(given[0], fast(*inputs)[0])
+    assert type(given) is tuple and torch.equal(given[0], fast(*inputs)[0])
+    tensors = [(found, one) for found, one in zip(given, wanted, strict=False) if isinstance(one, Tensor)]
+    assert len(given) >= len(wanted)  # of Cosmos3-Edge release 5.17 names one output only
+    assert max(far(*both) for both in tensors) < 1e-5
     adapter = adapter_of(fast)
     of_tuple, of_names = adapter.unpack(given), adapter.unpack(fast(*inputs))
     assert of_tuple.keys() == of_names.keys() and all(torch.equal(of_tuple[one], of_names[one]) for one in of_names)
