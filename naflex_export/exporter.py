@@ -36,7 +36,7 @@ from naflex_export.grid import Bucket, check_buckets, check_patch_sizes
 from naflex_export.models import adapter_of, family_of
 from naflex_export.models.adapter import ModelAdapter
 from naflex_export.models.exportable import refuse_modes, refuse_unexportable
-from naflex_export.models.mixed_precision import kept_of
+from naflex_export.models.kept_parts import kept_of
 from naflex_export.models.quantized import quantized_layers
 from naflex_export.models.rounding import refuse_rounded, remark_on_precision
 from naflex_export.models.towers import remarks_on

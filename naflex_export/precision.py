@@ -117,12 +117,16 @@ class Precision:
         Args:
             dtype: as the attribute, or another word for it, such as "fp16"; torch's own is taken too. With "int8" or
                 "fp8" what is not quantized is in float16.
-            keep_float32: names, or a text of names with commas between them.
+            keep_float32: names, or a text of names with commas between them; presets and "auto" in any case.
             keep_unquantized: the same, of modules that are not to be quantized.
+
+        Raises:
+            RequestError: as `Precision`, or names are given that are no text.
         """
         dtype = dtype_named(str(dtype))
         quantized = dtype if dtype in QUANTIZED else ""
-        return cls("float16" if quantized else dtype, _names(keep_float32), quantized, _names(keep_unquantized))
+        kept = tuple(_word(name) for name in _names("keep_float32", keep_float32))
+        return cls("float16" if quantized else dtype, kept, quantized, _names("keep_unquantized", keep_unquantized))
 
     def for_target(self, target: str) -> Precision:
         """Return it as a target has it: int8 in ONNX, which CPUs run, beside float32, which CPUs compute in.
@@ -176,11 +180,27 @@ class Precision:
         return f"{kept}, {','.join(self.keep_unquantized)} not quantized" if self.keep_unquantized else kept
 
 
-def _names(given: str | Sequence[str]) -> tuple[str, ...]:
-    """Return names, or those of a text with commas between them."""
+def _names(what: str, given: str | Sequence[str]) -> tuple[str, ...]:
+    """Return names, or those of texts with commas between them.
+
+    Args:
+        what: they are given for.
+        given: by a caller.
+
+    Raises:
+        RequestError: they are no texts.
+    """
     if not given:
         return ()
-    return tuple(name.strip() for name in (given.split(",") if isinstance(given, str) else given))
+    texts = [given] if isinstance(given, str) else given
+    if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
+        raise RequestError(f"{what}={given!r}: expected a text of names with commas between them, or a list of names")
+    return tuple(name.strip() for text in texts for name in text.split(","))
+
+
+def _word(name: str) -> str:
+    """Return a preset or `AUTO` by that name in any case; else the name."""
+    return name.lower() if name.lower() in (*PRESETS, AUTO) else name
 
 
 FLOAT32 = Precision()

@@ -20,7 +20,7 @@ from naflex_export.graph.onnx_about import describe_onnx
 from naflex_export.graph.program import Program
 from naflex_export.graph.trace import trace
 from naflex_export.grid import Bucket
-from naflex_export.models.mixed_precision import kept_of
+from naflex_export.models.kept_parts import kept_of
 from naflex_export.models.text_tower import TextTower
 from naflex_export.precision import PRESETS, Precision
 from naflex_export.serving import compile_cache

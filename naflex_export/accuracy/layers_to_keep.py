@@ -9,7 +9,7 @@ import torch
 from naflex_export.accuracy.comparison import Comparison, float32_reference
 from naflex_export.batch import Batch, picked
 from naflex_export.models.copies import whole_copy
-from naflex_export.models.mixed_precision import blocks_of
+from naflex_export.models.kept_parts import blocks_of
 from naflex_export.models.quantized import quantize_eagerly, quantized_layers
 
 MARGIN = 0.5

@@ -22,7 +22,7 @@ from naflex_export.accuracy.results import BASELINE_FACTOR, CaseResult, GateRepo
 from naflex_export.batch import Batch, picked
 from naflex_export.graph.intermediates import CanBeTapped, Once, Shapes, Tapped, listening, tap_names
 from naflex_export.grid import Bucket
-from naflex_export.models.mixed_precision import blocks_of
+from naflex_export.models.kept_parts import blocks_of
 from naflex_export.models.quantized import quantized_layers
 from naflex_export.serving.runner import Runner
 from naflex_export.targets import target_named

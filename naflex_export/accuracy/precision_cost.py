@@ -16,7 +16,7 @@ from naflex_export.batch import noise_batch
 from naflex_export.graph.intermediates import listening
 from naflex_export.grid import Grid
 from naflex_export.models.adapter import ModelAdapter
-from naflex_export.models.mixed_precision import blocks_of, is_norm, kept_of
+from naflex_export.models.kept_parts import blocks_of, is_norm, kept_of
 from naflex_export.precision import Precision
 
 FLOAT32_FACTOR = 8

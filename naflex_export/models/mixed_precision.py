@@ -9,9 +9,7 @@ in the same precision. The reference never sees any of it.
 from __future__ import annotations
 
 import contextlib
-import difflib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,132 +18,8 @@ from torch.overrides import TorchFunctionMode
 
 from naflex_export.errors import RequestError
 from naflex_export.models.adapter import EncoderAdapter
-from naflex_export.precision import ALL_LOW, PRESETS, Kept, Precision
-
-
-@dataclass(frozen=True)
-class _Tower:
-    """A model's tower by the names of its parts.
-
-    Attributes:
-        modules: every module by its name.
-        blocks: names of the blocks, in order.
-        ahead: modules ahead of the blocks; empty where those are all that the tower has ahead of them.
-    """
-
-    modules: dict[str, nn.Module]
-    blocks: tuple[str, ...]
-    ahead: tuple[str, ...] = ()
-
-    @classmethod
-    def of(cls, adapter: EncoderAdapter) -> _Tower:
-        """Return the parts of a model; its blocks are the numbered modules that hold most of the weights."""
-        modules = {name: module for name, module in adapter.tower.named_modules() if name}
-        lists = [name for name, module in modules.items() if isinstance(module, nn.ModuleList | nn.Sequential)]
-        longest = adapter.blocks or max(lists, key=lambda name: _num_weights(modules[name]), default=None)
-        if longest is None:
-            return cls(modules, ())
-        blocks = tuple(f"{longest}.{name}" for name, _ in modules[longest].named_children())
-        return cls(modules, blocks, adapter.ahead)
-
-    def chosen_by(self, preset: str) -> list[str]:
-        """Return the modules that a preset keeps, by name; `residual` and `softmax` keep more than modules."""
-        if preset == "norm":
-            return [name for name, module in self.modules.items() if is_norm(module)]
-        if preset == "residual":
-            parts = (f"{block}.{part}" for block in self.blocks for part, _ in self.modules[block].named_children())
-            return [name for name in parts if "layerscale" in _kind(self.modules[name])]
-        if preset in ("embedding", "pooling") and self.blocks:
-            names, first = list(self.modules), self.blocks[0]
-            holders = _with_holders(first)
-            ahead = self.ahead or tuple(name for name in names[: names.index(first)] if name not in holders)
-            outside = [name for name in names if name not in holders and not _is_within(name, self.blocks)]
-            return [name for name in outside if _is_within(name, ahead) == (preset == "embedding")]
-        return []
-
-    def computes(self, name: str) -> bool:
-        """Whether a module has weights, or is a norm without."""
-        module = self.modules[name]
-        return _num_weights(module) > 0 or is_norm(module)
-
-
-def blocks_of(adapter: EncoderAdapter) -> tuple[str, ...]:
-    """Return the names of a model's blocks, in order: the numbered modules that hold most of its weights."""
-    return _Tower.of(adapter).blocks
-
-
-def is_norm(module: nn.Module) -> bool:
-    """Whether a module is a normalization, of any library: it is called so, and is made of nothing else."""
-    return "norm" in _kind(module) and not list(module.children())
-
-
-def _kind(module: nn.Module) -> str:
-    return type(module).__name__.lower()
-
-
-def _num_weights(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-def _with_holders(name: str) -> set[str]:
-    """Return a name, and those of all modules that hold it."""
-    parts = name.split(".")
-    return {".".join(parts[:length]) for length in range(1, len(parts) + 1)}
-
-
-def _is_within(name: str, others: tuple[str, ...]) -> bool:
-    return any(name == other or name.startswith(f"{other}.") for other in others)
-
-
-def kept_of(adapter: EncoderAdapter, precision: Precision) -> Kept:
-    """Return what of a model a precision keeps in float32.
-
-    Args:
-        adapter: of the model, or of a copy of it in any dtype.
-        precision: whose names are looked up.
-
-    Raises:
-        RequestError: a name is neither a preset nor a module, or adds nothing to the others; the message says which.
-    """
-    if not precision.keep_float32:
-        return ALL_LOW
-    if precision.is_auto:
-        raise RequestError("keep_float32 'auto' stands for what nx.export and naflex-export search for: expected names")
-    tower, found = _Tower.of(adapter), dict[str, list[str]]()
-    for name in precision.keep_float32:
-        if name not in PRESETS and name not in tower.modules:
-            raise RequestError(_unknown(name, tower))
-        found[name] = [
-            module for module in (tower.chosen_by(name) if name in PRESETS else [name]) if tower.computes(module)
-        ]
-        if not _counts(name, found[name], tower):
-            said = PRESETS.get(name) or f"{type(tower.modules[name]).__name__} without weights"
-            raise RequestError(f"keep_float32 {name!r} ({said}) changes nothing: this model computes nothing there")
-    for name, modules in found.items():
-        others = tuple(module for other, kept in found.items() if other != name for module in kept)
-        if name not in ("residual", "softmax") and all(_is_within(module, others) for module in modules):
-            raise RequestError(f"keep_float32 {name!r} changes nothing: the other names keep all of it; leave it out")
-    chosen = {module for modules in found.values() for module in modules}
-    outermost = frozenset(name for name in chosen if not _with_holders(name) & (chosen - {name}))
-    return Kept(outermost, "residual" in found, "softmax" in found)
-
-
-def _counts(name: str, modules: list[str], tower: _Tower) -> bool:
-    """Whether what a name stands for is there."""
-    if name == "residual":
-        return bool(tower.blocks)
-    if name == "softmax":
-        return any("attention" in _kind(module) for module in tower.modules.values())
-    return bool(modules)
-
-
-def _unknown(name: str, tower: _Tower) -> str:
-    known = [*PRESETS, *tower.modules]
-    close = difflib.get_close_matches(name, known, n=3) or [*tower.blocks[:1], *list(tower.modules)[:2]]
-    return (
-        f"keep_float32 {name!r} is no module of this model: expected {', '.join(PRESETS)}, auto or a module's name, "
-        f"such as {', '.join(close)}"
-    )
+from naflex_export.models.kept_parts import Tower, is_norm, is_within, kept_of
+from naflex_export.precision import ALL_LOW, Kept, Precision
 
 
 def cast_model(adapter: EncoderAdapter, precision: Precision) -> Kept:
@@ -163,7 +37,7 @@ def cast_model(adapter: EncoderAdapter, precision: Precision) -> Kept:
     if kept == ALL_LOW:
         adapter.model.to(low)
         return kept
-    tower = _Tower.of(adapter)
+    tower = Tower.of(adapter)
     names = {id(module): name for name, module in tower.modules.items()}
     for module in adapter.model.modules():
         dtype = torch.float32 if kept.holds(names.get(id(module), "")) else low
@@ -184,10 +58,12 @@ def cast_model(adapter: EncoderAdapter, precision: Precision) -> Kept:
     return kept
 
 
-def _stays(name: str, kept: Kept, precision: Precision, tower: _Tower) -> bool:
+def _stays(name: str, kept: Kept, precision: Precision, tower: Tower) -> bool:
     """Whether what a kept module gives stays in float32, for what reads it is."""
-    if not _is_within(name, tower.blocks):
-        return "pooling" in precision.keep_float32 and name in tower.chosen_by("pooling")
+    if not is_within(name, tower.blocks):
+        # the stream of tokens begins with what the embedding gives
+        stages = ("pooling", "embedding") if kept.residual else ("pooling",)
+        return any(stage in precision.keep_float32 and name in tower.chosen_by(stage) for stage in stages)
     is_part = name in tower.blocks or name.rpartition(".")[0] in tower.blocks
     return kept.residual and is_part and not is_norm(tower.modules[name])
 

@@ -9,7 +9,6 @@ values at hand, where a graph has them from calibration.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 
 from naflex_export.errors import RequestError
 from naflex_export.models.adapter import EncoderAdapter
-from naflex_export.models.mixed_precision import blocks_of
+from naflex_export.models.kept_parts import blocks_of, close_names, is_within, no_pattern
 from naflex_export.precision import Precision
 
 LARGEST = {"int8": 127.0, "fp8": 448.0}
@@ -39,33 +38,29 @@ def quantized_layers(adapter: EncoderAdapter, precision: Precision) -> tuple[str
     if not precision.quantized:
         return ()
     modules, blocks = dict(adapter.tower.named_modules()), blocks_of(adapter)
-    layers = [name for name in modules if _is_within(name, blocks) and isinstance(modules[name], nn.Linear)]
+    layers = [name for name in modules if is_within(name, blocks) and isinstance(modules[name], nn.Linear)]
     if not layers:
         raise RequestError(f"dtype {precision.quantized!r} quantizes linear layers of blocks, and this model has none")
     for name in precision.keep_unquantized:
         if name not in modules:
-            close = difflib.get_close_matches(name, list(modules), n=3) or [*blocks[:1], *layers[:2]]
+            close = close_names(name, filter(None, modules)) or [*blocks[:1], *layers[:2]]
             raise RequestError(
-                f"keep_unquantized {name!r} is no module of this model: expected a module's name, such as "
-                f"{', '.join(close)}"
+                f"keep_unquantized {name!r} is no module of this model{no_pattern(name)}: expected a module's name, "
+                f"such as {', '.join(close)}"
             )
         others = [other for other in precision.keep_unquantized if other != name]
-        if not any(_is_within(layer, [name]) and not _is_within(layer, others) for layer in layers):
+        if not any(is_within(layer, [name]) and not is_within(layer, others) for layer in layers):
             raise RequestError(
                 f"keep_unquantized {name!r} changes nothing: of it alone no layer would be quantized, which linear "
                 f"layers of blocks are, such as {layers[0]}; leave it out"
             )
-    left = tuple(layer for layer in layers if not _is_within(layer, precision.keep_unquantized))
+    left = tuple(layer for layer in layers if not is_within(layer, precision.keep_unquantized))
     if not left:
         raise RequestError(
             f"keep_unquantized {','.join(precision.keep_unquantized)!r} leaves no layer to be quantized: keep less, or "
             "export with --dtype float16"
         )
     return left
-
-
-def _is_within(name: str, others: Collection[str]) -> bool:
-    return any(name == other or name.startswith(f"{other}.") for other in others)
 
 
 def quantize_eagerly(adapter: EncoderAdapter, layers: Collection[str], kind: str) -> list[Any]:

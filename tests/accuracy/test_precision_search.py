@@ -27,7 +27,7 @@ from naflex_export.export_request import ExportRequest
 from naflex_export.exporter import Exporter
 from naflex_export.grid import Bucket
 from naflex_export.models import adapter_of
-from naflex_export.models.mixed_precision import blocks_of
+from naflex_export.models.kept_parts import blocks_of
 from naflex_export.precision import Precision
 
 BLOCKS = tuple(f"blocks.{index}" for index in range(4))

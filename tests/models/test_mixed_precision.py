@@ -6,22 +6,26 @@ import copy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
 import torch
 from torch import nn
+from tower_tiny import KIN, TOWERS
 
 import naflex_export as nx
 from naflex_export.accuracy.judge_artifact import judge_artifact
 from naflex_export.accuracy.reference import SoundInterpolate
-from naflex_export.batch import Batch
+from naflex_export.batch import Batch, noise_batch
 from naflex_export.graph.checks import check_program
 from naflex_export.graph.intermediates import listening
 from naflex_export.graph.trace import trace
+from naflex_export.grid import Grid
 from naflex_export.models import adapter_of
-from naflex_export.models.mixed_precision import cast_encoder, cast_model, keeping_softmax, kept_of
-from naflex_export.precision import Kept, Precision
+from naflex_export.models.kept_parts import kept_of
+from naflex_export.models.mixed_precision import cast_encoder, cast_model, keeping_softmax
+from naflex_export.precision import PRESETS, Kept, Precision
 from naflex_export.serving.manifest import Manifest
 
 BUCKET = [nx.Bucket(32, (1, 4, 8))]
@@ -87,12 +91,68 @@ def test_presets_of_transformers() -> None:
         ("blocks.0.drop_path1", r"'blocks\.0\.drop_path1' \(Identity without weights\) changes nothing"),
         ("blocks.1.mlp,blocks.1", r"'blocks\.1\.mlp' changes nothing: the other names keep all of it"),
         ("norm,blocks.1.norm1", r"'blocks\.1\.norm1' changes nothing: the other names keep all of it"),
+        ("softmax,blocks,pooling", r"'softmax' changes nothing: the other names keep all of it"),
+        ("Norms,blocks.0", r"'Norms' is no module of this model: .* such as norm, fc_norm"),
+        ("fc_Norm", r"'fc_Norm' is no module of this model: .* such as fc_norm"),
+        ("mlp.FC2", r"'mlp\.FC2' is no module .* such as blocks\.0\.mlp\.fc2, blocks\.1\.mlp\.fc2"),
+        ("model.blocks.1", r"'model\.blocks\.1' is no module .* such as blocks\.1$"),
+        ("blocks.*.mlp", r"no module of this model, and a pattern stands for none: .* blocks\.0\.mlp, blocks\.1\.mlp"),
     ],
 )
 def test_names_that_mean_nothing_are_refused_before_any_work(names: str, says: str, tmp_path: Path) -> None:
     with pytest.raises(nx.RequestError, match=says):
         nx.export(tiny.siglip(), "onnx", tmp_path / "a", dtype="float16", keep_float32=names)
     assert not list(tmp_path.iterdir())
+
+
+def test_presets_are_known_in_any_case_and_lists_may_hold_texts() -> None:
+    siglip = tiny.siglip()
+    assert kept(siglip, "Residual, NORM") == kept(siglip, "residual,norm")
+    assert Precision.of("float16", ["Residual,norm", "blocks.1"]).keep_float32 == ("residual", "norm", "blocks.1")
+    assert Precision.of("float16", "AUTO").is_auto
+
+
+@pytest.mark.parametrize("given", [3, {"norm": True}, ["norm", None], b"norm", [["norm"]]])
+def test_what_is_no_text_is_refused(given: Any) -> None:
+    for name in ("keep_float32", "keep_unquantized"):
+        with pytest.raises(nx.RequestError, match=rf"{name}=.*: expected a text of names with commas between them, or"):
+            Precision.of("int8", **{name: given})
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        tiny.siglip,
+        tiny.siglip2,
+        *(pytest.param(make, marks=pytest.mark.full, id=name) for name, make in {**TOWERS, **KIN}.items()),
+    ],
+)
+def test_every_name_that_is_taken_can_be_kept(make: Callable[[], nn.Module], packed: bool) -> None:
+    """Of lists of blocks too, which have no call of their own; what cannot be kept alone is refused, and says why."""
+    pytest.importorskip("transformers")
+    model = make()
+    own = adapter_of(model)
+    adapter = (own.packed() if packed else own).vectorized()
+    batch = noise_batch("kept", [Grid(2, 3), Grid(3, 4)], 12, own.token_width)
+    with torch.no_grad(), SoundInterpolate():
+        expected = own.encoder(own.default_outputs)(*own.input_format.arrange(batch))[0]
+    taken = refused = 0
+    for name in (*PRESETS, *(name for name, _ in adapter.tower.named_modules() if name)):
+        precision = Precision("float16", (name,))
+        try:
+            kept_of(adapter, precision)
+        except nx.RequestError as error:
+            refused += 1
+            assert "changes nothing" in str(error) or "head.attention reads its weights without a call" in str(error)
+            continue
+        copied = adapter.of(copy.deepcopy(adapter.model))
+        held, taken = cast_model(copied, precision), taken + 1
+        inputs = [one.half() if one.is_floating_point() else one for one in adapter.input_format.arrange(batch)]
+        with torch.no_grad(), keeping_softmax(held), SoundInterpolate():
+            found = cast_encoder(copied.encoder(own.default_outputs), precision)(*inputs)[0]
+        assert found.dtype is HALF and (found.float() - expected).norm() < 5e-3 * expected.norm(), name
+    assert taken > 20 and refused
 
 
 def test_a_preset_of_nothing_is_refused() -> None:

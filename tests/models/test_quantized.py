@@ -36,6 +36,7 @@ def test_layers_of_transformers() -> None:
     ("kept", "says"),
     [
         ("blocks.1.atn", r"'blocks\.1\.atn' is no module of this model: .* such as blocks\.1\.attn, "),
+        ("blocks.*.fc2", r"and a pattern stands for none: .* such as blocks\.0\.mlp\.fc2, blocks\.1\.mlp\.fc2"),
         ("norm", r"'norm' changes nothing: of it alone no layer would be quantized, .* such as blocks\.0\.attn\.qkv"),
         ("blocks.1,blocks.1.mlp", r"'blocks\.1\.mlp' changes nothing"),
         ("blocks.0,blocks.1", r"'blocks\.0,blocks\.1' leaves no layer to be quantized: keep less, or .* float16"),

@@ -40,7 +40,7 @@ from naflex_export.cli.export import export_command
 from naflex_export.graph.trace import trace
 from naflex_export.grid import Grid
 from naflex_export.models import adapter_of, towers_in, whole_model
-from naflex_export.models.mixed_precision import kept_of
+from naflex_export.models.kept_parts import kept_of
 from naflex_export.models.model_sources import ModelSource, randomize
 from naflex_export.precision import FLOAT32, Precision
 
@@ -281,7 +281,10 @@ TEXT = {
 """Of a language model around a tower."""
 
 FLOAT16 = {
-    "qwen3_vl": ("embedding,pooling", {"patch_embed", "pos_embed", "merger", "deepstack_merger_list"}),
+    "qwen3_vl": (
+        "embedding,pooling",
+        {"patch_embed", "pos_embed", "merger", "deepstack_merger_list.0", "deepstack_merger_list.1"},
+    ),
     "glm4v": ("pooling", {"merger", "downsample", "post_layernorm"}),
     "kimi_k25": ("pooling", {"final_layernorm"}),
     "hunyuan_vl": ("embedding", {"embeddings"}),
