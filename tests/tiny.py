@@ -72,16 +72,17 @@ def with_large_residual(size: float = 40_000.0, blocks: tuple[int, ...] = (0, 1)
     reached = 0.0
     with torch.no_grad():
         for index, block in enumerate(model.blocks):
-            _make_up(block.norm1, reached)
-            _make_up(block.norm2, reached)
+            make_up(block.norm1, reached)
+            make_up(block.norm2, reached)
             if index in blocks:
                 block.mlp.fc2.weight[:2] = 0.0
                 block.mlp.fc2.bias[:2] = torch.tensor([size, -size])
                 reached += size
-        _make_up(model.norm, reached)
+        make_up(model.norm, reached)
     return model
 
 
-def _make_up(norm: nn.LayerNorm, reached: float) -> None:
+def make_up(norm: nn.LayerNorm, reached: float) -> None:
+    """Let a norm make up for two channels of this size in what it reads."""
     if reached:
         norm.weight[2:] *= reached * (2 / norm.weight.numel()) ** 0.5

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from naflex_export.accuracy.results import Tap
+from naflex_export.models.kept_parts import PartsByName
 
 NEAR = 0.25
 """Share of a dtype's range from which a module is too close to it: sums inside are larger than what it gives."""
@@ -13,9 +14,14 @@ NEAR = 0.25
 ROUNDING = 5.0
 """How many times its floor a module's error may be and still be one of rounding, done otherwise than eager does."""
 
+AS_EAGER = 2.0
+"""How many times eager's own error a module's may be and still be the dtype's, where eager is too far off as well."""
+
 TF32 = 3e-3
 """Relative error in float32 of a backend that quietly computes with fewer digits; TF32 measures 3e-4 to 8e-4."""
 
+
+BY_NAME = PartsByName()
 
 _OUTPUT = "output "
 
@@ -30,30 +36,59 @@ def is_output(module: str) -> bool:
     return module.startswith(_OUTPUT)
 
 
-def to_keep(tap: Tap, kept: Sequence[str] = (), *, is_coarse: bool = False) -> tuple[str, ...]:
+def to_keep(
+    tap: Tap, kept: Sequence[str] = (), *, is_coarse: bool = False, parts: PartsByName = BY_NAME
+) -> tuple[str, ...]:
     """Return what to keep in float32 on account of a module, besides what is: nothing where all of it is.
 
-    A module whose own values are near the end of the range spoils what they are added to, too. Where the dtype is too
-    coarse, a norm of the stream of tokens, which sums in float32 as it is, is off because the stream has lost digits.
+    A module whose own values are near the end of the range spoils what they are added to, too: what reads them must be
+    kept with it. Where the dtype is too coarse, a norm of the stream of tokens, which sums in float32 as it is, is off
+    because the stream has lost digits.
 
     Args:
         tap: of the module.
         kept: what is in float32 already.
         is_coarse: whether eager in the dtype is too far off as well.
+        parts: what is known of the model's parts.
     """
+    wanted = _wanted(tap, is_coarse, parts)
+    more = tuple(name for name in wanted if name and not any(_is_part(name, one) for one in kept))
+    with_more = parts.adding((*kept, *more))
+    return tuple(name for name in more if name in with_more)
+
+
+def _wanted(tap: Tap, is_coarse: bool, parts: PartsByName) -> tuple[str, ...]:
+    """Return all that is to be kept on account of a module."""
     if is_output(tap.module):
-        wanted: tuple[str, ...] = ("pooling",)
-    else:
-        parts = tap.module.split(".")
-        is_large = math.isfinite(tap.reference_max_abs) and tap.reference_max_abs >= NEAR * tap.dtype_max
-        in_block = any(map(str.isdecimal, parts))
-        reads_stream = is_coarse and "norm" in parts[-1] and (in_block or len(parts) == 1)
-        of_stream = ("residual", "norm") if reads_stream or (is_large and in_block) else ()
-        wanted = of_stream if of_stream and (reads_stream or parts[-1].isdecimal()) else (*of_stream, tap.module)
-    return tuple(name for name in wanted if not any(name == one or name.startswith(f"{one}.") for one in kept))
+        return ("pooling",)
+    names, stage = tap.module.split("."), parts.stage_of(tap.module)
+    is_large = math.isfinite(tap.reference_max_abs) and tap.reference_max_abs >= NEAR * tap.dtype_max
+    block = next((place for place, name in enumerate(names) if name.isdecimal()), None)
+    is_norm = "norm" in names[-1]
+    if is_coarse and is_norm and (block is not None or len(names) == 1):
+        return ("residual", "norm")
+    if is_large and stage:  # kept alone, it would still give 16 bits
+        return ("residual", "norm", "embedding") if stage == "embedding" else (stage,)
+    if is_large and block is not None:
+        if is_norm:  # what it gives is read within the block alone
+            return (".".join(names[: block + 1]),)
+        return ("residual", "norm", *(() if names[-1].isdecimal() else (parts.keepable(tap.module),)))
+    return (parts.keepable(tap.module),)
 
 
-def advice_on(tap: Tap, dtype: str, kept: Sequence[str] = (), *, is_coarse: bool = False) -> str:
+def _is_part(name: str, other: str) -> bool:
+    return name == other or name.startswith(f"{other}.")
+
+
+def advice_on(
+    tap: Tap,
+    dtype: str,
+    kept: Sequence[str] = (),
+    *,
+    is_coarse: bool = False,
+    eager: float = 0.0,
+    parts: PartsByName = BY_NAME,
+) -> str:
     """Return what to try about the first tap that leaves its floor.
 
     Args:
@@ -61,24 +96,34 @@ def advice_on(tap: Tap, dtype: str, kept: Sequence[str] = (), *, is_coarse: bool
         dtype: the candidate's.
         kept: what of the candidate is in float32 all the same.
         is_coarse: whether eager in that dtype is too far off as well.
+        eager: error of the same module in eager in that dtype, where it is known.
+        parts: what is known of the model's parts.
     """
     if dtype == "float32":
         return f"{_reach(tap, dtype)}: {_float32(tap)}"
-    if is_coarse and (stream := to_keep(tap, kept, is_coarse=True))[:1] == ("residual",):
-        named = ",".join((*kept, *stream))
+    if is_coarse and (stream := to_keep(tap, kept, is_coarse=True, parts=parts))[:1] == ("residual",):
+        named = _named(kept, stream, parts)
         return f"the stream of tokens that it reads has lost digits: keep that in float32 (--keep-float32 {named})"
-    keep = _keep(dtype, "this module", tap, kept)
+    keep = _keep(dtype, "this module", tap, kept, parts)
     if _largest(tap) >= NEAR * tap.dtype_max:
         return f"{_reach(tap, dtype)}: {keep}"
     if not math.isfinite(tap.max_abs):
         return f"not finite, though the reference reaches only {_largest(tap):.1e}: a sum or product overflows; {keep}"
-    if tap.relative_l2 <= ROUNDING * tap.floor:
-        return f"{_reach(tap, dtype)}, within range: it needs more digits; {_kept(dtype, 'this module', tap, kept)}"
+    if tap.relative_l2 <= max(ROUNDING * tap.floor, AS_EAGER * eager):  # what eager does is no fault of the graph
+        return (
+            f"{_reach(tap, dtype)}, within range: it needs more digits; {_kept(dtype, 'this module', tap, kept, parts)}"
+        )
     return f"{_reach(tap, dtype)}, within range: {_something_else(tap.module)}"
 
 
 def advice_without(
-    dtype: str, overflows: Tap | None, breaks: bool, shown_breaks: bool, *, kept: Sequence[str] = ()
+    dtype: str,
+    overflows: Tap | None,
+    breaks: bool,
+    shown_breaks: bool,
+    *,
+    kept: Sequence[str] = (),
+    parts: PartsByName = BY_NAME,
 ) -> str:
     """Return what to try where a candidate failed and no tap leaves its floor.
 
@@ -88,9 +133,10 @@ def advice_without(
         breaks: whether the candidate's outputs are beyond the limits on the same images.
         shown_breaks: whether those of what showed its modules are: the candidate itself, or a copy of it.
         kept: what of the candidate is in float32 all the same.
+        parts: what is known of the model's parts.
     """
     if overflows is not None:
-        keep = _keep(dtype, "it", overflows, kept)
+        keep = _keep(dtype, "it", overflows, kept, parts)
         return f"eager {dtype} itself is not finite from {overflows.module} on, {_reach(overflows, dtype)}: {keep}"
     if shown_breaks:
         return f"every module is as right as {dtype} allows, and these outputs take more: export in a wider dtype"
@@ -102,16 +148,21 @@ def advice_without(
     return "what failed is not in the values of any module: it is named above"
 
 
-def _keep(dtype: str, what: str, tap: Tap, kept: Sequence[str]) -> str:
-    return _kept(dtype, what, tap, kept) + (", or export in bfloat16" if dtype == "float16" else "")
+def _keep(dtype: str, what: str, tap: Tap, kept: Sequence[str], parts: PartsByName) -> str:
+    return _kept(dtype, what, tap, kept, parts) + (", or export in bfloat16" if dtype == "float16" else "")
 
 
-def _kept(dtype: str, what: str, tap: Tap, kept: Sequence[str]) -> str:
+def _kept(dtype: str, what: str, tap: Tap, kept: Sequence[str], parts: PartsByName) -> str:
     """Return the advice to keep something in float32, with the option of `naflex-export` that does it."""
-    more = to_keep(tap, kept)
+    more = to_keep(tap, kept, parts=parts)
     if not more:
         return f"it is in float32 already, and what reads it in {dtype} is not; export in float32"
-    return f"keep {what} in float32 (--keep-float32 {','.join((*kept, *more))})"
+    return f"keep {what} in float32 (--keep-float32 {_named(kept, more, parts)})"
+
+
+def _named(kept: Sequence[str], more: Sequence[str], parts: PartsByName) -> str:
+    """Return the value of `--keep-float32` that keeps both, without names that add nothing any more."""
+    return ",".join(parts.adding((*kept, *more)))
 
 
 def _float32(tap: Tap) -> str:

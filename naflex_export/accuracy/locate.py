@@ -22,7 +22,7 @@ from naflex_export.accuracy.results import BASELINE_FACTOR, CaseResult, GateRepo
 from naflex_export.batch import Batch, picked
 from naflex_export.graph.intermediates import CanBeTapped, Once, Shapes, Tapped, listening, tap_names
 from naflex_export.grid import Bucket
-from naflex_export.models.kept_parts import blocks_of
+from naflex_export.models.kept_parts import ModelParts, blocks_of
 from naflex_export.models.quantized import quantized_layers
 from naflex_export.serving.runner import Runner
 from naflex_export.targets import target_named
@@ -143,10 +143,12 @@ def _located(comparison: Comparison, report: GateReport, batch: Batch) -> Locati
     if not taps:
         return replace(location, unavailable="no module of the candidate has the shape of the reference's")
     located, precision = replace(location, taps=tuple(taps), instead=found.instead), comparison.precision
+    kept, parts = precision.keep_float32, ModelParts(comparison.reference)
     if precision.quantized and not report.passed:
         return replace(located, advice=_advice_on_layers(comparison, batch))
     if located.first is not None:
-        advice = advice_on(located.first, precision.dtype, precision.keep_float32, is_coarse=report.is_coarse)
+        eager = baseline.get(located.first.module, 0.0)
+        advice = advice_on(located.first, precision.dtype, kept, is_coarse=report.is_coarse, eager=eager, parts=parts)
         return replace(located, advice=advice)
     if report.passed:
         return located
@@ -155,7 +157,7 @@ def _located(comparison: Comparison, report: GateReport, batch: Batch) -> Locati
         _breaks(comparison, batch, comparison.candidate_of(batch, checked=False)),
         _breaks(comparison, batch, outputs),
     )
-    advice = advice_without(precision.dtype, overflows, *breaks, kept=precision.keep_float32)
+    advice = advice_without(precision.dtype, overflows, *breaks, kept=kept, parts=parts)
     return replace(located, advice=advice)
 
 

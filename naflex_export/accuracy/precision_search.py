@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from naflex_export.accuracy.advice import is_output, to_keep
+from naflex_export.accuracy.advice import BY_NAME, is_output, to_keep
 from naflex_export.accuracy.results import GateReport, PrecisionSearch, SearchStep, Tap
+from naflex_export.models.kept_parts import PartsByName
 
 PRESETS_IN_TURN = (("residual", "norm"), ("softmax",), ("pooling",), ("embedding",))
 """What is tried where a failure points nowhere, the cheapest first."""
@@ -27,6 +28,7 @@ def search(
     cost: Callable[[Names], float],
     blocks: Sequence[str],
     tried: Callable[[SearchStep], None] = lambda step: None,
+    parts: PartsByName = BY_NAME,
 ) -> tuple[PrecisionSearch, GateReport]:
     """Return the steps of a search, and the last report that decided: of what was found, or of all kept that failed.
 
@@ -35,18 +37,23 @@ def search(
         cost: returns what that costs, as a multiple of nothing kept.
         blocks: names of the model's blocks.
         tried: is told each step.
+        parts: what is known of the model's parts.
     """
     trials = _Trials(judged, cost, tried)
+    wanted: Names = ()  # it only grows, so there is an end
     names: Names = ()
     report = trials.report(names, "nothing is kept")
     while not report.passed:
-        more, why = _pointed_to(report, names)
+        more, why = _pointed_to(report, wanted, parts)
         if not more:
-            more, why = _next_in_turn(names, blocks), "no report points further"
+            more, why = _next_in_turn(wanted, blocks), "no report points further"
         if not more:
             return PrecisionSearch(tuple(trials.steps), None), report
-        names = joined(names, more, blocks)
-        report = trials.report(names, why)
+        wanted = tuple(dict.fromkeys((*wanted, *more)))
+        with_more = parts.adding(joined(wanted, (), blocks))
+        if with_more != names:
+            names = with_more
+            report = trials.report(names, why)
     for name in sorted(names, key=lambda name: -cost((name,))):
         fewer = tuple(other for other in names if other != name)
         without = trials.report(fewer, f"is {name} needed?") if fewer else None
@@ -96,7 +103,7 @@ def joined(names: Names, more: Names, blocks: Sequence[str]) -> Names:
     return tuple(name for name in every if not any(name.startswith(f"{other}.") for other in every))
 
 
-def _pointed_to(report: GateReport, names: Names) -> tuple[Names, str]:
+def _pointed_to(report: GateReport, names: Names, parts: PartsByName) -> tuple[Names, str]:
     """Return what a failure's own report says to keep besides, and why; nothing where it says nothing new."""
     location = report.location
     if location is None or not location.taps:
@@ -104,17 +111,17 @@ def _pointed_to(report: GateReport, names: Names) -> tuple[Names, str]:
     large = [tap for tap in location.taps if not is_output(tap.module) and _reach(tap) >= RANGE * tap.dtype_max]
     inner = [tap for tap in large if not any(other.module.startswith(f"{tap.module}.") for other in large)]
     streams = [tap for tap in large if tap.reference_max_abs >= RANGE * tap.dtype_max]
-    found = [name for tap in (*inner, *streams) for name in _of_range(tap, names, tap in inner)]
+    found = [name for tap in (*inner, *streams) for name in _of_range(tap, names, parts, is_inner=tap in inner)]
     why = f"values up to {max((_reach(tap) for tap in large), default=0):.1e} in {len(inner)} modules"
     if not found and location.first is not None and not is_output(location.first.module):
-        found = list(to_keep(location.first, names, is_coarse=report.is_coarse))
+        found = list(to_keep(location.first, names, is_coarse=report.is_coarse, parts=parts))
         why = f"{location.first.module} deviates first"
     return tuple(dict.fromkeys(found)), why
 
 
-def _of_range(tap: Tap, names: Names, is_inner: bool) -> Names:
+def _of_range(tap: Tap, names: Names, parts: PartsByName, *, is_inner: bool) -> Names:
     """Return what to keep on account of a module's range; of one that holds others, what concerns the stream alone."""
-    wanted = to_keep(tap, names)
+    wanted = to_keep(tap, names, parts=parts)
     return wanted if is_inner else tuple(name for name in wanted if name != tap.module)
 
 

@@ -14,7 +14,7 @@ from naflex_export.accuracy.precision_cost import Costs
 from naflex_export.accuracy.precision_search import search
 from naflex_export.accuracy.results import GateReport, PrecisionSearch, SearchStep
 from naflex_export.models.adapter import ModelAdapter
-from naflex_export.models.kept_parts import blocks_of
+from naflex_export.models.kept_parts import ModelParts, blocks_of
 from naflex_export.precision import Precision
 from naflex_export.progress import Observer
 from naflex_export.serving.manifest import Manifest
@@ -56,6 +56,7 @@ class Trials:
             lambda names: costs.of_precision(Precision(dtype, names)),
             blocks_of(self.adapter),
             tried,
+            ModelParts(self.adapter),
         )
 
     def judged(self, precision: Precision) -> GateReport:

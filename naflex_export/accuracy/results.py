@@ -65,7 +65,8 @@ class BaselineResult:
     @property
     def is_coarse(self) -> bool:
         """Whether the dtype itself is too coarse for the model: eager in it is as far off, and that is too far."""
-        return math.isfinite(self.baseline) and not self.candidate <= self.limit
+        as_far_off = math.isfinite(self.baseline) and self.candidate <= BASELINE_FACTOR * self.baseline
+        return as_far_off and not self.candidate <= self.limit
 
     @property
     def failure(self) -> str:

@@ -48,6 +48,16 @@ def test_a_dtype_too_coarse_for_the_model_fails_and_says_what_to_keep() -> None:
     assert "--keep-float32 residual,norm" in report.location.advice  # type: ignore[union-attr]
 
 
+def test_a_wrong_norm_is_no_matter_of_digits() -> None:
+    """It deviates as the first norm of a stream that has lost digits does; eager in that dtype is right there."""
+    wrong = tiny.siglip()
+    with torch.no_grad():
+        wrong.blocks[1].norm1.weight.mul_(1.3)
+    report = nx.gate(In16Bits(wrong, torch.float16), tiny.siglip(), dtype="float16", locate=True, **QUICK)
+    assert report.location is not None and report.location.first is not None and not report.is_coarse
+    assert report.location.first.module == "blocks.1.norm1" and "keep" not in report.location.advice
+
+
 @pytest.mark.parametrize(("size", "dtype"), [(10.0, "float16"), (0.0, "float16"), (0.0, "bfloat16")])
 def test_a_dtype_that_is_fine_enough_passes(size: float, dtype: str) -> None:
     report = judged(size, dtype)
@@ -59,4 +69,5 @@ def test_one_sensitive_case_is_not_a_coarse_dtype() -> None:
     (found,) = judged(0.0, "float16").baselines
     assert not dataclasses.replace(found, candidate=found.limit, baseline=found.limit).failure
     assert dataclasses.replace(found, candidate=1.01 * found.limit, baseline=found.limit).is_coarse
-    assert not dataclasses.replace(found, candidate=1.01 * found.limit, baseline=float("inf")).is_coarse
+    for baseline in (float("inf"), 0.5 * found.limit):  # no yardstick, or one that a wrong graph is beyond
+        assert not dataclasses.replace(found, candidate=1.01 * found.limit, baseline=baseline).is_coarse

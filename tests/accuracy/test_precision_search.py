@@ -27,7 +27,7 @@ from naflex_export.export_request import ExportRequest
 from naflex_export.exporter import Exporter
 from naflex_export.grid import Bucket
 from naflex_export.models import adapter_of
-from naflex_export.models.kept_parts import blocks_of
+from naflex_export.models.kept_parts import ModelParts, blocks_of, kept_of
 from naflex_export.precision import Precision
 
 BLOCKS = tuple(f"blocks.{index}" for index in range(4))
@@ -105,6 +105,40 @@ def test_it_ends_with_a_refusal_where_nothing_helps() -> None:
     assert not refused.passed and refused.failures[0] == found.line
     with pytest.raises(nx.GateFailure, match="export in another dtype"):
         refused.raise_for_failure()
+
+
+class OfSiglip(ModelParts):
+    """The parts of a tiny SigLIP, whose blocks are two."""
+
+    def __init__(self) -> None:
+        super().__init__(adapter_of(tiny.siglip()))
+
+
+@pytest.mark.parametrize(
+    "shown",
+    [
+        tap("blocks.1.norm1", largest=8e4),
+        tap("attn_pool.mlp.act", largest=8e4),
+        tap("attn_pool"),
+        tap("norm"),
+        tap("blocks.1", largest=8e4, inside=8e4),
+        tap("embeds.proj", largest=8e4),
+    ],
+    ids=lambda shown: shown.module,
+)
+def test_a_search_in_vain_ends_and_tries_no_name_that_adds_nothing(shown: Tap) -> None:
+    """Whatever a report points to, with every name the model takes by then; so each of them can be exported."""
+    adapter, tried = adapter_of(tiny.siglip()), list[Names]()
+    judged = judge_by(lambda names: False, shown)
+
+    def asked(names: Names) -> GateReport:
+        kept_of(adapter, Precision("float16", names))
+        tried.append(names)
+        return judged(names)
+
+    found, _ = search(asked, cost, BLOCKS[:2], parts=OfSiglip())
+    assert found.found is None and len(set(tried)) == len(tried) < 10
+    assert {"residual", "pooling", "embedding", "blocks.0", "blocks.1"} == set(tried[-1])
 
 
 def test_a_block_takes_the_place_of_its_parts() -> None:

@@ -1,0 +1,88 @@
+"""An overflow of float16 anywhere in a model: what the gate advises passes, and so does what the search finds."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import re
+from typing import Any
+
+import planted
+import pytest
+import tiny
+import torch
+from torch import Tensor, nn
+
+import naflex_export as nx
+from naflex_export.accuracy.precision_cost import Costs
+from naflex_export.accuracy.precision_search import Names, search
+from naflex_export.accuracy.results import GateReport
+from naflex_export.models import adapter_of
+from naflex_export.models.kept_parts import ModelParts, blocks_of
+from naflex_export.models.mixed_precision import cast_encoder, cast_model, keeping_softmax
+from naflex_export.precision import Precision
+
+SHORT = (planted.scores, planted.pooled_mlp, planted.norm_in_block, planted.positions, planted.layer_scale)
+
+
+class Mixed(nn.Module):
+    """Eager in float16, with parts of it in float32."""
+
+    def __init__(self, model: nn.Module, names: Names) -> None:
+        super().__init__()
+        precision, adapter = Precision("float16", names), adapter_of(copy.deepcopy(model))
+        self.kept = cast_model(adapter, precision)
+        self.encoder = cast_encoder(adapter.encoder(adapter.default_outputs), precision)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        with keeping_softmax(self.kept):
+            features: Tensor = self.encoder(*inputs)[0]
+        return features
+
+
+def gated(model: nn.Module) -> Any:
+    """Return what judges a model with parts of it in float32, each set once."""
+
+    @functools.cache
+    def judged(names: Names) -> GateReport:
+        kept: dict[str, Any] = {"dtype": "float16", "keep_float32": names}
+        return nx.gate(Mixed(model, names), model, buckets=[nx.Bucket(16, (1, 2, 4))], effort="quick", **kept)
+
+    return judged
+
+
+@pytest.mark.parametrize(
+    "plant",
+    [
+        *SHORT,
+        *(pytest.param(one, marks=pytest.mark.full) for one in planted.IN_SIGLIP if one not in SHORT),
+    ],
+)
+def test_advice_and_search_end_with_what_passes(plant: planted.Plant) -> None:
+    """Whatever holds the large values: what reads them is kept with it, and no name is advised that adds nothing."""
+    model = planted.with_overflow(plant)
+    adapter, judged = adapter_of(model), gated(model)
+    first = judged(())
+    assert not first.passed and first.location is not None
+    advised = re.search(r"\(--keep-float32 (\S+)\)", first.location.advice)
+    assert advised is not None and judged(tuple(advised[1].split(","))).passed
+    costs = Costs.of(adapter, 16)
+
+    def cost(names: Names) -> float:
+        return costs.of_precision(Precision("float16", names))
+
+    found, report = search(judged, cost, blocks_of(adapter), parts=ModelParts(adapter))
+    assert report.passed and found.found and cost(found.found) <= cost(tuple(advised[1].split(",")))
+    assert len(found.steps) <= 6
+
+
+def test_what_no_part_can_mend_is_refused() -> None:
+    """Logits that float16 cannot hold are no matter of any module; the search says so, and the advice."""
+    model = tiny.classifier()
+    with torch.no_grad():
+        model.head.weight.mul_(1e6)
+    adapter, judged = adapter_of(model), gated(model)
+    found, report = search(judged, lambda names: 1.0, blocks_of(adapter), parts=ModelParts(adapter))
+    assert found.found is None and not report.passed and report.location is not None
+    assert {"pooling", "residual", "embedding", "blocks.0", "blocks.1"} == set(found.steps[-1].keep_float32)
+    assert "export in float32, or export in bfloat16" in report.location.advice
