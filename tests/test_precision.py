@@ -46,5 +46,9 @@ def test_export_and_gate_refuse_them(siglip: torch.nn.Module, tmp_path: object) 
         nx.gate(siglip, siglip, dtype="int4")
     with pytest.raises(nx.RequestError, match="'norm' changes nothing in dtype float32"):
         nx.export(siglip, "onnx", f"{tmp_path}/a", keep_float32="norm")
+    with pytest.raises(nx.RequestError, match="'norm' changes nothing in dtype float32"):
+        nx.gate(siglip, siglip, keep_float32="norm")
+    with pytest.raises(nx.RequestError, match="'blocks.0' changes nothing in dtype float32, where nothing is quant"):
+        nx.gate(siglip, siglip, keep_unquantized="blocks.0")
     with pytest.raises(nx.RequestError, match="'norms' is no module of this model"):
         nx.gate(siglip, siglip, dtype="float16", keep_float32=["norms"])

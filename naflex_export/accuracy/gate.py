@@ -59,6 +59,7 @@ class GateSettings:
         packed: the candidate takes packed inputs, and the reference the same images, padded unless it takes packs only.
         locate: compare modules even if everything passes; after a failure that is done anyway.
         preprocessing: how photos are prepared, in place of what the reference says; None for that.
+        judged: what runs as the candidate, in words.
         announce: called with what is being judged, such as "case 4 of 9: mixed-256-seed0".
     """
 
@@ -70,6 +71,7 @@ class GateSettings:
     packed: bool = False
     locate: bool = False
     preprocessing: Mapping[str, Any] | None = None
+    judged: str = "the candidate"
     announce: Callable[[str], None] = lambda step: None
 
     @classmethod
@@ -137,14 +139,21 @@ def gate(
     refuse_not_plain(reference)
     selection = CaseSelection(seed, effort, tuple(cases))
     photos = photos_for(adapter_of(reference).why_no_photos, None if images is None else Path(images))
-    asked = None if dtype is None else Precision.of(dtype, keep_float32, keep_unquantized)
+    kept = {"keep_float32": keep_float32, "keep_unquantized": keep_unquantized}
+    if dtype is None and isinstance(candidate, Runner | PatchSizesRunner):
+        for name in (name for name, names in kept.items() if names):
+            raise RequestError(
+                f"{name}={kept[name]!r} was given and no dtype: an artifact's manifest says what it computes in; "
+                f"leave {name} out, or give dtype too"
+            )
+    is_given = dtype is not None or any(kept.values())
+    asked = Precision.of(dtype or "float32", keep_float32, keep_unquantized) if is_given else None
 
     def settings_of(runner: Runner, part: CaseSelection) -> GateSettings:
         """Return what the runner's manifest says, but for what the caller says."""
         own = GateSettings.of(runner.manifest, part, locate)
-        return replace(
-            own, buckets=check_buckets(own.buckets if buckets is None else buckets), precision=asked or own.precision
-        )
+        chosen = check_buckets(own.buckets if buckets is None else buckets)
+        return replace(own, buckets=chosen, precision=asked or own.precision, judged=artifact_on(runner))
 
     observer = shown_progress() if progress else Observer()
 
@@ -172,6 +181,11 @@ def gate(
     wanted = tuple(outputs or adapter_of(reference).default_outputs)
     settings = GateSettings(chosen, asked or FLOAT32, wanted, selection, patch_size, packed, locate)
     return judged(candidate, settings)
+
+
+def artifact_on(runner: Runner) -> str:
+    """Return what is judged where an artifact itself runs, in words."""
+    return f"the artifact, on {runner.device}"
 
 
 def check_same_weights(reference: nn.Module, manifest: Manifest) -> None:
@@ -248,6 +262,7 @@ def _judge(
         seed=cases.seed,
         effort=cases.effort,
         only=cases.only,
+        judged=settings.judged,
         skipped_photos=dict(photos.skipped),
         no_photos=photos.left_out,
         reference_sha256=weights_sha256(comparison.reference.model),

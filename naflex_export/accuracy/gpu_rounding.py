@@ -47,5 +47,7 @@ def with_gpu_rounding(
     again = parts.get(ROUNDED) if cases.only else replace(cases, only=tuple(eager.of))
     if again is not None and again.only:
         reports[ROUNDED] = judge_one(rounded, again, eager)
-    told = f"{ROUNDED}/: the same graph with each result rounded to {rounded.manifest.dtype}, as on a GPU"
-    return replace(merged(reports), only=cases.only, judged=told if ROUNDED in reports else reports[""].judged)
+    told = {part: report.judged for part, report in reports.items()}
+    if ROUNDED in told:
+        told[ROUNDED] = f"{ROUNDED}/: the same graph with each result rounded to {rounded.manifest.dtype}, as on a GPU"
+    return replace(merged(reports), only=cases.only, judged="; ".join(told.values()))

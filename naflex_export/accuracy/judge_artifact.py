@@ -12,9 +12,9 @@ from torch import nn
 from naflex_export.accuracy import golden
 from naflex_export.accuracy.cases import CaseSelection
 from naflex_export.accuracy.comparison import EagerOutputs
-from naflex_export.accuracy.gate import GateSettings, check_same_weights, judge, summary_of
+from naflex_export.accuracy.gate import GateSettings, artifact_on, check_same_weights, judge, summary_of
 from naflex_export.accuracy.gpu_rounding import with_gpu_rounding
-from naflex_export.accuracy.parts import ROUNDED, merged, selections_by_part
+from naflex_export.accuracy.parts import merged, selections_by_part
 from naflex_export.accuracy.photos import Photos, photos_for
 from naflex_export.accuracy.results import GateReport
 from naflex_export.accuracy.text_gate import PREFIX, judge_text
@@ -136,14 +136,12 @@ def judge_opened_text(opened: StandIn, tower: TextTower | None, settings: GateSe
     tokenizer = opened.tokenizer
 
     def judge_one(one: Runner, cases: CaseSelection, eager: EagerOutputs | None) -> GateReport:
-        asked = dataclasses.replace(settings, cases=cases)
+        asked = dataclasses.replace(settings, cases=cases, judged=opened.judged)
         return judge_text(one, tower, asked, tokenizer if one is opened.runner else None, eager)
 
     report = with_gpu_rounding(opened.runner, settings.cases, judge_one, repeats=lambda name: True)
     manifest = opened.runner.manifest
-    return dataclasses.replace(
-        report, artifact=summary_of(manifest), judged=_told(opened, report), not_run=opened.not_run
-    )
+    return dataclasses.replace(report, artifact=summary_of(manifest), not_run=opened.not_run)
 
 
 def judge_opened(opened: StandIn, reference: nn.Module, photos: Photos, settings: GateSettings) -> GateReport:
@@ -155,23 +153,17 @@ def judge_opened(opened: StandIn, reference: nn.Module, photos: Photos, settings
         photos: to judge on.
         settings: the artifact's, as `GateSettings.of` its manifest.
     """
-    report = judge(opened.runner, reference, photos, settings)
+    report = judge(opened.runner, reference, photos, dataclasses.replace(settings, judged=opened.judged))
     manifest = opened.runner.manifest
     adapter = adapter_of(reference, settings.patch_size).prepared_by(given_in(manifest.preprocessing))
     photo = golden.judge(opened.golden, manifest, adapter)
     return dataclasses.replace(
         report,
         artifact=summary_of(manifest),
-        judged=_told(opened, report),
         not_run=opened.not_run,
         preprocessing=photo.said,
         problems=(*report.problems, *photo.problems),
     )
-
-
-def _told(opened: StandIn, report: GateReport) -> str:
-    """Return what was judged, in words; the report says what was judged beside that."""
-    return f"{opened.judged}; {report.judged}" if report.judged.startswith(ROUNDED) else opened.judged
 
 
 def open_to_judge(folder: VerifiedFolder) -> StandIn:
@@ -179,7 +171,7 @@ def open_to_judge(folder: VerifiedFolder) -> StandIn:
     found = open_stand_in(folder)
     if found is None:
         runner = open_verified(folder)
-        found = StandIn(runner, judged=f"the artifact, on {runner.device}", not_run="")
+        found = StandIn(runner, judged=artifact_on(runner), not_run="")
     if folder.manifest.kind == TEXT:
         return dataclasses.replace(found, tokenizer=TokenMaker(folder))
     return dataclasses.replace(found, golden=read(folder.path, folder.manifest))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from naflex_export.accuracy.comparison import float32_reference
@@ -68,4 +68,5 @@ class Trials:
         with tempfile.TemporaryDirectory() as name:
             draft = self.draft(precision, Path(name))
             stand_in = onnx.rounded(Path(name), draft, "it is a trial of a search")
-            return judge(stand_in.runner, self.adapter.model, self.photos, self.settings(draft))
+            settings = replace(self.settings(draft), judged=stand_in.judged)
+            return judge(stand_in.runner, self.adapter.model, self.photos, settings)

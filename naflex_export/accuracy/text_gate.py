@@ -73,6 +73,7 @@ def judge_text(
         results=tuple(replace(result, output=f"{PREFIX}/{result.output}") for result in found.results),
         problems=(*found.problems, *([] if tokenizer is None else differing_tokens(tokenizer, reference))),
         invariances=tuple(checks),
+        judged=settings.judged,
         seed=settings.cases.seed,
         effort=settings.cases.effort,
         only=settings.cases.only,

@@ -49,12 +49,17 @@ def test_both_forms_are_in_the_report_and_either_is_judged_again(tmp_path: Path)
     assert as_on_gpu.candidate > here.candidate
     run = nx.load(tmp_path / "a")
     again = nx.gate(run, model, cases=["rounded/mixed-16-seed0", "one-column-16-seed0"])
+    assert again.judged == report.judged
+    assert nx.gate(run, model, cases=["rounded/mixed-16-seed0"]).judged == report.judged.partition("; ")[2]
     assert again.passed and {result.case for result in again.results} == {
         "rounded/mixed-16-seed0",
         "one-column-16-seed0",
     }
     with pytest.raises(nx.RequestError, match="case 'elsewhere/mixed-16-seed0' names no part"):
         nx.gate(run, model, cases=["elsewhere/mixed-16-seed0"])
+    for kept in ({"keep_float32": "norm"}, {"keep_unquantized": ["blocks.0"]}):
+        with pytest.raises(nx.RequestError, match=r"was given and no dtype: an artifact's manifest says what it comp"):
+            nx.gate(run, model, **kept)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
