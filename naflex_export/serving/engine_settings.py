@@ -31,7 +31,7 @@ class EngineSettings:
             specialize for, or to capture. 0: batches are run as they come.
 
     Raises:
-        RequestError: the specialization is not one of `SPECIALIZATIONS`.
+        RequestError: the specialization is not one of `SPECIALIZATIONS`, or another value is none of its kind.
     """
 
     specialization: str = "none"
@@ -44,8 +44,38 @@ class EngineSettings:
             raise RequestError(
                 f"specialization {self.specialization!r} is not known: expected one of {', '.join(SPECIALIZATIONS)}"
             )
-        if self.token_sizes < 0:
-            raise RequestError(f"token_sizes {self.token_sizes} is not possible: expected 0, or how many sizes to have")
+        if not isinstance(self.cuda_graph, bool):
+            raise RequestError(f"cuda_graph {self.cuda_graph!r} is not possible: expected True or False")
+        if not isinstance(self.token_sizes, int) or isinstance(self.token_sizes, bool) or self.token_sizes < 0:
+            raise RequestError(
+                f"token_sizes {self.token_sizes!r} is not possible: expected 0, or how many sizes to have"
+            )
+        if isinstance(self.runtime_cache, str) and self.runtime_cache:
+            object.__setattr__(self, "runtime_cache", Path(self.runtime_cache))
+        if self.runtime_cache is not None and not isinstance(self.runtime_cache, Path):
+            raise RequestError(f"runtime_cache {self.runtime_cache!r} is not possible: expected the path of a file")
+
+    def check_cache(self, artifact: Path) -> None:
+        """Check that the runtime cache can be written, and is not in the artifact, which would not load again.
+
+        Args:
+            artifact: the folder of the artifact that is loaded.
+
+        Raises:
+            RequestError: it cannot, or is.
+        """
+        if self.runtime_cache is None:
+            return
+        cache = self.runtime_cache.resolve()
+        if artifact.resolve() in cache.parents:
+            raise RequestError(
+                f"runtime_cache {str(self.runtime_cache)!r} is in the artifact's folder, which holds nothing that its "
+                "manifest does not list: expected a file beside it"
+            )
+        if cache.is_dir() or not cache.parent.is_dir():
+            raise RequestError(
+                f"runtime_cache {str(self.runtime_cache)!r} cannot be written: expected a file in a folder that exists"
+            )
 
     @property
     def needs_rtx(self) -> bool:

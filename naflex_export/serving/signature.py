@@ -169,7 +169,8 @@ def _check_one(spec: TensorSpec, tensor: Any, kind: Kind, sizes: dict[str, int])
         else:
             known = expected
         if size != known or size == 0:
-            wanted = f"{expected}={known}" if isinstance(expected, str) else str(known)
+            named = f"{expected}={known}" if isinstance(expected, str) else str(known)
+            wanted = named if size else f"1 or more of {expected}"
             raise InputError(f"{spec.name} has shape {list(tensor.shape)}: expected {wanted}, {spec}")
 
 

@@ -129,6 +129,7 @@ class TensorRTRunner(Runner):
     ) -> None:
         super().__init__(manifest, device)
         self.folder, self.settings = path.parent, settings or EngineSettings()
+        self.settings.check_cache(self.folder)
         self._gpu = gpu or Gpu(device)
         trt = library_of(manifest)
         self._log = tensorrt_log(trt)

@@ -14,7 +14,8 @@ import pytest
 import strict_tensorrt as strict
 import tiny
 import torch
-from strict_tensorrt import StrictGpu, World, write_plan
+from strict_gpu import StrictGpu, World
+from strict_tensorrt import write_plan
 from torch import Tensor, nn
 
 import naflex_export as nx
@@ -159,12 +160,23 @@ def strided(given: Inputs, gpu: StrictGpu) -> Inputs:
     return tuple(gpu.given(tensor.repeat_interleave(2, dim=0))[::2] for tensor in given)
 
 
-@pytest.mark.parametrize("part", [sliced, strided])
+def transposed(given: Inputs, gpu: StrictGpu) -> Inputs:
+    return tuple(gpu.given(tensor.transpose(0, 1).contiguous()).transpose(0, 1) for tensor in given)
+
+
+def expanded(given: Inputs, gpu: StrictGpu) -> Inputs:
+    """Return as many views of the first image."""
+    return tuple(gpu.given(tensor[:1]).expand_as(tensor) for tensor in given)
+
+
+@pytest.mark.parametrize("part", [sliced, strided, transposed, expanded])
 def test_parts_of_tensors_are_copied_where_they_must_be(
     runner: TensorRTRunner, gpu: StrictGpu, part: Callable[[Inputs, StrictGpu], Inputs]
 ) -> None:
     given = inputs(*SMALL, Grid(1, 5), tokens=15)
     parts = part(given, gpu)
+    if part is expanded:
+        given = tuple(tensor[:1].repeat(len(tensor), *[1] * (tensor.ndim - 1)) for tensor in given)
     assert any(tensor.data_ptr() % 256 or not tensor.is_contiguous() for tensor in parts)
     found = runner.execute(parts)
     del parts
@@ -211,6 +223,69 @@ def test_threads_have_contexts_of_their_own(
         thread.join()
     for index in (0, 1):
         assert_close(found[index], batches[index])
+
+
+@pytest.mark.parametrize(
+    "settings", [nx.EngineSettings(), nx.EngineSettings(cuda_graph=True, token_sizes=2)], ids=["queued", "captured"]
+)
+def test_two_devices_serve_two_threads(
+    program: Program, folder: Path, world: World, settings: nx.EngineSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At one time: a thread's current device is its own, and each engine, context and tensor stays on its own."""
+    gpus, cpu, meet = [StrictGpu(world), StrictGpu(world, index=1)], torch.device("cpu"), threading.Barrier(2)
+    path, manifest = folder / "model.plan", manifest_of(program)
+    runners = [TensorRTRunner(path, manifest, cpu, gpu, settings=settings) for gpu in gpus]
+    batches, found = [inputs(*SMALL), inputs(*LARGE, tokens=24)], {}
+    true = strict.Context.infer_shapes
+
+    def met(context: strict.Context) -> list[str]:
+        meet.wait(timeout=20)
+        return true(context)
+
+    monkeypatch.setattr(strict.Context, "infer_shapes", met)
+
+    def call(index: int) -> None:
+        gpu = gpus[index]
+        outputs = runners[index].execute(tuple(map(gpu.given, batches[index])))
+        found[index] = gpu.read(*outputs)
+
+    threads = [threading.Thread(target=call, args=(index,)) for index in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for index in (0, 1):
+        assert_close(found[index], batches[index])
+    assert world.device == 0
+
+
+@queued_only
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (
+            lambda p, c, v: (p[:0], c[:0], v[:0]),
+            r"shape \[0, 16, 48\]: expected 1 or more of batch, patches",
+        ),
+        (
+            lambda p, c, v: (p[:, :0], c[:, :0], v[:, :0]),
+            "expected 1 or more of tokens, patches",
+        ),
+        (lambda p, c, v: (p.double(), c, v), "patches is float64: expected float32"),
+        (lambda p, c, v: (p, c.int(), v), "patch_coord is int32: expected int64"),
+        (lambda p, c, v: (p, c, v.to(torch.uint8)), "patch_valid is uint8: expected bool"),
+        (lambda p, c, v: (p[..., :-1], c, v), "patches has shape"),
+        (lambda p, c, v: (p, c[:1], v), "patch_coord has shape|batch"),
+    ],
+    ids=["no-image", "no-token", "float64", "int32", "uint8", "narrow", "one-image-less"],
+)
+def test_what_an_engine_was_not_made_for_never_reaches_it(
+    runner: TensorRTRunner, monkeypatch: pytest.MonkeyPatch, change: Callable[..., Inputs], says: str
+) -> None:
+    """It would read past the end of a tensor, or other numbers."""
+    monkeypatch.setattr(runner, "execute", lambda given: pytest.fail("it was run"))
+    with pytest.raises(nx.InputError, match=says):
+        runner(*change(*inputs(*SMALL)))
 
 
 @pytest.mark.parametrize("how", ["trim", "gone", "thread-ends"])
@@ -482,9 +557,34 @@ def test_a_runtime_cache_is_kept_where_the_user_says(rtx: Load, tmp_path: Path) 
     assert cache.read_bytes() == b"kernels"
 
 
+def test_a_runtime_cache_is_refused_where_it_cannot_be_kept(
+    rtx: Load, tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once, and not when it is written; in the artifact's folder it would keep that from being loaded again."""
+    for path in (folder / "kernels.bin", folder / "gate" / ".." / "kernels.bin"):
+        with pytest.raises(nx.RequestError, match="is in the artifact's folder, which holds nothing that its manifest"):
+            rtx(nx.EngineSettings(runtime_cache=path))
+    for path in (tmp_path, tmp_path / "none" / "kernels.bin"):
+        with pytest.raises(nx.RequestError, match="cannot be written: expected a file in a folder that exists"):
+            rtx(nx.EngineSettings(runtime_cache=path))
+    monkeypatch.chdir(tmp_path)
+    rtx(nx.EngineSettings(runtime_cache="kernels.bin")).save_runtime_cache()  # type: ignore[arg-type]
+    assert (tmp_path / "kernels.bin").is_file()
+
+
 def test_settings_are_refused_where_nothing_heeds_them(program: Program, folder: Path, gpu: StrictGpu) -> None:
     with pytest.raises(nx.RequestError, match="specialization 'now' is not known: expected one of none, eager, lazy"):
         nx.EngineSettings("now")
+    for wrong, says in (
+        ({"token_sizes": "4"}, "token_sizes '4' is not possible: expected 0, or how many"),
+        ({"token_sizes": 2.5}, "token_sizes 2.5 is not possible"),
+        ({"token_sizes": True}, "token_sizes True is not possible"),
+        ({"cuda_graph": "no"}, "cuda_graph 'no' is not possible: expected True or False"),
+        ({"runtime_cache": b"cache"}, "runtime_cache b'cache' is not possible: expected the path of a file"),
+        ({"runtime_cache": ""}, "runtime_cache '' is not possible"),
+    ):
+        with pytest.raises(nx.RequestError, match=says):
+            nx.EngineSettings(**wrong)
     with pytest.raises(nx.RequestError, match="is of TensorRT for RTX, and this engine was built with tensorrt"):
         TensorRTRunner(
             folder / "model.plan",
