@@ -36,7 +36,7 @@ class EngineSettings:
 
     specialization: str = "none"
     cuda_graph: bool = False
-    runtime_cache: Path | None = None
+    runtime_cache: Path | str | None = None
     token_sizes: int = 0
 
     def __post_init__(self) -> None:
@@ -50,10 +50,13 @@ class EngineSettings:
             raise RequestError(
                 f"token_sizes {self.token_sizes!r} is not possible: expected 0, or how many sizes to have"
             )
-        if isinstance(self.runtime_cache, str) and self.runtime_cache:
-            object.__setattr__(self, "runtime_cache", Path(self.runtime_cache))
-        if self.runtime_cache is not None and not isinstance(self.runtime_cache, Path):
+        if self.runtime_cache == "" or not isinstance(self.runtime_cache, Path | str | None):
             raise RequestError(f"runtime_cache {self.runtime_cache!r} is not possible: expected the path of a file")
+
+    @property
+    def cache_file(self) -> Path | None:
+        """The runtime cache's path, where there is one."""
+        return None if self.runtime_cache is None else Path(self.runtime_cache)
 
     def check_cache(self, artifact: Path) -> None:
         """Check that the runtime cache can be written, and is not in the artifact, which would not load again.
@@ -64,9 +67,9 @@ class EngineSettings:
         Raises:
             RequestError: it cannot, or is.
         """
-        if self.runtime_cache is None:
+        if self.cache_file is None:
             return
-        cache = self.runtime_cache.resolve()
+        cache = self.cache_file.resolve()
         if artifact.resolve() in cache.parents:
             raise RequestError(
                 f"runtime_cache {str(self.runtime_cache)!r} is in the artifact's folder, which holds nothing that its "

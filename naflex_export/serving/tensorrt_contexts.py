@@ -113,11 +113,11 @@ class ContextMaker:
         self._config.dynamic_shapes_kernel_specialization_strategy = specialization
         capture = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE if settings.cuda_graph else trt.CudaGraphStrategy.DISABLED
         self._config.cuda_graph_strategy = capture
-        if settings.runtime_cache is not None:
+        if settings.cache_file is not None:
             self._cache = self._config.create_runtime_cache()
-            if settings.runtime_cache.is_file():
+            if settings.cache_file.is_file():
                 # refused, it stays empty: it is of another GPU or release, and the next one saved takes its place
-                self._cache.deserialize(settings.runtime_cache.read_bytes())
+                self._cache.deserialize(settings.cache_file.read_bytes())
             if not self._config.set_runtime_cache(self._cache):
                 raise BackendError(f"{trt.__name__} refuses a runtime cache: load without one")
 

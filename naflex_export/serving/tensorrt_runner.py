@@ -169,11 +169,11 @@ class TensorRTRunner(Runner):
         Raises:
             RequestError: the settings name no file.
         """
-        if self.settings.runtime_cache is None:
+        if self.settings.cache_file is None:
             raise RequestError(
                 "there is no runtime cache to save: load with engine=nx.EngineSettings(runtime_cache=Path(...))"
             )
-        self._maker.save(self.settings.runtime_cache)
+        self._maker.save(self.settings.cache_file)
 
     def execute(self, inputs: tuple[Tensor, ...]) -> list[Tensor]:
         sizes = sizes_of(self.manifest.inputs, inputs)
