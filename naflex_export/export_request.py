@@ -102,7 +102,7 @@ class ExportRequest:
             )
         if self.precision.quantized and self.towers != IMAGE:
             raise RequestError(
-                f"towers={','.join(self.towers)} and dtype {self.precision.dtype} were both given: a text tower is not "
+                f"towers={','.join(self.towers)} and dtype {self.precision.name} were both given: a text tower is not "
                 "quantized by this release; export the image tower alone, or in float16"
             )
         if self.preprocessing is not None:
@@ -163,7 +163,7 @@ def check_opset(request: ExportRequest) -> None:
     )
 
 
-def refuse_quantized(precision: Precision, packed: bool) -> None:
+def refuse_quantized(precision: Precision, *, packed: bool) -> None:
     """Check that an export of packed inputs quantizes nothing.
 
     Args:

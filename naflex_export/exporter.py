@@ -173,12 +173,12 @@ class Exporter:
         refuse_rounded(adapter_of(model).model)
         if adapter_of(model).is_vectorized:
             raise RequestError("the model is vectorized: pass the original, which the gate compares with")
+        if self.laid_out(adapter_of(model)).input_format.is_packed:
+            refuse_quantized(request.precision, packed=request.packed)
         self.photos = photos_for(adapter_of(model).why_no_photos, request.images)
         self.adapters = {
             size: adapter_of(model, size).prepared_by(request.preprocessing) for size in request.patch_sizes or (None,)
         }
-        if self.laid_out(adapter_of(model)).input_format.is_packed:
-            refuse_quantized(request.precision, request.packed)
         if request.precision.quantized:
             check_photos(request.precision, request.images, self.photos)
             require_modelopt()

@@ -35,9 +35,12 @@ def check_photos(precision: Precision, folder: Path | None, photos: Photos) -> N
             f"of {LEAST} or more, like those that will be served, as images, on the command line --images"
         )
     if len(photos.images) < LEAST:
+        skipped = "".join(f"; {name} is left out: {why}" for name, why in islice(photos.skipped.items(), 3))
+        more = f"; {len(photos.skipped) - 3} more are" if len(photos.skipped) > 3 else ""
         raise RequestError(
             f"{len(photos.images)} photos in {str(folder)!r} are too few to calibrate dtype {precision.quantized!r}: "
             f"expected {LEAST} or more; half of them are calibrated on, and neighbours are searched among the others"
+            f"{skipped}{more}"
         )
 
 

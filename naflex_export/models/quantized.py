@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from naflex_export.errors import RequestError
 from naflex_export.models.adapter import EncoderAdapter
-from naflex_export.models.kept_parts import blocks_of, close_names, is_within, no_pattern
+from naflex_export.models.kept_parts import blocks_of, close_names, is_within, kept_of, no_pattern
 from naflex_export.precision import Precision
 
 LARGEST = {"int8": 127.0, "fp8": 448.0}
@@ -33,7 +33,7 @@ def quantized_layers(adapter: EncoderAdapter, precision: Precision) -> tuple[str
 
     Raises:
         RequestError: there is no such layer, a name that is to be kept is none of a module, changes nothing, or nothing
-            is left to be quantized.
+            is left to be quantized; or a layer is to be in float32 as well.
     """
     if not precision.quantized:
         return ()
@@ -60,6 +60,14 @@ def quantized_layers(adapter: EncoderAdapter, precision: Precision) -> tuple[str
             f"keep_unquantized {','.join(precision.keep_unquantized)!r} leaves no layer to be quantized: keep less, or "
             "export with --dtype float16"
         )
+    kept = kept_of(adapter, precision)
+    for layer in left:
+        if kept.holds(layer):
+            raise RequestError(
+                f"keep_float32 {','.join(precision.keep_float32)!r} holds {layer}, which is quantized to "
+                f"{precision.quantized}: expected what is kept in float32 to be kept unquantized too "
+                f"(--keep-unquantized), or to be none of the linear layers of blocks"
+            )
     return left
 
 

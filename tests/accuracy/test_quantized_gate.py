@@ -14,6 +14,7 @@ import tiny
 import torch
 from click.testing import CliRunner
 from torch import nn
+from tower_tiny import qwen3_vl
 
 import naflex_export as nx
 from naflex_export.accuracy.comparison import Comparison
@@ -112,7 +113,27 @@ def test_nothing_is_quantized_without_photos(tmp_path: Path, photos: Path) -> No
         nx.RequestError, match=r"3 photos in .* are too few to calibrate dtype 'fp8': expected 16 or more"
     ):
         nx.export(model, "onnx", tmp_path / "a", BUCKET, "fp8", images=few)
+    damaged = tmp_path / "damaged"
+    digits.write_photos(damaged, 20)
+    for index in range(5):
+        (damaged / f"digit{index}.png").write_bytes(b"damaged")
+    with pytest.raises(
+        nx.RequestError, match=r"^15 photos in .*; digit0\.png is left out: not an image; .*; 2 more are$"
+    ):
+        nx.export(model, "onnx", tmp_path / "a", BUCKET, "fp8", images=damaged)
     assert not (tmp_path / "a").exists()
+
+
+def test_packs_are_not_quantized_and_photos_are_no_matter(tmp_path: Path, photos: Path) -> None:
+    """A vision tower takes packs alone: it is not told to leave photos out that int8 needs."""
+    pytest.importorskip("transformers")
+    for options in ({}, {"images": photos}):
+        with pytest.raises(nx.RequestError, match="'int8' .* is a vision tower, .*: ask for float16 or bfloat16$"):
+            nx.export(qwen3_vl(), "onnx", tmp_path / "a", BUCKET, "int8", **options)
+    with pytest.raises(nx.RequestError, match="'int8' .* packed inputs were asked for: .* without packed=True"):
+        nx.export(tiny.siglip(), "onnx", tmp_path / "a", BUCKET, "int8", packed=True)
+    with pytest.raises(nx.RequestError, match="towers=image,text and dtype int8 were both given"):
+        nx.export(tiny.siglip(), "onnx", tmp_path / "a", BUCKET, "int8", towers=("image", "text"))
 
 
 @pytest.mark.parametrize(

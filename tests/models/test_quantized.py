@@ -47,6 +47,18 @@ def test_names_that_mean_nothing_are_refused(kept: str, says: str) -> None:
         layers(kept)
 
 
+def test_what_is_quantized_is_not_kept_in_float32_as_well() -> None:
+    """It would be in 8 bits all the same."""
+    adapter = adapter_of(tiny.siglip())
+    for names in ("blocks.0.mlp", "norm,blocks"):
+        with pytest.raises(
+            nx.RequestError, match=rf"keep_float32 '{names}' holds blocks\.0.* is quantized to int8: exp"
+        ):
+            quantized_layers(adapter, Precision.of("int8", names))
+    assert len(quantized_layers(adapter, Precision.of("int8", "norm,blocks.0.mlp", "blocks.0"))) == 4
+    assert len(quantized_layers(adapter, Precision.of("int8", "residual,norm,softmax,pooling,embedding"))) == 8
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
