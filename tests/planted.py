@@ -16,7 +16,7 @@ from torch import nn
 def qkv(model: Any) -> None:
     """Values of two channels of an attention."""
     attention = model.blocks[1].attn
-    attention.qkv.weight[64:66] *= 3e4
+    attention.qkv.weight[64:66] *= 1e4
     attention.qkv.bias[64:66] = torch.tensor([6e4, -6e4])
     attention.proj.weight[:, :2] *= 1e-4
 
@@ -47,8 +47,8 @@ def _hidden(module: Any) -> None:
 
 
 def pooled_values(model: Any) -> None:
-    model.attn_pool.kv.weight[32:] *= 5e4
-    model.attn_pool.proj.weight *= 2e-5
+    model.attn_pool.kv.weight[32:] *= 2e4
+    model.attn_pool.proj.weight *= 5e-5
 
 
 def norm_in_block(model: Any) -> None:

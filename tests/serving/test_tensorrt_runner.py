@@ -568,7 +568,7 @@ def test_a_runtime_cache_is_refused_where_it_cannot_be_kept(
         with pytest.raises(nx.RequestError, match="cannot be written: expected a file in a folder that exists"):
             rtx(nx.EngineSettings(runtime_cache=path))
     monkeypatch.chdir(tmp_path)
-    rtx(nx.EngineSettings(runtime_cache="kernels.bin")).save_runtime_cache()  # type: ignore[arg-type]
+    rtx(nx.EngineSettings(runtime_cache="kernels.bin")).save_runtime_cache()
     assert (tmp_path / "kernels.bin").is_file()
 
 
