@@ -156,7 +156,7 @@ def _kept(dtype: str, what: str, tap: Tap, kept: Sequence[str], parts: PartsByNa
     """Return the advice to keep something in float32, with the option of `naflex-export` that does it."""
     more = to_keep(tap, kept, parts=parts)
     if not more:
-        return f"it is in float32 already, and what reads it in {dtype} is not; export in float32"
+        return f"{parts.why_no_more(dtype)}; export in float32"
     return f"keep {what} in float32 (--keep-float32 {_named(kept, more, parts)})"
 
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from naflex_export.errors import RequestError
 from naflex_export.models.adapter import EncoderAdapter
+from naflex_export.models.text_tower import TextTower
 from naflex_export.precision import ALL_LOW, PRESETS, Kept, Precision
 
 Names = tuple[str, ...]
@@ -147,16 +148,25 @@ class PartsByName:
         """Return the names without those that keep nothing, or nothing that the others do not."""
         return names
 
+    def why_no_more(self, dtype: str) -> str:
+        """Return why nothing more can be kept on account of a module, in words.
+
+        Args:
+            dtype: of the candidate.
+        """
+        return f"it is in float32 already, and what reads it in {dtype} is not"
+
 
 class ModelParts(PartsByName):
     """What is known of the parts of a model that is at hand.
 
     Args:
-        adapter: of the model, or of a copy of it.
+        adapter: of the model, or of a copy of it. Of a text tower presets alone can be kept: what a user names are
+            modules of the image tower beside it.
     """
 
     def __init__(self, adapter: EncoderAdapter) -> None:
-        self._tower = Tower.of(adapter)
+        self._tower, self._is_text = Tower.of(adapter), isinstance(adapter, TextTower)
 
     def stage_of(self, module: str) -> str:
         stages = ("embedding", "pooling")
@@ -175,9 +185,15 @@ class ModelParts(PartsByName):
     def adding(self, names: Names) -> Names:
         meant = {name: self._tower.meant_by(name) for name in names}
         for name in names:
-            if not self._tower.is_there(name, meant[name]) or not self._tower.adds(name, meant):
+            is_named = name in PRESETS or not self._is_text
+            if not is_named or not self._tower.is_there(name, meant[name]) or not self._tower.adds(name, meant):
                 del meant[name]
         return tuple(meant)
+
+    def why_no_more(self, dtype: str) -> str:
+        if not self._is_text:
+            return super().why_no_more(dtype)
+        return "of a text tower presets alone can be kept, for names of modules are the image tower's"
 
 
 def kept_of(adapter: EncoderAdapter, precision: Precision) -> Kept:

@@ -6,6 +6,7 @@ And what it is for, as a user types it: `naflex-classify` and `naflex-search`.
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -30,9 +31,11 @@ from siglip2_tiny import BUCKET, vision
 from transformers import AutoTokenizer, Siglip2ImageProcessor, Siglip2Model
 
 import naflex_export as nx
+from naflex_export.accuracy.advice import advice_on
 from naflex_export.accuracy.cases import CaseSelection
 from naflex_export.accuracy.gate import GateSettings
 from naflex_export.accuracy.judge_artifact import JudgeRequest, judge_artifact
+from naflex_export.accuracy.results import Tap
 from naflex_export.accuracy.text_cases import ALL_TEXTS
 from naflex_export.accuracy.text_gate import judge_text
 from naflex_export.cli.classify import classify_command
@@ -40,6 +43,7 @@ from naflex_export.cli.embed import embed_command
 from naflex_export.cli.search import search_command
 from naflex_export.grid import Bucket
 from naflex_export.models import adapter_of
+from naflex_export.models.kept_parts import ModelParts, blocks_of
 from naflex_export.models.text_tower import TextTower
 from naflex_export.precision import FLOAT32
 from naflex_export.serving.manifest import Manifest
@@ -246,6 +250,18 @@ def test_a_rejected_text_tower_publishes_nothing(
     with pytest.raises(nx.GateFailure, match=r"text/labels \[text/features\]"):
         nx.export(model, "onnx", tmp_path / "a", [BUCKET], towers="image,text", effort="quick")
     assert not (tmp_path / "a").exists()
+
+
+def test_advice_names_no_module_of_the_text_tower(model: Siglip2Model, folder: Path) -> None:
+    """`--keep-float32 encoder.layers.1.mlp` would keep the image tower's, and the export fail again."""
+    tower = adapter_of(model).text_tower(str(folder))
+    module = f"{blocks_of(tower)[1]}.mlp"
+    inside = Tap(module, math.nan, 1e-3, 9e4, 3.0, 65504.0, 9e4)
+    advice = advice_on(inside, "float16", ("norm",), parts=ModelParts(tower))
+    assert "presets alone can be kept" in advice and advice.endswith("export in float32, or export in bfloat16")
+    stream = replace(inside, reference_max_abs=9e4)
+    assert "(--keep-float32 norm,residual)" in advice_on(stream, "float16", ("norm",), parts=ModelParts(tower))
+    assert f"--keep-float32 {module})" in advice_on(inside, "float16", parts=ModelParts(adapter_of(model)))
 
 
 def test_a_manifest_that_lies_of_its_text_tower_is_refused(artifact: Path, tmp_path: Path) -> None:
