@@ -97,18 +97,30 @@ def layer_scale(model: Any) -> None:
         block.ls1.gamma[:2] = torch.tensor([6e4, -6e4])
 
 
+def norm_of_siglip2(model: Any) -> None:
+    block = model.encoder.layers[1]
+    _norm(block.layer_norm2, block.mlp.fc1)
+
+
+def probe_of_siglip2(model: Any) -> None:
+    """A weight of the pooling head's own, which what it holds reads."""
+    model.head.probe *= 1e5
+
+
 IN_SIGLIP = (
     *(qkv, scores, attention_output, mlp, pooled_mlp, pooled_values),
     *(norm_in_block, first_norm, last_norm, positions, patches),
 )
 """All but the residual stream itself, which `tiny.with_large_residual` has."""
 
+IN_SIGLIP2 = (norm_of_siglip2, probe_of_siglip2)
+
 Plant = Callable[[Any], None]
 
 
 def with_overflow(plant: Plant) -> nn.Module:
     """Return a tiny model with an overflow in one place."""
-    model = tiny.siglip() if plant in IN_SIGLIP else tiny.classifier()
+    model = tiny.siglip() if plant in IN_SIGLIP else tiny.siglip2() if plant in IN_SIGLIP2 else tiny.classifier()
     with torch.no_grad():
         plant(model)
     return model

@@ -51,29 +51,37 @@ def to_keep(
         is_coarse: whether eager in the dtype is too far off as well.
         parts: what is known of the model's parts.
     """
-    wanted = _wanted(tap, is_coarse, parts)
-    more = tuple(name for name in wanted if name and not any(_is_part(name, one) for one in kept))
-    with_more = parts.adding((*kept, *more))
-    return tuple(name for name in more if name in with_more)
+    for wanted in (_wanted(tap, is_coarse, parts), _around(tap, parts)):
+        more = tuple(name for name in wanted if name and not any(_is_part(name, one) for one in kept))
+        with_more = parts.adding((*kept, *more))
+        if found := tuple(name for name in more if name in with_more):
+            return found
+    return ()
 
 
 def _wanted(tap: Tap, is_coarse: bool, parts: PartsByName) -> tuple[str, ...]:
     """Return all that is to be kept on account of a module."""
     if is_output(tap.module):
         return ("pooling",)
-    names, stage = tap.module.split("."), parts.stage_of(tap.module)
+    names = tap.module.split(".")
     is_large = math.isfinite(tap.reference_max_abs) and tap.reference_max_abs >= NEAR * tap.dtype_max
-    block = next((place for place, name in enumerate(names) if name.isdecimal()), None)
-    is_norm = "norm" in names[-1]
-    if is_coarse and is_norm and (block is not None or len(names) == 1):
+    in_block, is_norm = any(map(str.isdecimal, names)), "norm" in names[-1]
+    if is_coarse and is_norm and (in_block or len(names) == 1):
         return ("residual", "norm")
-    if is_large and stage:  # kept alone, it would still give 16 bits
-        return ("residual", "norm", "embedding") if stage == "embedding" else (stage,)
-    if is_large and block is not None:
-        if is_norm:  # what it gives is read within the block alone
-            return (".".join(names[: block + 1]),)
+    if is_large and (parts.stage_of(tap.module) or (in_block and is_norm)):
+        return _around(tap, parts)  # kept alone, it would still give 16 bits
+    if is_large and in_block:
         return ("residual", "norm", *(() if names[-1].isdecimal() else (parts.keepable(tap.module),)))
     return (parts.keepable(tap.module),)
+
+
+def _around(tap: Tap, parts: PartsByName) -> tuple[str, ...]:
+    """Return what keeps a module together with all that is around it: its block, or what runs ahead of or after all."""
+    names, stage = tap.module.split("."), parts.stage_of(tap.module)
+    if stage:
+        return ("residual", "norm", "embedding") if stage == "embedding" else (stage,)
+    block = next((place for place, name in enumerate(names) if name.isdecimal()), None)
+    return () if block is None else (".".join(names[: block + 1]),)
 
 
 def _is_part(name: str, other: str) -> bool:

@@ -495,6 +495,8 @@ def test_advice_depends_on_what_is_seen(found: Tap, dtype: str, says: str) -> No
         (tap("blocks.7", reference_max_abs=9e4), ("residual",), ("norm",)),
         (tap("blocks.7"), (), ("blocks.7",)),
         (tap("blocks.7.attn"), ("blocks.7",), ()),
+        (tap("blocks.7.attn"), ("blocks.7.attn",), ("blocks.7",)),
+        (tap("blocks.7.norm1", reference_max_abs=9e4), (), ("blocks.7",)),
         (tap("norm"), ("blocks.7",), ("norm",)),
         (tap("output features"), (), ("pooling",)),
     ],
