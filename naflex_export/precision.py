@@ -176,7 +176,8 @@ class Precision:
         return self.quantized or self.dtype
 
     def __str__(self) -> str:
-        kept = f"{self.name} with {','.join(self.keep_float32)} in float32" if self.keep_float32 else self.name
+        names = "what a search finds" if self.is_auto else ",".join(self.keep_float32)
+        kept = f"{self.name} with {names} in float32" if names else self.name
         return f"{kept}, {','.join(self.keep_unquantized)} not quantized" if self.keep_unquantized else kept
 
 

@@ -36,6 +36,7 @@ def test_what_is_kept_is_written_as_a_list_or_a_text() -> None:
     assert kept == Precision.of("bfloat16", ["residual", "blocks.7.attn"])
     assert kept.keep_float32 == ("residual", "blocks.7.attn") and not kept.is_auto
     assert str(kept) == "bfloat16 with residual,blocks.7.attn in float32"
+    assert str(Precision.of("float16", "auto")) == "float16 with what a search finds in float32"
     assert Precision.of("float16", "auto").is_auto and Precision.of("float16", "") == Precision("float16")
 
 
