@@ -128,7 +128,9 @@ HIDDEN = (
 )
 
 
-@pytest.mark.parametrize("plant", planted.IN_SIGLIP)
+@pytest.mark.parametrize(
+    "plant", [*HIDDEN, *(pytest.param(one, marks=pytest.mark.full) for one in planted.IN_SIGLIP if one not in HIDDEN)]
+)
 def test_an_overflow_anywhere_shows_when_rounded(
     plant: planted.Plant, siglip_graphs: dict[str, Path], tmp_path: Path
 ) -> None:
