@@ -5,13 +5,11 @@ One never stands in for another: what was asked for is loaded, or the request fa
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import hashlib
-import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,8 @@ from torch import nn
 
 from naflex_export.errors import RequestError
 from naflex_export.models import DEFAULT_MODEL, TRANSFORMERS_PREFIX, whole_model
-from naflex_export.models.checkpoint_files import check_checkpoint, checkpoint_sha256
+from naflex_export.models.checkpoint_files import checkpoint_sha256
+from naflex_export.models.checkpoint_paths import check_checkpoint
 from naflex_export.models.checkpoints import load_checkpoint
 from naflex_export.models.from_factory import call_factory
 from naflex_export.models.from_timm import LOCAL_DIR, create_timm, source_and_name
@@ -206,32 +205,6 @@ class Opened:
     model: nn.Module
     source: ModelSource
     notes: tuple[str, ...] = ()
-
-
-def parse_model_args(texts: Sequence[str]) -> dict[str, Any]:
-    """Return arguments written as timm's command lines have them, `num_classes=30 global_pool=avg`, by name.
-
-    A value is a Python literal where it reads as one, else the text itself.
-
-    Raises:
-        RequestError: one is no `name=value`, or given twice.
-    """
-    found: dict[str, Any] = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not equals or not name.isidentifier():
-            raise RequestError(f"--model-args {text!r} is malformed: expected name=value, such as num_classes=30")
-        if name in found:
-            raise RequestError(f"--model-args {name} is given twice ({found[name]!r} and {value!r}): expected it once")
-        try:
-            found[name] = ast.literal_eval(value)
-        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-            found[name] = value
-    try:
-        json.dumps(found)  # the manifest notes them
-    except (TypeError, ValueError) as error:
-        raise RequestError(f"--model-args cannot be noted in a manifest ({error}): expected plain values") from error
-    return found
 
 
 def _hashable(value: Any) -> Any:

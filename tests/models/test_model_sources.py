@@ -16,7 +16,8 @@ from safetensors.torch import save_file
 from timm.models import NaFlexVit, save_for_hf
 
 import naflex_export as nx
-from naflex_export.models.model_sources import ModelSource, parse_model_args, randomize, weights_sha256
+from naflex_export.models.model_args import parse_model_args
+from naflex_export.models.model_sources import ModelSource, randomize, weights_sha256
 
 
 def saved(path: Path, **wrapped: Any) -> Path:
