@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from naflex_export.cli.options import device_option, exit_codes, quiet_libraries, trust_source_option, verbose_option
+from naflex_export.cli.options import (
+    begin,
+    device_option,
+    exit_codes,
+    quiet_libraries,
+    trust_source_option,
+    verbose_option,
+)
 from naflex_export.errors import RequestError
 from naflex_export.grid import GRID_RULES
 from naflex_export.version import __version__
@@ -69,29 +76,34 @@ def bench_command(
     Exit codes: 0 measured, 2 the request was wrong, 3 a backend or device is missing, 70 something unexpected, 130 and
     143 interrupted.
     """
-    from naflex_export.accuracy.gate import check_same_weights
     from naflex_export.accuracy.report.suffix import check_can_be_written
+    from naflex_export.models.model_names import understood
+    from naflex_export.serving.opened import opened
+    from naflex_export.serving.publish import check_outside_artifacts
+
+    if path is not None:
+        check_outside_artifacts(path)
+        check_can_be_written(path)
+    images, lengths = _counts(batches, "--batch"), _counts(tokens, "--tokens")
+    compared_with = reference and understood(reference).name
+    manifest = opened(artifact, lambda folder: folder.manifest)
+    begin(str(artifact))
+
+    from naflex_export.accuracy.gate import check_same_weights
     from naflex_export.bench.artifact import FIELDS, ArtifactBench, BenchSettings, about, open_timed, sizes_of
     from naflex_export.bench.results_csv import append, check_columns
     from naflex_export.bench.workloads import drawn_grids
     from naflex_export.cli.console import err, out
     from naflex_export.cli.figures import LEGEND, named, print_figures, print_timed
-    from naflex_export.models.model_names import understood
     from naflex_export.models.model_sources import ModelSource
     from naflex_export.progress import Stages
-    from naflex_export.serving.opened import opened
-    from naflex_export.serving.publish import check_outside_artifacts
 
     quiet_libraries(verbose)
-    if path is not None:
-        check_outside_artifacts(path)
-        check_can_be_written(path)
-    manifest = opened(artifact, lambda folder: folder.manifest)
-    source = ModelSource.noted(manifest, reference and understood(reference).name, weights, trusted=trust_source)
+    source = ModelSource.noted(manifest, compared_with, weights, trusted=trust_source)
     source.check()
-    sizes = sizes_of(manifest, _counts(batches, "--batch"), _counts(tokens, "--tokens"))
-    for images, count in sizes:
-        drawn_grids(grids, images, count, seed)  # refused here where there are not so many, not after minutes
+    sizes = sizes_of(manifest, images, lengths)
+    for batch, count in sizes:
+        drawn_grids(grids, batch, count, seed)  # refused here where there are not so many, not after minutes
     if path is not None:
         check_columns(path, FIELDS)
     stages = Stages(err)

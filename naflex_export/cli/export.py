@@ -251,6 +251,10 @@ def export_command(
     Exit codes: 0 done and passed, 1 the gate failed, 2 the request was wrong, 3 a backend or device is missing,
     70 something unexpected, 130 and 143 interrupted.
     """
+    from naflex_export.models.checkpoint_paths import check_checkpoint
+    from naflex_export.models.model_args import parse_model_args
+    from naflex_export.serving.publish import check_destination, check_writable
+
     meant = understood(model)
     model = meant.name
     precisions = [Precision.of(dtype, keep_float32, keep_unquantized) for dtype in dtypes.split(",")]
@@ -258,18 +262,24 @@ def export_command(
     sizes = None if patch_sizes is None else parse_patch_sizes(patch_sizes)
     asked_buckets = check_buckets([Bucket.parse(text) for text in buckets] or [Bucket()])
     asked_outputs = _outputs(outputs, with_tokens)
+    arguments = parse_model_args(model_args)
+    folders = _folders(folder, model, asked_for)
+    for one in folders:
+        check_destination(one)
+        check_writable(one)
+    if weights not in ("pretrained", "random"):
+        check_checkpoint(Path(weights), safe_only=model.startswith(TRANSFORMERS_PREFIX))
     begin(f"{model} to {targets.replace(',', ', ')} in {dtypes.replace(',', ', ')}")
 
     from naflex_export.accuracy.cases import STANDARD
     from naflex_export.cli.console import print_note, spoken_on_stderr
     from naflex_export.export_request import ExportRequest, check_towers
     from naflex_export.graph.build_settings import BuildSettings
-    from naflex_export.models.model_sources import ModelSource, parse_model_args
+    from naflex_export.models.model_sources import ModelSource
     from naflex_export.models.preprocessing import settings_of
 
     quiet_libraries(verbose)
-    folders = _folders(folder, model, asked_for)
-    source = ModelSource(model, weights, seed, sizes is not None, parse_model_args(model_args), state)
+    source = ModelSource(model, weights, seed, sizes is not None, arguments, state)
     source.check()
     requests = [
         ExportRequest(
@@ -304,15 +314,12 @@ def export_command(
 
 
 def _check_places(requests: list[ExportRequest], repository: Path | None) -> None:
-    """Check what can be checked ahead of the model: places to write to, photos, and what building takes."""
+    """Check what else can be checked ahead of the model: photos, and what building takes."""
     from naflex_export.accuracy.photos import photos_for
     from naflex_export.export_request import check_opset
     from naflex_export.server.triton_repository import check_repository
-    from naflex_export.serving.publish import check_destination, check_writable
 
     for request in requests:
-        check_destination(request.out)
-        check_writable(request.out)
         target_named(request.target).require_build()
         check_opset(request)
     first = requests[0]

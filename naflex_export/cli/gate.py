@@ -124,9 +124,17 @@ def gate_command(
     70 something unexpected, 130 and 143 interrupted.
     """
     from naflex_export.accuracy.report.suffix import check_report
+    from naflex_export.models.model_args import parse_model_args
+    from naflex_export.models.model_names import understood
+    from naflex_export.serving.opened import opened
+    from naflex_export.serving.publish import check_outside_artifacts
 
     for path in reports:
         check_report(path)
+        check_outside_artifacts(path)
+    arguments = parse_model_args(model_args)
+    judged_by = reference and understood(reference).name
+    manifest = opened(artifact, lambda folder: folder.manifest)
     begin(str(artifact))
     if card:
         _renew_card(artifact)
@@ -135,21 +143,13 @@ def gate_command(
     from naflex_export.accuracy.judge_artifact import JudgeRequest, judge_artifact
     from naflex_export.accuracy.report.formats import write
     from naflex_export.cli.console import err, out, print_report, print_written
-    from naflex_export.models.model_names import understood
-    from naflex_export.models.model_sources import ModelSource, parse_model_args
+    from naflex_export.models.model_sources import ModelSource
     from naflex_export.progress import Stages
     from naflex_export.serving.load import check_trusted
-    from naflex_export.serving.opened import opened
-    from naflex_export.serving.publish import check_outside_artifacts
 
     quiet_libraries(verbose)
-    for path in reports:
-        check_outside_artifacts(path)
-    manifest = opened(artifact, lambda folder: folder.manifest)
     check_trusted(manifest, not untrusted)
-    source = ModelSource.noted(
-        manifest, reference and understood(reference).name, weights, parse_model_args(model_args), trust_source
-    )
+    source = ModelSource.noted(manifest, judged_by, weights, arguments, trust_source)
     stages = Stages(err)
     with stages.stage("load"):
         loaded = source.load()

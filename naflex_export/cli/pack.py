@@ -8,6 +8,7 @@ import click
 
 from naflex_export.cli.options import (
     ArgumentsCommand,
+    begin,
     exit_codes,
     model_args_option,
     quiet_libraries,
@@ -15,6 +16,7 @@ from naflex_export.cli.options import (
     verbose_option,
 )
 from naflex_export.errors import RequestError
+from naflex_export.models import TRANSFORMERS_PREFIX
 
 
 @click.command(cls=ArgumentsCommand, context_settings={"help_option_names": ["-h", "--help"]})
@@ -30,17 +32,27 @@ def pack_command(
     model: str, out: Path, weights: str, small: bool, model_args: tuple[str, ...], seed: int, verbose: bool
 ) -> None:
     """Write a golden pack of MODEL: inputs and right answers, for ports in any language."""
+    from naflex_export.models.checkpoint_paths import check_checkpoint
+    from naflex_export.models.model_args import parse_model_args
+    from naflex_export.models.model_names import understood
+    from naflex_export.packs.opened import check_place
+
+    arguments, model = parse_model_args(model_args), understood(model).name
+    check_place(out)
+    if weights not in ("pretrained", "random"):
+        check_checkpoint(Path(weights), safe_only=model.startswith(TRANSFORMERS_PREFIX))
+    begin(f"a golden pack of {model}")
+
     from rich.markup import escape
 
     from naflex_export.cli.console import err
     from naflex_export.cli.console import out as console
-    from naflex_export.models.model_sources import ModelSource, parse_model_args
-    from naflex_export.packs.write import check_place, write_pack
+    from naflex_export.models.model_sources import ModelSource
+    from naflex_export.packs.write import write_pack
 
     quiet_libraries(verbose)
-    source = ModelSource(model, weights, seed, model_args=parse_model_args(model_args))
+    source = ModelSource(model, weights, seed, model_args=arguments)
     source.check()
-    check_place(out)
     if weights == "random":
         err.print("[bold yellow]random weights:[/] a dry run; the pack proves nothing of use", soft_wrap=True)
     manifest = write_pack(source.load(), out, small, model)

@@ -12,9 +12,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from naflex_export.errors import RequestError
+from naflex_export.serving.publish import check_writable
 
 SCHEMA = 1
 Array = NDArray[Any]
+
+
+def check_place(out: Path) -> None:
+    """Check that a pack can be written to a folder, which must not be there.
+
+    Raises:
+        RequestError: it cannot.
+    """
+    if out.exists() or out.is_symlink():
+        raise RequestError(f"--out {str(out)!r} exists: a pack is written to a folder that does not, remove it first")
+    check_writable(out)
 
 
 @dataclass(frozen=True)

@@ -31,9 +31,9 @@ from naflex_export.grid import Grid
 from naflex_export.models import adapter_of
 from naflex_export.models.adapter import ModelAdapter
 from naflex_export.models.model_sources import weights_sha256
+from naflex_export.packs.opened import check_place
 from naflex_export.packs.photo_faults import PHOTO_FAULTS, TOKENS, PhotoFault
 from naflex_export.packs.readme import readme_of
-from naflex_export.serving.publish import check_writable
 
 TURNED = "chelsea.jpg"
 """The photo that is laid on its side, too."""
@@ -101,17 +101,6 @@ def write_pack(model: nn.Module, out: Path, small: bool = False, name: str = "")
     except BaseException:
         shutil.rmtree(out)
         raise
-
-
-def check_place(out: Path) -> None:
-    """Check that a pack can be written to a folder.
-
-    Raises:
-        RequestError: something is there, or no folder can be made there.
-    """
-    if out.exists() or out.is_symlink():
-        raise RequestError(f"--out {str(out)!r} exists: a pack is written to a folder that does not, remove it first")
-    check_writable(out)
 
 
 def _write(adapter: ModelAdapter, out: Path, small: bool, name: str) -> dict[str, Any]:
