@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -18,6 +18,7 @@ from naflex_export.serving.device import resolve_device
 from naflex_export.serving.graph_signature import check_program
 from naflex_export.serving.graphs import Graphs, surroundings
 from naflex_export.serving.manifest import Manifest
+from naflex_export.serving.one_graph import OneGraph
 from naflex_export.serving.runner import Runner
 from naflex_export.serving.signature import sizes_of
 from naflex_export.serving.tensors import padded, without_last
@@ -36,7 +37,7 @@ def open(folder: Path, manifest: Manifest, device: torch.device | None) -> Runne
 
 
 class CompileRunner(Runner):
-    """Runs the traced graph under `torch.compile`; the first call of each kind of shape compiles.
+    """Runs the traced graph as inductor compiles it: on a CPU in its first call, and on a GPU in that of each kind.
 
     Attributes:
         cache: what was compiled where the artifact was made, for a machine of the same kind.
@@ -46,16 +47,33 @@ class CompileRunner(Runner):
         super().__init__(manifest, device)
         self.path = path
         self.cache = CompileCache(path.parent, manifest.files, manifest.build.get("cache"), device)
-        self._graphs = Graphs(self.traced(), self.cache.compiling)
+        self._compiled = self.compiled(self.traced(), self.cache.compiling)
 
     def execute(self, inputs: tuple[Tensor, ...]) -> list[Tensor]:
-        return self.run(self._graphs, inputs)
+        return self.run(self._compiled, inputs)
 
-    def run(self, graphs: Graphs, inputs: tuple[Tensor, ...]) -> list[Tensor]:
+    def compiled(
+        self,
+        traced: torch.fx.GraphModule,
+        compiling: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+    ) -> OneGraph | Graphs:
+        """Return a traced graph that is compiled when it is called: one for all sizes on a CPU.
+
+        On a GPU it is by torch.compile, one for single images and one for all larger batches: what inductor does for
+        open sizes it may tune there by the sizes of an example, and a graph for all sizes has not been measured.
+
+        Args:
+            traced: the graph.
+            compiling: gives a context that it is compiled in.
+        """
+        return (OneGraph if self.device.type == "cpu" else Graphs)(traced, compiling)
+
+    def run(self, graphs: OneGraph | Graphs, inputs: tuple[Tensor, ...]) -> list[Tensor]:
         """Return what compiled graphs give: the outputs, and after them what else they may give, as it is.
 
-        torch specializes sizes of 1, so they have graphs of their own. A single token of padded inputs would take one
-        more: it gets one of padding, which the outputs are given without.
+        torch.compile specializes sizes of 1, so they have graphs of their own. A single token of padded inputs would
+        take one more, and some releases trace it so that two are the fewest: it gets one of padding, which the outputs
+        are given without.
         """
         sizes = sizes_of(self.manifest.inputs, inputs)
         is_single = self.pads(sizes)
@@ -79,9 +97,8 @@ class CompileRunner(Runner):
         with _quiet():
             loaded = torch.export.load(self.path)
         check_program(self.manifest, loaded)
-        # torch guards some packs against a single token, for which the graph is as right: the Runner checks its inputs
-        options = {"check_guards": False} if self.input_format.is_packed else {}
-        return move_to_device_pass(loaded, str(self.device)).module(**options)  # constants too
+        # the Runner checks its inputs; torch guards some packs against a single token, for which the graph is as right
+        return move_to_device_pass(loaded, str(self.device)).module(check_guards=False)  # constants too
 
 
 @contextlib.contextmanager

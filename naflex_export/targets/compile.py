@@ -23,7 +23,6 @@ from naflex_export.graph.intermediates import (
 from naflex_export.graph.program import Program
 from naflex_export.precision import Precision
 from naflex_export.serving.compile_runner import FILE, CompileRunner
-from naflex_export.serving.graphs import Graphs
 from naflex_export.serving.manifest import Manifest
 from naflex_export.serving.signature import sizes_of
 from naflex_export.targets import StandIn
@@ -67,7 +66,7 @@ def taps(runner: CompileRunner, inputs: tuple[Tensor, ...], modules: Shapes) -> 
     graph = runner.traced()
     names = tap_modules(graph, modules)
     inputs = tuple(tensor.to(runner.device) for tensor in inputs)
-    given = runner.run(Graphs(graph), inputs)
+    given = runner.run(runner.compiled(graph), inputs)
     specs = runner.manifest.outputs
     outputs, values = given[: len(specs)], given[len(specs) :]
     if runner.pads(sizes_of(runner.manifest.inputs, inputs)):  # and one of padding, on the last axis but one

@@ -76,7 +76,7 @@ def test_other_targets_have_none(tmp_path: Path) -> None:
 
 
 @pytest.mark.full
-def test_both_graphs_are_found_in_another_process(tmp_path: Path) -> None:
+def test_the_graph_is_found_in_another_process(tmp_path: Path) -> None:
     settings = BuildSettings(compile_cache=True)
     artifact = nx.export(
         tiny.siglip(), "compile", tmp_path / "a", [nx.Bucket(16, (1, 2, 4))], effort="quick", settings=settings
@@ -95,8 +95,8 @@ def test_both_graphs_are_found_in_another_process(tmp_path: Path) -> None:
         )
         return done.stdout.strip(), done.stderr
 
-    assert loaded(artifact.path)[0] == "2 0 ''"
+    assert loaded(artifact.path)[0] == "1 0 ''"
     assert nx.load(artifact.path).manifest == artifact.manifest  # nothing was written into it
     edit(artifact.path, lambda fields: fields["build"]["cache"].update(torch="0.1"))
     found, said = loaded(artifact.path)
-    assert found.startswith("0 2 ") and "made for torch '0.1'" in said
+    assert found.startswith("0 1 ") and "made for torch '0.1'" in said
