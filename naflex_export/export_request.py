@@ -12,11 +12,10 @@ from naflex_export.errors import RequestError
 from naflex_export.graph.build_settings import BuildSettings
 from naflex_export.grid import Bucket, check_buckets, check_patch_sizes
 from naflex_export.models.preprocessing import settings_of
+from naflex_export.models.tower_names import IMAGE, check_towers
 from naflex_export.precision import FLOAT32, Precision
 from naflex_export.serving.publish import check_destination, check_writable, named
 from naflex_export.targets import target_named, target_word
-
-IMAGE, WITH_TEXT = ("image",), ("image", "text")
 
 
 @dataclass(frozen=True)
@@ -180,21 +179,3 @@ def refuse_quantized(precision: Precision, *, packed: bool) -> None:
             f"dtype {precision.quantized!r} is for padded exports, whose layers are calibrated on photos, and {why}: "
             f"ask for float16 or bfloat16{instead}"
         )
-
-
-def check_towers(towers: Any) -> tuple[str, ...]:
-    """Return the towers to export, from a list of their names, or a text with a comma between them.
-
-    Args:
-        towers: "image", or "image,text".
-
-    Raises:
-        RequestError: it is neither.
-    """
-    given = tuple(name.strip() for name in towers.split(",")) if isinstance(towers, str) else tuple(towers)
-    if given not in (IMAGE, WITH_TEXT, WITH_TEXT[::-1]):
-        raise RequestError(
-            f"towers={','.join(map(str, given))!r}: expected image, or image,text; a text tower goes beside its image "
-            "tower"
-        )
-    return WITH_TEXT if len(given) == 2 else IMAGE

@@ -25,7 +25,7 @@ from naflex_export.accuracy.results import GateReport, PrecisionSearch
 from naflex_export.accuracy.text_gate import PREFIX
 from naflex_export.errors import BackendError, GateFailure, RequestError
 from naflex_export.export_manifest import drafted, drafted_together
-from naflex_export.export_request import IMAGE, ExportRequest, check_request, refuse_quantized
+from naflex_export.export_request import ExportRequest, check_request, refuse_quantized
 from naflex_export.graph.build_settings import BuildSettings
 from naflex_export.graph.calibration import require_modelopt
 from naflex_export.graph.onnx_about import describe_onnx
@@ -39,6 +39,7 @@ from naflex_export.models.exportable import refuse_modes, refuse_unexportable
 from naflex_export.models.kept_parts import kept_of
 from naflex_export.models.quantized import quantized_layers
 from naflex_export.models.rounding import refuse_rounded, remark_on_precision
+from naflex_export.models.tower_names import IMAGE
 from naflex_export.models.towers import remarks_on
 from naflex_export.precision import Precision
 from naflex_export.progress import Observer, shown_progress

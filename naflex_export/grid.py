@@ -14,6 +14,9 @@ from naflex_export.errors import RequestError
 GRID_RULES = ("naflex", "different")
 """How the grids of a batch to time on are drawn; `bench/workloads.py` says what each is."""
 
+SEEDS = 2**31
+"""How many there are, from 0: the name of a generated batch holds its seed, without a sign."""
+
 MATRICES = ("stored", "computed")
 """Where a graph has the resampling matrices of a learned grid from: constants of its own, or arithmetic."""
 

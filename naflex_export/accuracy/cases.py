@@ -19,7 +19,7 @@ from naflex_export.accuracy.photos import photos_name
 from naflex_export.accuracy.sampling import Budget, Sizes, drawn_freely, sample
 from naflex_export.batch import Batch, noise_batch
 from naflex_export.errors import RequestError
-from naflex_export.grid import Bucket, Grid
+from naflex_export.grid import SEEDS, Bucket, Grid
 
 MAX_ASPECT = 8.0
 """Widest aspect ratio, either way, of the generated mixed grids; NaFlex's size rule admits any."""
@@ -211,7 +211,7 @@ class CaseSelection:
         fresh_seed: of the batches that are drawn anew in each run, so that no candidate can know them.
 
     Raises:
-        RequestError: the effort is unknown.
+        RequestError: the effort is unknown, or the seed none.
     """
 
     seed: int = 0
@@ -222,6 +222,8 @@ class CaseSelection:
     def __post_init__(self) -> None:
         if self.effort not in EFFORTS:
             raise RequestError(f"effort {self.effort!r} is unknown: expected one of {', '.join(EFFORTS)}")
+        if not 0 <= self.seed < SEEDS:
+            raise RequestError(f"seed {self.seed!r}: expected a whole number from 0 to {SEEDS - 1}")
 
 
 def cases_of(bucket: Bucket, selection: CaseSelection, num_photos: int) -> list[str]:

@@ -17,7 +17,7 @@ from naflex_export.cli.options import (
     verbose_option,
 )
 from naflex_export.errors import RequestError
-from naflex_export.grid import GRID_RULES
+from naflex_export.grid import GRID_RULES, SEEDS
 from naflex_export.version import __version__
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     help="Of NaFlex's size rule up to 8:1, or all different in a batch.",
 )
 @click.option("--rounds", default=7, show_default=True, type=click.IntRange(1), help="In which everything runs once.")
-@click.option("--seed", default=0, show_default=True, help="Of the batches.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0, SEEDS - 1), help="Of the batches.")
 @device_option
 @click.option("--csv", "path", type=click.Path(path_type=Path), help="Add the figures to this file, a row each.")
 @click.option("--no-compile", is_flag=True, help="Leave out eager under torch.compile, which takes minutes to compile.")
@@ -78,7 +78,7 @@ def bench_command(
     """
     from naflex_export.accuracy.report.suffix import check_can_be_written
     from naflex_export.models.model_names import understood
-    from naflex_export.serving.opened import opened
+    from naflex_export.serving.opened import SIZE, opened
     from naflex_export.serving.publish import check_outside_artifacts
 
     if path is not None:
@@ -86,7 +86,7 @@ def bench_command(
         check_can_be_written(path)
     images, lengths = _counts(batches, "--batch"), _counts(tokens, "--tokens")
     compared_with = reference and understood(reference).name
-    manifest = opened(artifact, lambda folder: folder.manifest)
+    opened(artifact, lambda folder: None, SIZE)
     begin(str(artifact))
 
     from naflex_export.accuracy.gate import check_same_weights
@@ -99,6 +99,7 @@ def bench_command(
     from naflex_export.progress import Stages
 
     quiet_libraries(verbose)
+    manifest = opened(artifact, lambda folder: folder.manifest)
     source = ModelSource.noted(manifest, compared_with, weights, trusted=trust_source)
     source.check()
     sizes = sizes_of(manifest, images, lengths)

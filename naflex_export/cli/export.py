@@ -253,6 +253,9 @@ def export_command(
     """
     from naflex_export.models.checkpoint_paths import check_checkpoint
     from naflex_export.models.model_args import parse_model_args
+    from naflex_export.models.preprocessing import settings_of
+    from naflex_export.models.tower_names import check_towers
+    from naflex_export.server.triton_repository import check_repository
     from naflex_export.serving.publish import check_destination, check_writable
 
     meant = understood(model)
@@ -262,21 +265,27 @@ def export_command(
     sizes = None if patch_sizes is None else parse_patch_sizes(patch_sizes)
     asked_buckets = check_buckets([Bucket.parse(text) for text in buckets] or [Bucket()])
     asked_outputs = _outputs(outputs, with_tokens)
-    arguments = parse_model_args(model_args)
+    asked_towers, arguments = check_towers(towers), parse_model_args(model_args)
+    settings = None if preprocessing is None else settings_of(preprocessing)
     folders = _folders(folder, model, asked_for)
     for one in folders:
         check_destination(one)
         check_writable(one)
+    if repository is not None and sizes is not None:
+        raise RequestError("--triton and --patch-size were both given: a model of Triton's has one patch size")
+    if repository is not None and len(asked_for) > 1:
+        raise RequestError(f"--triton and {len(asked_for)} artifacts were asked for: give one target and one dtype")
+    if repository is not None:
+        check_repository(repository, folders[0].resolve().name)
     if weights not in ("pretrained", "random"):
         check_checkpoint(Path(weights), safe_only=model.startswith(TRANSFORMERS_PREFIX))
     begin(f"{model} to {targets.replace(',', ', ')} in {dtypes.replace(',', ', ')}")
 
     from naflex_export.accuracy.cases import STANDARD
     from naflex_export.cli.console import print_note, spoken_on_stderr
-    from naflex_export.export_request import ExportRequest, check_towers
+    from naflex_export.export_request import ExportRequest
     from naflex_export.graph.build_settings import BuildSettings
     from naflex_export.models.model_sources import ModelSource
-    from naflex_export.models.preprocessing import settings_of
 
     quiet_libraries(verbose)
     source = ModelSource(model, weights, seed, sizes is not None, arguments, state)
@@ -291,9 +300,9 @@ def export_command(
             matrices=matrices,
             patch_sizes=sizes,
             packed=packed,
-            towers=check_towers(towers),
+            towers=asked_towers,
             tokenizer=tokenizer,
-            preprocessing=None if preprocessing is None else settings_of(preprocessing),
+            preprocessing=settings,
             upscale=not no_upscale,
             images=images,
             seed=seed,
@@ -304,7 +313,7 @@ def export_command(
         )
         for (target, precision), one in zip(asked_for, folders, strict=True)
     ]
-    _check_places(requests, repository)
+    _check_machine(requests)
     if meant.note:
         print_note(meant.note)
     if weights == "random":
@@ -313,11 +322,10 @@ def export_command(
         _export(source, requests, repository, for_programs=for_programs, dry_run=dry_run)
 
 
-def _check_places(requests: list[ExportRequest], repository: Path | None) -> None:
+def _check_machine(requests: list[ExportRequest]) -> None:
     """Check what else can be checked ahead of the model: photos, and what building takes."""
     from naflex_export.accuracy.photos import photos_for
     from naflex_export.export_request import check_opset
-    from naflex_export.server.triton_repository import check_repository
 
     for request in requests:
         target_named(request.target).require_build()
@@ -325,13 +333,6 @@ def _check_places(requests: list[ExportRequest], repository: Path | None) -> Non
     first = requests[0]
     if first.images is not None and not first.images.is_dir():
         photos_for("", first.images)  # which says what is wrong with it
-    if repository is None:
-        return
-    if first.patch_sizes is not None:
-        raise RequestError("--triton and --patch-size were both given: a model of Triton's has one patch size")
-    if len(requests) > 1:
-        raise RequestError(f"--triton and {len(requests)} artifacts were asked for: give one target and one dtype")
-    check_repository(repository, first.out.resolve().name)
 
 
 def _export(

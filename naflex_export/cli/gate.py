@@ -126,7 +126,7 @@ def gate_command(
     from naflex_export.accuracy.report.suffix import check_report
     from naflex_export.models.model_args import parse_model_args
     from naflex_export.models.model_names import understood
-    from naflex_export.serving.opened import opened
+    from naflex_export.serving.opened import SIZE, opened
     from naflex_export.serving.publish import check_outside_artifacts
 
     for path in reports:
@@ -134,7 +134,7 @@ def gate_command(
         check_outside_artifacts(path)
     arguments = parse_model_args(model_args)
     judged_by = reference and understood(reference).name
-    manifest = opened(artifact, lambda folder: folder.manifest)
+    opened(artifact, lambda folder: None, SIZE)
     begin(str(artifact))
     if card:
         _renew_card(artifact)
@@ -148,6 +148,7 @@ def gate_command(
     from naflex_export.serving.load import check_trusted
 
     quiet_libraries(verbose)
+    manifest = opened(artifact, lambda folder: folder.manifest)
     check_trusted(manifest, not untrusted)
     source = ModelSource.noted(manifest, judged_by, weights, arguments, trust_source)
     stages = Stages(err)

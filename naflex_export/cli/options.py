@@ -18,6 +18,7 @@ from typing import Any, ParamSpec
 import click
 
 from naflex_export.errors import NaflexExportError
+from naflex_export.grid import SEEDS
 
 P = ParamSpec("P")
 
@@ -184,6 +185,8 @@ class ArgumentsCommand(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Put the option ahead of each `name=value` that follows it, as click knows a repeated option."""
+        if {QUICK, THOROUGH} <= set(args):
+            raise click.UsageError(f"{QUICK} and {THOROUGH} were both given: expected one of them.", ctx)
         spread: list[str] = []
         following = False
         for index, arg in enumerate(args):
@@ -197,6 +200,7 @@ class ArgumentsCommand(click.Command):
 
 
 MODEL_ARGS = "--model-args"
+QUICK, THOROUGH = "--quick", "--thorough"
 _ARGUMENT = re.compile(r"[A-Za-z_]\w*=")
 
 model_args_option = click.option(
@@ -238,13 +242,13 @@ require_run_option = click.option(
     "--require-run", is_flag=True, help="Fail (exit 3) where the artifact can be built and not run."
 )
 quick_option = click.option(
-    "--quick",
+    QUICK,
     "effort",
     flag_value="quick",
     help="Judge on the photos, mixed grids and one column only, and check invariances in the largest bucket only.",
 )
 thorough_option = click.option(
-    "--thorough",
+    THOROUGH,
     "effort",
     flag_value="thorough",
     help="Judge on four seeds, the grids of NaFlex's size rule up to 8:1, and the largest batch at full length.",
@@ -254,7 +258,13 @@ locate_option = click.option(
     is_flag=True,
     help="Compare module by module even if the gate passes; after a failure that is done anyway.",
 )
-seed_option = click.option("--seed", default=0, show_default=True, help="Of generated batches and random weights.")
+seed_option = click.option(
+    "--seed",
+    default=0,
+    show_default=True,
+    type=click.IntRange(0, SEEDS - 1),
+    help="Of generated batches and random weights.",
+)
 
 
 def begin(what: str) -> None:

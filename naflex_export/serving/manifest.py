@@ -217,6 +217,19 @@ def _content_sha256(fields: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def why_none(path: Path) -> str:
+    """Return why a folder without a manifest is no artifact, and which lie beside it.
+
+    Args:
+        path: of the folder, which need not be there.
+    """
+    if path.exists():
+        return f"{str(path)!r} is no artifact: it has no {MANIFEST}"
+    there = sorted(str(found.parent) for found in path.parent.glob(f"*/{MANIFEST}"))[:3] if path.parent.is_dir() else []
+    hint = f"; beside it there {'is' if len(there) == 1 else 'are'} {', '.join(there)}" if there else ""
+    return f"there is no folder {str(path)!r}: expected an artifact, as naflex-export writes it{hint}"
+
+
 def _is_place(value: object) -> bool:
     """Whether a value names a place on a disk from its root: of no use elsewhere, and nobody else's business."""
     return isinstance(value, str) and (value.startswith(("/", "\\", "~")) or value[1:3] in (":\\", ":/"))
@@ -228,7 +241,7 @@ def _read(path: Path, folder: Path) -> str:
         # without O_NONBLOCK a pipe would wait for a writer
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise ArtifactError(f"{str(folder)!r} is no artifact: it has no {MANIFEST}") from error
+        raise ArtifactError(why_none(folder)) from error
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{str(path)!r} cannot be read ({error}): export again") from error
     if not stat.S_ISREG(os.fstat(handle).st_mode):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from naflex_export.errors import ArtifactError, NaflexExportError, RequestError
-from naflex_export.serving.manifest import Manifest
+from naflex_export.serving.manifest import Manifest, why_none
 from naflex_export.serving.manifest_schema import TEXT
 
 T = TypeVar("T")
@@ -132,7 +132,7 @@ def opened(path: Path, use: Callable[[VerifiedFolder], T], verify: str = FULL) -
             handle = FolderHandle(path)
         except OSError as missing:
             if not path.with_name(path.name + REPLACED).exists():
-                raise ArtifactError(_why_not_opened(path)) from missing
+                raise ArtifactError(why_none(path)) from missing
             error = missing
             time.sleep(0.02)
             continue
@@ -155,16 +155,6 @@ def opened(path: Path, use: Callable[[VerifiedFolder], T], verify: str = FULL) -
             f"'{path}{REPLACED}': rename it, or export again"
         ) from error
     raise ArtifactError(f"{str(path)!r} was replaced {ATTEMPTS} times while it was loaded: try again") from error
-
-
-def _why_not_opened(path: Path) -> str:
-    if path.exists():
-        return f"{str(path)!r} is no artifact: it has no manifest.json"
-    there = (
-        sorted(str(found.parent) for found in path.parent.glob("*/manifest.json"))[:3] if path.parent.is_dir() else []
-    )
-    hint = f"; beside it there {'is' if len(there) == 1 else 'are'} {', '.join(there)}" if there else ""
-    return f"there is no folder {str(path)!r}: expected an artifact, as naflex-export writes it{hint}"
 
 
 def _identity(found: os.stat_result) -> tuple[int, int]:

@@ -109,6 +109,12 @@ def test_efforts_say_which_cases() -> None:
         CaseSelection(effort="hard")
 
 
+@pytest.mark.parametrize("seed", [-1, 2**31])
+def test_a_seed_that_no_case_can_be_named_by_is_refused(seed: int) -> None:
+    with pytest.raises(nx.RequestError, match=f"seed {seed}: expected a whole number from 0 to 2147483647"):
+        CaseSelection(seed)
+
+
 def test_a_case_is_made_again_from_its_name() -> None:
     bucket = nx.Bucket(30, (2, 4, 8))
     only = CaseSelection(only=("every-grid-1-30-seed7", "large-values-30-seed7", "photos-30-1", "mixed-31-seed0"))
