@@ -16,7 +16,15 @@ if TYPE_CHECKING:
     from naflex_export.exporter import Artifact
     from naflex_export.progress import Stages
 
-out = Console()
+
+class _Output(Console):
+    """Standard output. rich ends the process with 1 where nobody reads it any more, which is a failed gate's code."""
+
+    def on_broken_pipe(self) -> None:
+        raise  # noqa: PLE0704  # rich calls this while it handles the error
+
+
+out = _Output()
 err = Console(stderr=True)
 
 MOST_SHOWN = 8000

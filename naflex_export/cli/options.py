@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import logging
+import os
 import re
 import signal
 import sys
@@ -23,8 +24,8 @@ from naflex_export.grid import SEEDS
 P = ParamSpec("P")
 
 
-INTERRUPTED, TERMINATED = 130, 143
-"""As a shell has them: 128 and the signal's number."""
+INTERRUPTED, UNREAD, TERMINATED = 130, 141, 143
+"""As a shell has them: 128 and the signal's number, SIGPIPE's where nobody reads the output any more."""
 
 UNEXPECTED = 70
 """Of a fault in this program, or in code that it was asked to run: it must not look like a verdict."""
@@ -61,10 +62,28 @@ def exit_codes(command: Callable[P, None], left: str = "nothing was published") 
             said = f"code that it ran asked to exit with {error.code!r} before there was a result"
             _exit(NaflexExportError(said), NaflexExportError.exit_code)
         except BaseException as error:
+            if isinstance(error, OSError) and (why := _output_lost(error)):
+                said = f"standard output cannot be written ({why}); {left}"
+                _exit(NaflexExportError(said), UNREAD if isinstance(error, BrokenPipeError) else UNEXPECTED)
             traceback.print_exception(error)
             _exit(NaflexExportError(f"unexpected {type(error).__name__}, as above; there is no result"), UNEXPECTED)
 
     return wrapped
+
+
+def _output_lost(error: OSError) -> str:
+    """Return why standard output takes no more, and write to it no more, not even at the end; empty where it does."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    if frame.f_globals.get("__name__", "").partition(".")[0] not in _PRINTERS:
+        return ""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+    return str(error.strerror)
+
+
+_PRINTERS = ("click", "rich")
+"""What a command prints with: an error of the system that is raised there is one of the output."""
 
 
 def _exit(error: Exception, code: int) -> None:

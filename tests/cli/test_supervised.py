@@ -120,6 +120,39 @@ def test_a_crash_of_embedding_says_that_shards_are_kept(tmp_path: Path) -> None:
     assert "the shards that are done are kept: begin again to go on" in stderr and "published" not in stderr
 
 
+PRINTS = """
+import sys
+from naflex_export.cli.options import exit_codes
+
+@exit_codes
+def command():
+    if sys.argv[1] == "rich":
+        from naflex_export.cli.console import out
+        said = out.print
+    else:
+        from click import echo as said
+    for _ in range(20000):
+        said("a line")
+
+command()
+"""
+
+
+@pytest.mark.parametrize("printer", ["rich", "click"])
+@pytest.mark.parametrize(
+    ("into", "code", "why"),
+    [("| head -1", 141, "Broken pipe"), ("> /dev/full", 70, "No space left on device")],
+    ids=["pipe", "full"],
+)
+def test_output_that_nobody_takes_is_no_verdict_and_no_traceback(printer: str, into: str, code: int, why: str) -> None:
+    script = f'{{ "$0" -c "$1" {printer}; echo "ended with $?" >&2; }} {into}'
+    done = subprocess.run(["sh", "-c", script, sys.executable, PRINTS], capture_output=True, text=True, check=False)
+    assert done.stderr.splitlines() == [
+        f"error: standard output cannot be written ({why}); nothing was published",
+        f"ended with {code}",
+    ]
+
+
 def test_help_takes_no_second_process() -> None:
     code = (
         "import subprocess, sys; sys.argv = ['naflex-gate', '--help']; subprocess.Popen = None\n"
