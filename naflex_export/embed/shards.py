@@ -19,6 +19,7 @@ from typing import Any
 
 from naflex_export.embed.embedder import Embedded
 from naflex_export.embed.parquet import require_pyarrow
+from naflex_export.embed.sources import RUN
 from naflex_export.errors import RequestError
 from naflex_export.serving.publish import flush_folder
 
@@ -28,8 +29,6 @@ try:
 except ImportError:  # Windows has none: there two runs into one folder are not told apart
     fcntl = None
 
-RUN = "_run.json"
-"""With a name that readers of a folder of parquet files leave out."""
 
 ORIGIN = "_made_from.json"
 """Where the artifact and the photos were: no part of what a run is, for they may be moved."""

@@ -19,6 +19,9 @@ from naflex_export.embed.decode import Photo
 from naflex_export.embed.parquet import require_pyarrow
 from naflex_export.errors import RequestError
 
+RUN = "_run.json"
+"""With a name that readers of a folder of parquet files leave out."""
+
 SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"),
     *(".avif", ".heic", ".heif", ".jp2", ".jxl"),
@@ -216,7 +219,9 @@ def _parts_of(path: Path) -> list[Source]:
 
 
 def in_folder(folder: Path) -> Iterator[str]:
-    """Yield the paths of the files in a folder, to whatever depth, in order; hidden ones, and linked folders, left out.
+    """Yield the paths of the files in a folder, to whatever depth, in order.
+
+    Left out are hidden ones, linked folders, and folders of vectors, which `naflex-embed` may have written there.
 
     Raises:
         OSError: a folder cannot be read.
@@ -226,6 +231,9 @@ def in_folder(folder: Path) -> Iterator[str]:
         raise error
 
     for where, folders, names in os.walk(folder, onerror=refuse):
+        if RUN in names and Path(where) != folder:
+            folders.clear()
+            continue
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield from (str(Path(where) / name) for name in sorted(names) if not name.startswith("."))
 

@@ -330,3 +330,11 @@ def test_a_contact_sheet_shows_photos_beside_their_neighbours(artifact: Path, tm
     ]
     assert page.count("data:image/jpeg;base64,") == 16 and "<photos>" not in page
     assert json.loads((tmp_path / "out" / "_run.json").read_text())["count"] == 5
+
+
+def test_vectors_inside_the_photos_folder_are_no_photos(tmp_path: Path) -> None:
+    """As `naflex-embed DIR . --out vectors` leaves them, to be searched and gone on with."""
+    (tmp_path / "vectors" / "more").mkdir(parents=True)
+    for name in ("b.jpg", "vectors/_run.json", "vectors/part-00000000.parquet", "vectors/more/a.jpg", "a.jpg"):
+        (tmp_path / name).touch()
+    assert list(source_of([tmp_path]).names) == [str(tmp_path / "a.jpg"), str(tmp_path / "b.jpg")]
