@@ -368,6 +368,7 @@ def test_the_encoder_bench_writes_a_row_for_each_technique(
     assert "ours ONNX Runtime" in capsys.readouterr().out
 
 
+@pytest.mark.full
 def test_the_encoder_bench_packs_what_timm_defines(tmp_path: Path) -> None:
     bench_encoder.main([
         "--model", "tiny:siglip", "--device", "cpu", "--batches", "2", "--tokens", "16", "--rounds", "1", "--grids",

@@ -52,18 +52,18 @@ PLANTED = """
 
 
 @pytest.mark.parametrize("command", [gate_command, bench_command], ids=["gate", "bench"])
-@pytest.mark.parametrize("model", ["sys:exit", "planted:factory", "hf:owner/name", "hf-hub:owner/name", "a/b"])
+@pytest.mark.parametrize("model", ["sys:exit", "planted_here:factory", "hf:owner/name", "hf-hub:owner/name", "a/b"])
 def test_what_an_artifact_names_is_not_run(
     command: Any, model: str, artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "planted.py").write_text(textwrap.dedent(PLANTED.format(ran=str(tmp_path / "ran"))))
+    (tmp_path / "planted_here.py").write_text(textwrap.dedent(PLANTED.format(ran=str(tmp_path / "ran"))))
     monkeypatch.chdir(tmp_path)
     edit(artifact, lambda fields: fields["model"].update(source={"model": model, "weights": "pretrained"}))
     refused = call(command, artifact)
     assert refused.exit_code == 2, refused.output
     assert f"names '{model}' as the model, a" in flat(refused.stderr)
     assert "say the model yourself with --reference MODEL, or give --trust-source" in flat(refused.stderr)
-    assert not (tmp_path / "ran").exists() and "planted" not in sys.modules
+    assert not (tmp_path / "ran").exists() and "planted_here" not in sys.modules
 
 
 @pytest.mark.parametrize("model", ["sys:exit", "planted_exit:factory"])
