@@ -62,7 +62,7 @@ def test_both_forms_are_in_the_report_and_either_is_judged_again(tmp_path: Path)
             nx.gate(run, model, **kept)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.full), "bfloat16"])
 def test_what_runs_with_its_own_digits_is_judged_once(dtype: str, tmp_path: Path) -> None:
     """A float32 graph is; one in bfloat16 does not run here at all, and is judged rounded alone."""
     report = nx.export(tiny.siglip(), "onnx", tmp_path / "a", dtype=dtype, **QUICK).report

@@ -93,6 +93,7 @@ def test_a_saved_classifier_keeps_its_classifier(tmp_path: Path, weights: str) -
         assert torch.equal(loaded.classifier.weight, model.classifier.weight)
 
 
+@pytest.mark.full
 def test_the_command_line_takes_a_headless_tower_and_says_so(tmp_path: Path) -> None:
     lfm2("Lfm2VlForConditionalGeneration").save_pretrained(tmp_path / "saved")
     arguments = [

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import artifacts
@@ -59,43 +61,49 @@ def in_a_process_of_its_own(
     )
 
 
+TARGETS = ["onnx", "compile", pytest.param("aot", marks=pytest.mark.full)]
+
+
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Folders with an artifact, the inputs of a call, and what eager gives for them."""
-    model, batch = tiny.siglip(), noise_batch("alone", [Grid(3, 4), Grid(2, 2)], 16, 48)
-    inputs = batch.patches, batch.patch_coord, batch.patch_valid
-    with torch.no_grad():
-        wanted = model(*inputs)
-    made = {}
-    for target in ("onnx", "aot", "compile"):
-        made[target] = tmp_path_factory.mktemp(f"alone-{target}")
-        nx.export(model, target, made[target] / "a", [nx.Bucket(16, (1, 2, 4))], effort="quick")
-        torch.save({"inputs": inputs, "wanted": wanted}, made[target] / "given.pt")
+def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a target, made once: an artifact, the inputs of a call, and what eager gives for them."""
+
+    @functools.cache
+    def made(target: str) -> Path:
+        model, batch = tiny.siglip(), noise_batch("alone", [Grid(3, 4), Grid(2, 2)], 16, 48)
+        inputs = batch.patches, batch.patch_coord, batch.patch_valid
+        with torch.no_grad():
+            wanted = model(*inputs)
+        folder = tmp_path_factory.mktemp(f"alone-{target}")
+        nx.export(model, target, folder / "a", [nx.Bucket(16, (1, 2, 4))], effort="quick")
+        torch.save({"inputs": inputs, "wanted": wanted}, folder / "given.pt")
+        return folder
+
     return made
 
 
-@pytest.mark.parametrize("target", ["onnx", "aot", "compile"])
-def test_an_artifact_runs_without_what_built_it(folders: dict[str, Path], target: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("target", TARGETS)
+def test_an_artifact_runs_without_what_built_it(folder_of: Callable[[str], Path], target: str, tmp_path: Path) -> None:
     # native code loads without a compiler too; a traced graph is compiled where it is loaded
     environment = {"PATH": str(tmp_path)} if target != "compile" else {}
-    done = in_a_process_of_its_own(folders[target], BLOCKED, **environment)
+    done = in_a_process_of_its_own(folder_of(target), BLOCKED, **environment)
     assert done.returncode == 0, done.stderr
-    found = torch.load(folders[target] / "found.pt")
+    found = torch.load(folder_of(target) / "found.pt")
     assert (found["found"] - found["wanted"]).abs().max() <= 1e-5 * found["wanted"].abs().max()
 
 
-def test_what_is_blocked_is_missed(folders: dict[str, Path]) -> None:
+def test_what_is_blocked_is_missed(folder_of: Callable[[str], Path]) -> None:
     """The test above can fail: what an ONNX artifact does need is refused in the same way."""
-    done = in_a_process_of_its_own(folders["onnx"], (*BLOCKED, "onnxruntime"))
+    done = in_a_process_of_its_own(folder_of("onnx"), (*BLOCKED, "onnxruntime"))
     assert done.returncode != 0 and "onnxruntime" in done.stderr
 
 
-@pytest.mark.parametrize("target", ["onnx", "aot", "compile"])
+@pytest.mark.parametrize("target", TARGETS)
 def test_a_manifest_that_promises_more_than_the_file_is_refused(
-    folders: dict[str, Path], target: str, tmp_path: Path
+    folder_of: Callable[[str], Path], target: str, tmp_path: Path
 ) -> None:
     """With its hash made right. Native code does not look at sizes, and would read past what it was compiled for."""
-    shutil.copytree(folders[target] / "a", tmp_path / "a")
+    shutil.copytree(folder_of(target) / "a", tmp_path / "a")
     (tokens,) = [bucket.tokens for bucket in nx.load(tmp_path / "a").manifest.buckets]
     if target != "compile":  # a traced graph's outputs have no names
         artifacts.edit(tmp_path / "a", lambda fields: fields["outputs"][0].update(name="tokens"))
