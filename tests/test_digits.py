@@ -88,7 +88,9 @@ def test_an_artifact_reads_what_eager_reads(
     assert abs(reading.right - reading.eager_right) <= digits.MARGIN[dtype]
     gate = Manifest.read(artifact).gate
     runs_here = torch.cuda.is_available() or (target != "trt" and (target, dtype) != ("onnx", "bfloat16"))
-    assert (gate["judged"] == "the artifact, on cpu") == runs_here == (not gate["not_run"])
+    judged, _, rounded = gate["judged"].partition("; rounded/: ")
+    assert (judged == "the artifact, on cpu") == runs_here == (not gate["not_run"])
+    assert bool(rounded) == ((target, dtype) == ("onnx", "float16") and not torch.cuda.is_available())
 
 
 @pytest.mark.full
@@ -151,7 +153,7 @@ def test_a_false_alarm_would_be_counted(model: nn.Module) -> None:
         for dtype in ("float32", "float16")
     )
     assert wrong.passed == 0 and wrong.used["relative_l2"] == pytest.approx(100, rel=0.01)
-    assert right.passed == 2 and right.used["relative_l2"] == pytest.approx(0.1, rel=0.2)
+    assert right.passed == 2 and 0.1 < right.used["relative_l2"] < 0.13  # a tenth of the limit, and rounded inputs
 
 
 def test_what_was_measured_had_no_false_alarm() -> None:

@@ -79,8 +79,10 @@ def test_onnx_has_open_dimensions_and_no_resize(tmp_path: Path) -> None:
 def test_half_precision_artifacts_pass(model: Siglip2VisionModel, tmp_path: Path, target: str, dtype: str) -> None:
     artifact = nx.export(model, target, tmp_path / "a", [BUCKET], dtype)
     assert [spec.dtype for spec in artifact.manifest.inputs] == [dtype, "int32", "int64"]
-    (found,) = artifact.report.baselines
-    assert found.candidate > 0.2 * found.baseline > 1e-5  # it rounds, as eager in that dtype does
+    rounded = ["rounded/features"] if (target, dtype) == ("onnx", "float16") else []  # as on a GPU
+    assert [found.output for found in artifact.report.baselines] == ["features", *rounded]
+    for found in artifact.report.baselines:
+        assert found.candidate > 0.2 * found.baseline > 1e-5  # it rounds, as eager in that dtype does
 
 
 @pytest.mark.full
