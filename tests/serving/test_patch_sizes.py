@@ -257,7 +257,8 @@ def test_models_that_cannot_are_refused_by_name(options: dict[str, object], mess
 
 
 def cli(*arguments: object) -> Result:
-    return CliRunner().invoke(export_command, [str(argument) for argument in arguments])
+    wide = {"COLUMNS": "120"}  # so that no case's name is broken across lines
+    return CliRunner().invoke(export_command, [str(argument) for argument in arguments], env=wide)
 
 
 @pytest.mark.full
