@@ -19,6 +19,9 @@ from naflex_export.server.vectors import open_served
 GRACE = 30
 """Seconds that requests have to end when the server is told to stop."""
 
+KEEP_ALIVE = 75
+"""Seconds that a connection may be idle: more than load balancers leave one, or it would be closed as they use it."""
+
 
 def listening(host: str, port: int) -> socket.socket:
     """Return a socket at an address, found to be free before minutes go into loading an artifact.
@@ -103,6 +106,7 @@ def serve(
         log_level="info" if access_log else "warning",
         access_log=access_log,
         timeout_graceful_shutdown=GRACE,
+        timeout_keep_alive=KEEP_ALIVE,
         server_header=False,
     )
     server = uvicorn.Server(config)

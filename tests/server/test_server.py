@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import io
 import re
 import signal
@@ -262,6 +264,18 @@ def test_a_client_that_goes_is_no_fault_of_the_server(artifact: Path) -> None:
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
         assert process.stderr is not None and process.stderr.read() == ""
+
+
+@pytest.mark.full
+def test_an_idle_connection_stays_open(address: str) -> None:
+    """For longer than uvicorn's 5 seconds: a client that takes it up again in the moment of closing has no answer."""
+    kept = http.client.HTTPConnection(address.removeprefix("http://"), timeout=30)
+    with contextlib.closing(kept):
+        for pause in (0, 7):
+            time.sleep(pause)
+            kept.request("GET", "/health")
+            with kept.getresponse() as answer:
+                assert answer.status == 200 and answer.read()
 
 
 def test_a_full_queue_refuses_and_a_stop_answers_what_is_inside(artifact: Path) -> None:
