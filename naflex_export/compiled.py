@@ -21,7 +21,7 @@ from naflex_export.grid import Bucket, Grid, check_buckets
 from naflex_export.models import adapter_of, family_of, towers_in
 from naflex_export.models.adapter import ModelAdapter
 from naflex_export.models.vectorize import vectorize
-from naflex_export.serving.graphs import Graphs, surroundings
+from naflex_export.serving.graphs import Graphs
 from naflex_export.serving.input_formats import TransformersFormat, has_values
 from naflex_export.serving.signature import UNREAD
 
@@ -120,7 +120,7 @@ class CompiledModel(nn.Module):
         if self._graphs is None:
             self._graphs = Graphs(self._tower, **self._options)
         kinds = [_kind(value) for value in given.values()]
-        return self._graphs.run((self.training, *given, *kinds, surroundings()), **given)
+        return self._graphs.run((self.training, *given, *kinds), **given)
 
     def _arguments(self, inputs: tuple[Any, ...], named: dict[str, Any]) -> dict[str, Any]:
         """Return the arguments of the tower's forward, by name.

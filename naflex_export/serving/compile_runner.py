@@ -16,7 +16,7 @@ from naflex_export.serving.archive import damage
 from naflex_export.serving.compile_cache import CompileCache
 from naflex_export.serving.device import resolve_device
 from naflex_export.serving.graph_signature import check_program
-from naflex_export.serving.graphs import Graphs, surroundings
+from naflex_export.serving.graphs import Graphs
 from naflex_export.serving.manifest import Manifest
 from naflex_export.serving.one_graph import OneGraph
 from naflex_export.serving.runner import Runner
@@ -81,7 +81,7 @@ class CompileRunner(Runner):
         with torch.inference_mode(False), torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             taken = padded(self.manifest.inputs, inputs, "tokens") if is_single else inputs
             ones = [size == 1 for name, size in sizes.items() if name != "tokens" or self.input_format.is_packed]
-            given = graphs.run((*ones, surroundings()), *taken)
+            given = graphs.run(tuple(ones), *taken)
         specs = self.manifest.outputs
         outputs, others = given[: len(specs)], given[len(specs) :]
         if is_single:

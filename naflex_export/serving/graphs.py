@@ -46,11 +46,12 @@ class Graphs:
         """Return what the function returns. The first call of a kind compiles, one thread at a time.
 
         Args:
-            kind: what calls that one graph serves have in common.
+            kind: what calls that one graph serves have in common, besides their `surroundings`.
             args: of the function.
             kwargs: of the function.
         """
-        if kind in self._known:
+        known = kind, surroundings()
+        if known in self._known:
             try:
                 with _settings():
                     return self.compiled(*args, **kwargs)
@@ -59,7 +60,7 @@ class Graphs:
                     raise
         with self._lock, _settings(), self._compiling():
             given = self.compiled(*args, **kwargs)
-        self._known.add(kind)
+        self._known.add(known)
         return given
 
 
