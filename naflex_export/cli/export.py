@@ -251,7 +251,7 @@ def export_command(
     Exit codes: 0 done and passed, 1 the gate failed, 2 the request was wrong, 3 a backend or device is missing,
     70 something unexpected, 130 and 143 interrupted.
     """
-    from naflex_export.models.checkpoint_paths import check_checkpoint
+    from naflex_export.models.checkpoint_paths import check_weights
     from naflex_export.models.model_args import parse_model_args
     from naflex_export.models.preprocessing import settings_of
     from naflex_export.models.tower_names import check_towers
@@ -277,8 +277,7 @@ def export_command(
         raise RequestError(f"--triton and {len(asked_for)} artifacts were asked for: give one target and one dtype")
     if repository is not None:
         check_repository(repository, folders[0].resolve().name)
-    if weights not in ("pretrained", "random"):
-        check_checkpoint(Path(weights), safe_only=model.startswith(TRANSFORMERS_PREFIX))
+    check_weights(weights, model)
     begin(f"{model} to {targets.replace(',', ', ')} in {dtypes.replace(',', ', ')}")
 
     from naflex_export.accuracy.cases import STANDARD

@@ -16,7 +16,6 @@ from naflex_export.cli.options import (
     verbose_option,
 )
 from naflex_export.errors import RequestError
-from naflex_export.models import TRANSFORMERS_PREFIX
 
 
 @click.command(cls=ArgumentsCommand, context_settings={"help_option_names": ["-h", "--help"]})
@@ -32,15 +31,14 @@ def pack_command(
     model: str, out: Path, weights: str, small: bool, model_args: tuple[str, ...], seed: int, verbose: bool
 ) -> None:
     """Write a golden pack of MODEL: inputs and right answers, for ports in any language."""
-    from naflex_export.models.checkpoint_paths import check_checkpoint
+    from naflex_export.models.checkpoint_paths import check_weights
     from naflex_export.models.model_args import parse_model_args
     from naflex_export.models.model_names import understood
     from naflex_export.packs.opened import check_place
 
     arguments, model = parse_model_args(model_args), understood(model).name
     check_place(out)
-    if weights not in ("pretrained", "random"):
-        check_checkpoint(Path(weights), safe_only=model.startswith(TRANSFORMERS_PREFIX))
+    check_weights(weights, model)
     begin(f"a golden pack of {model}")
 
     from rich.markup import escape

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from naflex_export.errors import RequestError
+from naflex_export.models import TRANSFORMERS_PREFIX
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar", ".pth.tar")
 """What a checkpoint's name may end with. What is in it is told by its first bytes."""
@@ -15,6 +16,24 @@ PREFERRED = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "mod
 """Of several files of a folder, the ones that hold its model, as timm and transformers name them."""
 
 _SHARD = re.compile(r"(?P<name>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.safetensors|\.bin)")
+
+
+NO_FILE = ("pretrained", "random")
+"""Weights that are no checkpoint of the user's."""
+
+
+def check_weights(weights: str, model: str) -> None:
+    """Check the checkpoint that weights name, where they name one.
+
+    Args:
+        weights: "pretrained", "random", or the path of a checkpoint.
+        model: the name of the model; one of transformers takes safetensors only.
+
+    Raises:
+        RequestError: it is not there, or not of a kind that is read.
+    """
+    if weights not in NO_FILE:
+        check_checkpoint(Path(weights), safe_only=model.startswith(TRANSFORMERS_PREFIX))
 
 
 def check_checkpoint(path: Path, safe_only: bool) -> None:

@@ -20,7 +20,7 @@ from torch import nn
 from naflex_export.errors import RequestError
 from naflex_export.models import DEFAULT_MODEL, TRANSFORMERS_PREFIX, whole_model
 from naflex_export.models.checkpoint_files import checkpoint_sha256
-from naflex_export.models.checkpoint_paths import check_checkpoint
+from naflex_export.models.checkpoint_paths import NO_FILE, check_weights
 from naflex_export.models.checkpoints import load_checkpoint
 from naflex_export.models.from_factory import call_factory
 from naflex_export.models.from_timm import LOCAL_DIR, create_timm, source_and_name
@@ -142,9 +142,9 @@ class ModelSource:
                 f"model {self.model!r} is no folder of timm's: expected one with a config.json, as timm.models."
                 "save_for_hf writes it"
             )
-        if self.weights not in ("pretrained", "random"):
-            check_checkpoint(Path(self.weights), safe_only=self._is_transformers)
-        elif self.state and not (self._is_local_dir and self.weights == "pretrained"):
+        check_weights(self.weights, self.model)
+        has_file = self.weights not in NO_FILE or (self._is_local_dir and self.weights == "pretrained")
+        if self.state and not has_file:
             raise RequestError(
                 f"state {self.state!r} cannot be taken of {self.weights} weights: expected the --weights of a file"
             )
