@@ -171,12 +171,13 @@ class Exporter:
                 "given"
             )
         refuse_unexportable(model)
-        refuse_rounded(adapter_of(model).model)
-        if adapter_of(model).is_vectorized:
+        own = adapter_of(model)
+        refuse_rounded(own.model)
+        if own.is_vectorized:
             raise RequestError("the model is vectorized: pass the original, which the gate compares with")
-        if self.laid_out(adapter_of(model)).input_format.is_packed:
+        if self.laid_out(own).input_format.is_packed:
             refuse_quantized(request.precision, packed=request.packed)
-        self.photos = photos_for(adapter_of(model).why_no_photos, request.images)
+        self.photos = photos_for(own.why_no_photos, request.images)
         self.adapters = {
             size: adapter_of(model, size).prepared_by(request.preprocessing) for size in request.patch_sizes or (None,)
         }
@@ -185,8 +186,8 @@ class Exporter:
             require_modelopt()
         self.text: TextExport | None = None
         if request.towers != IMAGE:
-            self.text = TextExport(adapter_of(model).text_tower(request.tokenizer), self.target)
-        self.outputs = request.outputs or adapter_of(model).default_outputs
+            self.text = TextExport(own.text_tower(request.tokenizer), self.target)
+        self.outputs = request.outputs or own.default_outputs
         if request.matrices is not None:
             for adapter in self.adapters.values():
                 stores_matrices(self.laid_out(adapter), request.buckets, request.precision, request.matrices)
