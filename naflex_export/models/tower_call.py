@@ -34,8 +34,8 @@ def tower_call(forward: Callable[..., Any]) -> Callable[..., Any]:
         for name in FOUND_BY_GRIDS:
             if named.get(name) is not None:
                 raise InputError(
-                    f"{name} was given to a vectorized tower, which finds it by grid_thw: leave it out, or call the "
-                    "original tower"
+                    f"{name} was given to a vectorized tower, which finds it by {self.input_format.names[1]}: leave it "
+                    "out, or call the original tower"
                 )
         given = forward(self, *inputs, **named)
         return given.to_tuple() if is_tuple else given
