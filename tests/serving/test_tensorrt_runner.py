@@ -98,6 +98,15 @@ def eager(given: Inputs) -> list[Tensor]:
         return [model(*given), model.forward_features(*given)["patches"]]
 
 
+def in_two_threads(call: Callable[[int], None]) -> None:
+    """Call with 0 and with 1 at one time, and return when both are done."""
+    threads = [threading.Thread(target=call, args=(index,)) for index in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
 def assert_close(found: list[Tensor], given: Inputs) -> None:
     features, tokens = eager(given)
     valid = nn.functional.pad(given[2], (4, 0), value=True)
@@ -216,11 +225,7 @@ def test_threads_have_contexts_of_their_own(
             outputs = runner.execute(tuple(map(gpu.given, batches[index])))
             found[index] = gpu.read(*outputs)
 
-    threads = [threading.Thread(target=call, args=(index,)) for index in (0, 1)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_two_threads(call)
     for index in (0, 1):
         assert_close(found[index], batches[index])
 
@@ -249,11 +254,7 @@ def test_two_devices_serve_two_threads(
         outputs = runners[index].execute(tuple(map(gpu.given, batches[index])))
         found[index] = gpu.read(*outputs)
 
-    threads = [threading.Thread(target=call, args=(index,)) for index in (0, 1)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_two_threads(call)
     for index in (0, 1):
         assert_close(found[index], batches[index])
     assert world.device == 0
