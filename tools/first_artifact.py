@@ -96,6 +96,7 @@ def measured(revision: str, installer: str, install: str, export: str) -> dict[s
         venv.create(fresh, with_pip=True)
         without = ("PYTHONPATH", "PYTHONHOME")
         environment = {name: value for name, value in os.environ.items() if name not in without}
+        environment |= {"UV_NO_CACHE": "1", "PIP_NO_CACHE_DIR": "1"}  # what came before must not show
         environment |= {"VIRTUAL_ENV": str(fresh), "PATH": f"{fresh / 'bin'}{os.pathsep}{environment['PATH']}"}
         install_cost = cost_of(install.replace("pip install", INSTALLERS[installer], 1), clone, environment)
         size = disk_mb(fresh)
