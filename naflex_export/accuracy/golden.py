@@ -1,7 +1,8 @@
-"""The golden photo before the gate: what comes of it by the manifest, beside what the library makes of it."""
+"""The golden photo at an export, which makes it, and before the gate, beside what the library makes of it."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,12 +17,16 @@ from naflex_export.embed.decode import decoded, opened
 from naflex_export.embed.golden import Golden
 from naflex_export.embed.preprocess import Preprocessor
 from naflex_export.embed.preprocessing import PIL
+from naflex_export.errors import NaflexExportError
 from naflex_export.grid import Grid
 from naflex_export.models.adapter import ModelAdapter
 from naflex_export.serving.manifest import Manifest
 
 PICTURE = "chelsea.jpg"
 """Of the photos that ship with the package."""
+
+MOST_TOKENS = 64
+"""Of the photo: enough to show any fault, and few bytes."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +49,21 @@ def add(folder: Path, manifest: Manifest) -> None:
         folder: the artifact's, its manifest yet to be written.
         manifest: its draft.
     """
-    preprocessor = golden.preprocessor_of(manifest)
+    preprocessor = _preprocessor_of(manifest)
     if isinstance(preprocessor, Preprocessor):
         photo = golden.drawn(load_photos().images[PICTURE])
-        golden.write(golden.made(photo, preprocessor), folder)
+        golden.write(made(photo, preprocessor), folder)
+
+
+def made(photo: bytes, preprocessor: Preprocessor) -> Golden:
+    """Return a photo with what a preprocessor makes of it.
+
+    There are never more tokens than the photo has without being enlarged: with so many it is the same to one that
+    enlarges photos, as the library does that it is compared with, and to one that does not.
+    """
+    sides = zip(golden.SIZE, preprocessor.preprocessing.patch_size, strict=True)
+    tokens = min(preprocessor.tokens, MOST_TOKENS, math.prod(max(side // size, 1) for side, size in sides))
+    return Golden(photo, *preprocessor.one(photo, tokens), tokens)
 
 
 def judge(found: Golden | None, manifest: Manifest, adapter: ModelAdapter) -> Judged:
@@ -60,7 +76,7 @@ def judge(found: Golden | None, manifest: Manifest, adapter: ModelAdapter) -> Ju
         manifest: the artifact's.
         adapter: of the reference, for the artifact's patch size.
     """
-    preprocessor = golden.preprocessor_of(manifest)
+    preprocessor = _preprocessor_of(manifest)
     if isinstance(preprocessor, str):
         problem = f"{CASE}: preprocessed as the manifest says, it cannot be: {preprocessor}"
         return Judged(f"not compared: {preprocessor}", () if found is None else (problem,))
@@ -79,6 +95,14 @@ def judge(found: Golden | None, manifest: Manifest, adapter: ModelAdapter) -> Ju
     same = "within one level of" if difference else "bit for bit those of"
     said = f"the golden photo's tensors are {same} {library}"
     return Judged(said if not problems else "the golden photo's tensors are wrong", tuple(problems))
+
+
+def _preprocessor_of(manifest: Manifest) -> Preprocessor | str:
+    """Return the preprocessor that a manifest describes, or why this release has none of its kind."""
+    try:
+        return Preprocessor.of_manifest(manifest)
+    except NaflexExportError as error:
+        return str(error)
 
 
 def _of_library(

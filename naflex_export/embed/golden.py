@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import math
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,16 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from naflex_export.embed.preprocess import Preprocessor
-from naflex_export.errors import ArtifactError, NaflexExportError
+from naflex_export.errors import ArtifactError
 from naflex_export.grid import Grid
 from naflex_export.serving.manifest import Manifest
 
 PHOTO = "golden/photo.png"
 TENSORS = "golden/patches.npz"
-
-MOST_TOKENS = 64
-"""Of the photo: enough to show any fault, and few bytes."""
 
 SIZE = (197, 127)
 """Upright height and width of the photo, in pixels: primes, for where sides are simple fractions resizers agree."""
@@ -69,13 +64,17 @@ class Golden:
             return ""
         return f"{differing:.1%} of its values differ, by up to {np.abs(found - expected).max():.2g}"
 
-    def check(self, preprocessor: Preprocessor) -> None:
-        """Check that a preprocessor makes of the photo what it must become, on this machine.
+    def check(self, patches: NDArray[np.floating], grid: Grid) -> None:
+        """Check that patches made of the photo, on this machine, are what it must become.
+
+        Args:
+            patches: [n, D] that were made of it.
+            grid: that was.
 
         Raises:
-            ArtifactError: it does not.
+            ArtifactError: they are not.
         """
-        found = self.difference(*preprocessor.one(self.photo, self.tokens))
+        found = self.difference(patches, grid)
         if found:
             raise ArtifactError(
                 f"the artifact's golden photo becomes other tensors here than where it was made ({found}): is Pillow "
@@ -98,17 +97,6 @@ def drawn(picture: Image.Image) -> bytes:
     stream = io.BytesIO()
     lying.save(stream, "PNG", exif=exif, optimize=True)
     return stream.getvalue()
-
-
-def made(photo: bytes, preprocessor: Preprocessor) -> Golden:
-    """Return a photo with what a preprocessor makes of it.
-
-    There are never more tokens than the photo has without being enlarged: with so many it is the same to one that
-    enlarges photos, as the library does that it is compared with, and to one that does not.
-    """
-    whole = (max(side // size, 1) for side, size in zip(SIZE, preprocessor.preprocessing.patch_size, strict=True))
-    tokens = min(preprocessor.tokens, MOST_TOKENS, math.prod(whole))
-    return Golden(photo, *preprocessor.one(photo, tokens), tokens)
 
 
 def write(golden: Golden, folder: Path) -> None:
@@ -148,11 +136,3 @@ def _verified(folder: Path, name: str, manifest: Manifest) -> bytes:
     if hashlib.sha256(content).hexdigest() != manifest.files[name]["sha256"]:
         raise ArtifactError(f"{name!r} is not the file the manifest lists: its sha256 differs")
     return content
-
-
-def preprocessor_of(manifest: Manifest) -> Preprocessor | str:
-    """Return the preprocessor that a manifest describes, or why this release has none of its kind."""
-    try:
-        return Preprocessor.of_manifest(manifest)
-    except NaflexExportError as error:
-        return str(error)

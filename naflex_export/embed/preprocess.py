@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from naflex_export.embed import golden
 from naflex_export.embed.decode import Photo, decoded, opened, upright_size
 from naflex_export.embed.preprocessing import PIL, Preprocessing
 from naflex_export.embed.size_rule import grid_of
@@ -81,8 +82,6 @@ class Preprocessor:
                 becomes other tensors on this machine.
             RequestError: its preprocessing is none that this release can do, or an argument is not possible.
         """
-        from naflex_export.embed import golden
-
         folder = Path(path)
         manifest = Manifest.read(folder)
         made = cls.of_manifest(manifest, patch_size=patch_size, **policy)
@@ -91,7 +90,7 @@ class Preprocessor:
             manifest = Manifest.read(folder)
         found = golden.read(folder, manifest)
         if found is not None:
-            found.check(cls.of_manifest(manifest))
+            found.check(*cls.of_manifest(manifest).one(found.photo, found.tokens))
         return made
 
     @classmethod

@@ -51,7 +51,7 @@ def saying(adapter: ModelAdapter, **wrong: Any) -> Manifest:
 def photo_of(said: Manifest) -> Golden:
     """Return the golden photo that an export with this manifest would write."""
     preprocessor = Preprocessor.of_manifest(said)
-    return golden.made(golden.drawn(load_photos().images[judged.PICTURE]), preprocessor)
+    return judged.made(golden.drawn(load_photos().images[judged.PICTURE]), preprocessor)
 
 
 def test_what_the_manifest_says_is_what_the_library_does() -> None:
