@@ -18,7 +18,7 @@ from naflex_export.graph.intermediates import (
     listening,
 )
 from naflex_export.grid import Bucket, Grid, check_buckets
-from naflex_export.models import adapter_of, family_of, towers_in
+from naflex_export.models import adapter_of, family_of, packed_of, towers_in
 from naflex_export.models.adapter import ModelAdapter
 from naflex_export.models.vectorize import vectorize
 from naflex_export.serving.graphs import Graphs
@@ -240,7 +240,7 @@ _OWN = frozenset({"model", "_adapter", "_buckets", "_options", "_strict", "_pack
 
 
 def _adapter_of(model: nn.Module, packed: bool) -> ModelAdapter:
-    return adapter_of(model).packed() if packed else adapter_of(model)
+    return packed_of(adapter_of(model)) if packed else adapter_of(model)
 
 
 def _plain(value: Any) -> Any:

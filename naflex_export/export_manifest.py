@@ -11,7 +11,8 @@ from typing import Any
 
 from naflex_export.export_request import ExportRequest
 from naflex_export.graph.program import Program
-from naflex_export.models.adapter import EncoderAdapter, ModelAdapter
+from naflex_export.models.adapter import ModelAdapter
+from naflex_export.models.encoder_adapter import EncoderAdapter
 from naflex_export.models.model_sources import weights_sha256
 from naflex_export.models.rounding import stored_precision
 from naflex_export.precision import Precision

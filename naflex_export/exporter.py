@@ -33,7 +33,7 @@ from naflex_export.graph.onnx_translate import write_onnx
 from naflex_export.graph.program import Program
 from naflex_export.graph.trace import stores_matrices, trace
 from naflex_export.grid import Bucket, check_buckets, check_patch_sizes
-from naflex_export.models import adapter_of, family_of
+from naflex_export.models import adapter_of, family_of, packed_of
 from naflex_export.models.adapter import ModelAdapter
 from naflex_export.models.exportable import refuse_modes, refuse_unexportable
 from naflex_export.models.kept_parts import kept_of
@@ -327,7 +327,7 @@ class Exporter:
 
     def laid_out(self, adapter: ModelAdapter) -> ModelAdapter:
         """Return the adapter of a model for the inputs that were asked for, padded or packed."""
-        return adapter.packed() if self.request.packed else adapter
+        return packed_of(adapter) if self.request.packed else adapter
 
     def describe(self, adapter: ModelAdapter, program: Program, build: dict[str, Any]) -> Manifest:
         """Return what an artifact says of itself, but for its files and the gate's verdict.

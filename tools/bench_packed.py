@@ -29,7 +29,7 @@ from naflex_export.bench.timing import interleave, peak_memory
 from naflex_export.graph.build_settings import BuildSettings
 from naflex_export.graph.trace import trace
 from naflex_export.grid import Bucket, Grid
-from naflex_export.models import DEFAULT_MODEL, adapter_of
+from naflex_export.models import DEFAULT_MODEL, adapter_of, packed_of
 from naflex_export.models.adapter import ModelAdapter
 from naflex_export.models.model_sources import randomize
 from naflex_export.serving.input_formats import InputFormat
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     adapter = adapter_of(model.eval())
     bucket = Bucket(asked.tokens, (1, asked.images, asked.images))
     with tempfile.TemporaryDirectory() as folder:
-        layouts = {"padded": adapter, "packed": adapter.packed()}
+        layouts = {"padded": adapter, "packed": packed_of(adapter)}
         for layout, made in layouts.items():
             export(made, bucket, Path(folder) / layout)
         sessions = {layout: (_opened(Path(folder) / layout), made.input_format) for layout, made in layouts.items()}

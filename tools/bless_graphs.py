@@ -29,7 +29,7 @@ from naflex_export.graph.onnx_translate import translate
 from naflex_export.graph.program import Program
 from naflex_export.graph.trace import capture, example_inputs, trace
 from naflex_export.grid import Bucket
-from naflex_export.models import adapter_of
+from naflex_export.models import adapter_of, packed_of
 from naflex_export.models.model_sources import randomize
 from naflex_export.precision import FLOAT32, Precision
 from naflex_export.resample.stored import StoredMatrices
@@ -137,7 +137,7 @@ GOLDENS: dict[str, Callable[[], Program]] = {
     "encoder-mixed": lambda: trace(
         adapter_of(tiny(depth=1)), [BUCKET], Precision.of("float16", "residual,norm,softmax,blocks.0.mlp")
     ),
-    "packed": lambda: trace(adapter_of(tiny(depth=1)).packed(), [BUCKET]),
+    "packed": lambda: trace(packed_of(adapter_of(tiny(depth=1))), [BUCKET]),
     "siglip2": lambda: trace(adapter_of(siglip2()), [BUCKET]),
 }
 """What each golden shows."""

@@ -24,7 +24,7 @@ from naflex_export.bench.timing import Timing, interleave, peak_memory
 from naflex_export.bench.workloads import workload
 from naflex_export.compiled import compile as compile_ours
 from naflex_export.errors import NaflexExportError, RequestError
-from naflex_export.models import adapter_of
+from naflex_export.models import adapter_of, packed_of
 from naflex_export.models.adapter import ModelAdapter
 from naflex_export.models.mixed_precision import cast_model, keeping_softmax
 from naflex_export.precision import Kept, Precision
@@ -174,7 +174,7 @@ class Bench:
 
     def ours_packed(self, name: str = "ours packed, torch.compile", **options: Any) -> Technique:
         """Return `nx.compile` of the model on packs, made ahead of the clock; options are those of `torch.compile`."""
-        adapter, compiled = self.adapter.packed(), compile_ours(self.model, packed=True, **options)
+        adapter, compiled = packed_of(self.adapter), compile_ours(self.model, packed=True, **options)
 
         def run(*inputs: Tensor) -> Tensor:
             return _features(adapter.unpack(compiled(dict(zip(adapter.input_format.names, inputs, strict=True)))))

@@ -10,7 +10,8 @@ import torch
 from naflex_export.accuracy.cases import cases_of
 from naflex_export.exporter import Exporter
 from naflex_export.graph.trace import EXAMPLE, example_inputs
-from naflex_export.models.adapter import EncoderAdapter, ModelAdapter
+from naflex_export.models.adapter import ModelAdapter
+from naflex_export.models.encoder_adapter import EncoderAdapter
 from naflex_export.serving.signature import TensorSpec
 
 

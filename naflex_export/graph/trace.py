@@ -15,7 +15,7 @@ from naflex_export.graph.mask_limits import leave_room_for_scores
 from naflex_export.graph.program import Program, name_dims
 from naflex_export.graph.size_conditions import export_for_all_sizes
 from naflex_export.grid import Bucket, Grid, check_buckets
-from naflex_export.models.adapter import EncoderAdapter
+from naflex_export.models.encoder_adapter import EncoderAdapter
 from naflex_export.models.mixed_precision import cast_encoder, cast_model, keeping_softmax
 from naflex_export.precision import ALL_LOW, FLOAT32, Kept, Precision
 from naflex_export.resample.stored import StoredMatrices, are_stored, reading

@@ -27,11 +27,23 @@ class Entry(NamedTuple):
         models: what its models are called, in messages.
         defined_in: the module that defines their classes. Until it has been imported, nobody holds such a model.
         adapter: module and class of its `ModelAdapter`.
+        packed: those of the one for packed inputs, where the first is for padded batches; empty where there is none.
     """
 
     models: str
     defined_in: str
     adapter: str
+    packed: str = ""
+
+    def owns(self, model: nn.Module) -> bool:
+        """Whether a model is of this family; nothing is imported where it cannot be."""
+        return self.defined_in in sys.modules and _loaded(self.adapter).owns(model)
+
+
+def _loaded(name: str) -> type[ModelAdapter]:
+    module, kind = name.split(".")
+    found: type[ModelAdapter] = getattr(importlib.import_module(f"{__name__}.{module}"), kind)
+    return found
 
 
 def _tower(models: str, package: str, adapter: str) -> Entry:
@@ -40,11 +52,12 @@ def _tower(models: str, package: str, adapter: str) -> Entry:
 
 
 FAMILIES = (
-    Entry("timm NaFlexVit", "timm.models.naflexvit", "timm_naflex.TimmNaFlex"),
+    Entry("timm NaFlexVit", "timm.models.naflexvit", "timm_naflex.TimmNaFlex", "timm_packed.PackedTimm"),
     Entry(
         "transformers Siglip2VisionModel or Siglip2Model or Siglip2ForImageClassification",
         "transformers.models.siglip2.modeling_siglip2",
         "siglip2.Siglip2",
+        "siglip2_packed.PackedSiglip2",
     ),
     _tower("Qwen3VLVisionModel", "qwen3_vl", "qwen3_vl.Qwen3VL"),
     _tower("Qwen3VLMoeVisionModel", "qwen3_vl_moe", "qwen3_vl.Qwen3VL"),
@@ -67,13 +80,12 @@ FAMILIES = (
 
 def family_of(model: nn.Module) -> type[ModelAdapter] | None:
     """Return the family that owns a model itself, whatever may be inside of it."""
-    for entry in FAMILIES:
-        if entry.defined_in in sys.modules:
-            module, name = entry.adapter.split(".")
-            family: type[ModelAdapter] = getattr(importlib.import_module(f"{__name__}.{module}"), name)
-            if family.owns(model):
-                return family
-    return None
+    entry = _entry_of(model)
+    return None if entry is None else _loaded(entry.adapter)
+
+
+def _entry_of(model: nn.Module) -> Entry | None:
+    return next((entry for entry in FAMILIES if entry.owns(model)), None)
 
 
 def towers_in(model: nn.Module) -> dict[str, nn.Module]:
@@ -118,3 +130,19 @@ def adapter_of(model: nn.Module, patch_size: int | None = None) -> ModelAdapter:
         f"{type(model).__module__}.{type(model).__qualname__} is no model this release knows, and holds none: "
         f"expected {known}"
     )
+
+
+def packed_of(adapter: ModelAdapter) -> ModelAdapter:
+    """Return the adapter of the same model for packed inputs.
+
+    Raises:
+        UnsupportedModelError: models of the family take none.
+    """
+    if adapter.input_format.is_packed:
+        return adapter
+    entry = _entry_of(adapter.model)
+    if entry is None or not entry.packed:
+        raise UnsupportedModelError(
+            f"models of {adapter.name} cannot be packed by this release: export padded inputs, without packed=True"
+        )
+    return _loaded(entry.packed)(adapter.model, adapter.patch_size, adapter.given)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from naflex_export.errors import RequestError
-from naflex_export.models.adapter import EncoderAdapter
+from naflex_export.models.encoder_adapter import EncoderAdapter
 from naflex_export.models.text_tower import TextTower
 from naflex_export.precision import ALL_LOW, PRESETS, Kept, Precision
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from naflex_export.errors import RequestError
-from naflex_export.models.adapter import EncoderAdapter
+from naflex_export.models.encoder_adapter import EncoderAdapter
 from naflex_export.models.kept_parts import Tower, is_norm, is_within, kept_of
 from naflex_export.precision import ALL_LOW, Kept, Precision
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from naflex_export.errors import RequestError
-from naflex_export.models.adapter import EncoderAdapter
+from naflex_export.models.encoder_adapter import EncoderAdapter
 from naflex_export.models.kept_parts import blocks_of, close_names, is_within, kept_of, no_pattern
 from naflex_export.precision import Precision
 

@@ -193,11 +193,6 @@ class Siglip2(ModelAdapter):
         self._refuse_own_features("get_text_features", "text")
         return Siglip2Text.beside(self.model, tokenizer)
 
-    def packed(self) -> ModelAdapter:
-        from naflex_export.models.siglip2_packed import PackedSiglip2  # which is made from this
-
-        return PackedSiglip2(self.model, self.patch_size, self.given)
-
     @property
     def is_vectorized(self) -> bool:
         return isinstance(self._vision.embeddings, VectorizedSiglip2VisionEmbeddings)

@@ -127,9 +127,6 @@ class PackedSiglip2(Siglip2):
 
     input_format: InputFormat = PACKED
 
-    def packed(self) -> PackedSiglip2:
-        return self
-
     def vectorized(self) -> Self:
         if self._is_classifier:
             raise UnsupportedModelError(

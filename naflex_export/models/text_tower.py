@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from naflex_export.models.adapter import EncoderAdapter
+from naflex_export.models.encoder_adapter import EncoderAdapter
 from naflex_export.serving.zero_shot import Scoring
 
 

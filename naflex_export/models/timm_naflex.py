@@ -285,11 +285,6 @@ class TimmNaFlex(ModelAdapter):
     def original(self) -> Original:
         return cast(Original, self.model.embeds.original) if self.is_vectorized else Original()
 
-    def packed(self) -> ModelAdapter:
-        from naflex_export.models.timm_packed import PackedTimm  # which is made from this
-
-        return PackedTimm(self.model, self.patch_size, self.given)
-
     def be_strict(self) -> None:
         vars(self.model.embeds)["strict"] = True
 

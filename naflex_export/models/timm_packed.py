@@ -229,9 +229,6 @@ class PackedTimm(TimmNaFlex):
 
     input_format: InputFormat = PACKED
 
-    def packed(self) -> PackedTimm:
-        return self
-
     def vectorized(self) -> Self:
         twin = super().vectorized()
         if isinstance(twin.model, PackedForward):

@@ -301,9 +301,6 @@ class TowerAdapter(ModelAdapter):
         """The modules that the tower has to consist of, by name."""
         return self.children
 
-    def packed(self) -> ModelAdapter:
-        return self
-
     def vectorized(self) -> Self:
         if self.is_vectorized:
             return self

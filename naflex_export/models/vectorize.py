@@ -7,7 +7,7 @@ from typing import TypeVar, cast
 from torch import nn
 
 from naflex_export.errors import UnsupportedModelError
-from naflex_export.models import adapter_of, family_of
+from naflex_export.models import adapter_of, family_of, packed_of
 from naflex_export.models.copies import shared_copy
 from naflex_export.models.exportable import refuse_uncopied
 from naflex_export.models.rounding import remember
@@ -52,7 +52,7 @@ def vectorize(model: Model, strict: bool = False, packed: bool = False) -> Model
         return with_vectorized_towers(model, strict)
     adapter = adapter_of(model)
     remember(model)
-    twin = adapter.packed().vectorized() if packed else adapter.vectorized()
+    twin = packed_of(adapter).vectorized() if packed else adapter.vectorized()
     if twin.model is not model:
         check_embedding(adapter, twin)
     elif strict:

@@ -21,7 +21,7 @@ from naflex_export.graph.onnx_translate import FILE, write_onnx
 from naflex_export.graph.trace import trace
 from naflex_export.grid import Grid
 from naflex_export.models import FAMILIES as REGISTRY
-from naflex_export.models import adapter_of
+from naflex_export.models import adapter_of, packed_of
 from naflex_export.models.adapter import ModelAdapter
 from naflex_export.precision import Precision
 from naflex_export.serving.onnx_runner import open_session
@@ -42,7 +42,7 @@ PACKED = ("siglip", "classifier", "siglip2")
 
 def as_given(adapter: ModelAdapter, packed: bool) -> ModelAdapter:
     """Return an adapter of the inputs that a graph takes."""
-    return adapter.packed() if packed else adapter
+    return packed_of(adapter) if packed else adapter
 
 
 def written(model: nn.Module, dtype: str, folder: Path, packed: bool = False) -> ir.Model:

@@ -22,7 +22,7 @@ from naflex_export.graph.checks import check_program
 from naflex_export.graph.intermediates import listening
 from naflex_export.graph.trace import trace
 from naflex_export.grid import Grid
-from naflex_export.models import adapter_of
+from naflex_export.models import adapter_of, packed_of
 from naflex_export.models.kept_parts import kept_of
 from naflex_export.models.mixed_precision import cast_encoder, cast_model, keeping_softmax
 from naflex_export.precision import PRESETS, Kept, Precision
@@ -133,7 +133,7 @@ def test_every_name_that_is_taken_can_be_kept(make: Callable[[], nn.Module], pac
     pytest.importorskip("transformers")
     model = make()
     own = adapter_of(model)
-    adapter = (own.packed() if packed else own).vectorized()
+    adapter = (packed_of(own) if packed else own).vectorized()
     batch = noise_batch("kept", [Grid(2, 3), Grid(3, 4)], 12, own.token_width)
     with torch.no_grad(), SoundInterpolate():
         expected = own.encoder(own.default_outputs)(*own.input_format.arrange(batch))[0]

@@ -18,7 +18,7 @@ pytest.importorskip("transformers")
 from tower_tiny import GRIDS, TOWERS
 
 from naflex_export.batch import noise_batch
-from naflex_export.models import adapter_of, packing
+from naflex_export.models import adapter_of, packed_of, packing
 
 PREFIX = {"reg_tokens": 2, "class_token": True}
 
@@ -40,7 +40,7 @@ needs_varlen = pytest.mark.skipif(not packing.HAS_VARLEN, reason="this torch has
 
 def graphs_on_gpu(model: nn.Module, dtype: torch.dtype) -> list[fx.GraphModule]:
     """Return the graphs that torch.compile makes of a packed encoder on a GPU, of which none may break."""
-    adapter = adapter_of(model).packed()
+    adapter = packed_of(adapter_of(model))
     batch = noise_batch("packed", GRIDS, max(grid.tokens for grid in GRIDS), adapter.token_width)
     inputs = adapter.input_format.arrange(batch)
     encoder = copy.deepcopy(adapter.vectorized().encoder(adapter.default_outputs))

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 import naflex_export as nx
+from naflex_export import models
 from naflex_export.accuracy.comparison import Comparison
 from naflex_export.batch import Batch, noise_batch
 from naflex_export.graph.trace import trace
 from naflex_export.grid import Grid
-from naflex_export.models import adapter_of, packing
+from naflex_export.models import adapter_of, packed_of, packing
 from naflex_export.models.adapter import ModelAdapter
 from naflex_export.models.packing import Packing, attend
 from naflex_export.precision import FLOAT32, Precision
@@ -104,7 +105,7 @@ FEW = ("average with prefix", "mixed RoPE")
 def test_the_graph_gives_what_the_padded_model_gives(name: str) -> None:
     """The gathered form, at sizes that were never traced: 1 image, 1 token, 5 images."""
     model = made(name)
-    program = trace(adapter_of(model).packed(), [nx.Bucket(64, (1, 2, 6))], outputs=("features", "tokens"))
+    program = trace(packed_of(adapter_of(model)), [nx.Bucket(64, (1, 2, 6))], outputs=("features", "tokens"))
     graph = program.exported.module()
     for grids in (GRIDS, GRIDS[1:2], GRIDS[:1], (Grid(1, 1), Grid(1, 1))):
         batch = noise_batch("graph", grids, 64, 48)
@@ -202,9 +203,15 @@ def test_photos_go_through_a_packed_artifact_as_through_a_padded_one(tmp_path: P
         nx.load_numpy(packed.path)({**given, **{name: given[name][:-1] for name in ("patches", "patch_coord")}})
 
 
+def test_a_family_without_an_adapter_of_packs_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "FAMILIES", (models.FAMILIES[0]._replace(packed=""),))
+    with pytest.raises(nx.UnsupportedModelError, match="models of timm NaFlexVit cannot be packed by this release"):
+        nx.vectorize(made(FEW[0]), packed=True)
+
+
 def far_from_padded(adapter: ModelAdapter, precision: Precision, matrices: str | None = None) -> tuple[float, float]:
     """Return how far a packed graph is from the padded model in float32, and that model in the graph's precision."""
-    program = trace(adapter.packed(), [nx.Bucket(70, (1, 3, 8))], precision, matrices=matrices)
+    program = trace(packed_of(adapter), [nx.Bucket(70, (1, 3, 8))], precision, matrices=matrices)
     assert program.stores_matrices == (matrices == "stored")
     run = program.exported.module()
     judge = Comparison(lambda *given: run(*given)[0], adapter, ("features",), precision, packed=True)
