@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from naflex_export.batch import Batch
-
-Outputs = dict[str, Tensor]
+from naflex_export.models.encoder_adapter import Outputs
 
 MOST_TOKENS = 768
 """Of one run, where it has more than one image: more of them together take no less time each."""

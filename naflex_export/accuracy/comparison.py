@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from naflex_export.accuracy.by_length import Outputs, run_by_length
+from naflex_export.accuracy.by_length import run_by_length
 from naflex_export.accuracy.metrics import LIMITS, Limits, Measures, measure
 from naflex_export.accuracy.reference import SoundInterpolate
 from naflex_export.accuracy.results import BASELINE_FACTOR
@@ -17,7 +17,7 @@ from naflex_export.batch import Batch
 from naflex_export.errors import RequestError
 from naflex_export.models.adapter import ModelAdapter
 from naflex_export.models.copies import whole_copy
-from naflex_export.models.encoder_adapter import EncoderAdapter
+from naflex_export.models.encoder_adapter import EncoderAdapter, Outputs
 from naflex_export.models.mixed_precision import cast_encoder, cast_model, keeping_softmax
 from naflex_export.models.quantized import quantize_eagerly, quantized_layers
 from naflex_export.models.rounding import refuse_rounded

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from naflex_export.accuracy.advice import advice_on, advice_without, output_tap
-from naflex_export.accuracy.by_length import Outputs
 from naflex_export.accuracy.comparison import Comparison
 from naflex_export.accuracy.layers_to_keep import layers_to_keep
 from naflex_export.accuracy.results import BASELINE_FACTOR, CaseResult, GateReport, Location, Tap
 from naflex_export.batch import Batch, picked
 from naflex_export.graph.intermediates import CanBeTapped, Once, Shapes, Tapped, listening, tap_names
 from naflex_export.grid import Bucket
+from naflex_export.models.encoder_adapter import Outputs
 from naflex_export.models.kept_parts import ModelParts, blocks_of
 from naflex_export.models.quantized import quantized_layers
 from naflex_export.serving.runner import Runner

@@ -19,7 +19,6 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from naflex_export.accuracy.by_length import Outputs
 from naflex_export.accuracy.cases import EFFORTS, HOLES, CaseSelection, generated_batch, survey_names
 from naflex_export.accuracy.comparison import Comparison
 from naflex_export.accuracy.invariances import Invariance, check_invariances
@@ -28,6 +27,7 @@ from naflex_export.accuracy.sampling import Sizes, cells_of, covered_by
 from naflex_export.accuracy.tally import Tally
 from naflex_export.batch import Batch, noise_batch, picked
 from naflex_export.grid import Bucket, Grid
+from naflex_export.models.encoder_adapter import Outputs
 from naflex_export.serving.runner import Runner
 
 CHEAP = 64

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from naflex_export.accuracy.by_length import Outputs
 from naflex_export.accuracy.comparison import Comparison
 from naflex_export.accuracy.metrics import DECADES, measure_images, spread_of, why_uninformative
 from naflex_export.accuracy.results import BaselineResult, CaseResult, Distribution, GateReport
@@ -18,6 +17,7 @@ from naflex_export.accuracy.sampling import Sizes
 from naflex_export.batch import Batch
 from naflex_export.errors import RequestError, tells_of_a_full_disk
 from naflex_export.grid import Bucket, Grid
+from naflex_export.models.encoder_adapter import Outputs
 
 NARROWLY = 2.0
 """How many times a limit of low precision a case may exceed for eager to be asked again, on moved inputs."""

@@ -5,11 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Self
 
-from torch import nn
+from torch import Tensor, nn
 
 from naflex_export.models.copies import made_plain, whole_copy
 from naflex_export.resample.stored import Axis
 from naflex_export.serving.input_formats import InputFormat
+
+Outputs = dict[str, Tensor]
+"""What an encoder gives, by the names of its outputs: `features` and `tokens`."""
 
 
 class EncoderAdapter(ABC):
