@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from naflex_export.accuracy.cases import STANDARD, CaseSelection
+from naflex_export.accuracy.cases import CaseSelection
+from naflex_export.accuracy.efforts import STANDARD
 from naflex_export.errors import RequestError
 from naflex_export.graph.build_settings import BuildSettings
 from naflex_export.grid import Bucket, check_buckets, check_patch_sizes

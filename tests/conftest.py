@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import naflex_export as nx
-from naflex_export.accuracy import cases, gate
+from naflex_export.accuracy import efforts, gate
 from naflex_export.accuracy.diagnosis import Diagnosis
 from naflex_export.batch import Batch, noise_batch
 from naflex_export.graph.build_settings import BuildSettings
@@ -34,7 +34,7 @@ MIXED = (Grid(3, 7), Grid(1, 24), Grid(24, 1), Grid(4, 4), Grid(1, 1), Grid(5, 4
 torch.set_num_threads(1)  # one test process for each core
 
 
-EFFORTS, FAULT_OF = dict(cases.EFFORTS), gate.fault_of
+EFFORTS, FAULT_OF = dict(efforts.EFFORTS), gate.fault_of
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -46,8 +46,8 @@ def _cases_alone() -> Iterator[None]:
     """
     with pytest.MonkeyPatch.context() as patch:
         for name, effort in EFFORTS.items():
-            once = tuple(kind for kind in effort.once if kind not in (cases.SPREAD, cases.LARGER))
-            patch.setitem(cases.EFFORTS, name, replace(effort, sampled=(), once=once))
+            once = tuple(kind for kind in effort.once if kind not in (efforts.SPREAD, efforts.LARGER))
+            patch.setitem(efforts.EFFORTS, name, replace(effort, sampled=(), once=once))
         patch.setattr(gate, "fault_of", lambda *given: Diagnosis())
         yield
 
@@ -56,7 +56,7 @@ def _cases_alone() -> Iterator[None]:
 def survey(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the gate survey all sizes, as it does outside of these tests."""
     for name, effort in EFFORTS.items():
-        monkeypatch.setitem(cases.EFFORTS, name, effort)
+        monkeypatch.setitem(efforts.EFFORTS, name, effort)
 
 
 @pytest.fixture

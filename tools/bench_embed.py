@@ -28,7 +28,7 @@ from record import ABOUT, RESULTS, about, append, mib
 from timm.models.naflexvit import NaFlexEmbeds
 from torch import Tensor, nn
 
-from naflex_export.accuracy.cases import MAX_ASPECT, naflex_grid
+from naflex_export.accuracy.case_grids import MAX_ASPECT, naflex_grid
 from naflex_export.batch import noise_batch
 from naflex_export.bench.timing import Timing, interleave, peak_allocated
 from naflex_export.grid import Grid

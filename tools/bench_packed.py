@@ -23,7 +23,7 @@ import timm
 import torch
 from record import ABOUT, RESULTS, about, append, mib, text
 
-from naflex_export.accuracy.cases import MAX_ASPECT, naflex_grid
+from naflex_export.accuracy.case_grids import MAX_ASPECT, naflex_grid
 from naflex_export.batch import Batch, noise_batch
 from naflex_export.bench.timing import interleave, peak_memory
 from naflex_export.graph.build_settings import BuildSettings

@@ -19,7 +19,7 @@ import torch
 from record import ABOUT, RESULTS, about, append, text
 from torch import Tensor, nn
 
-from naflex_export.accuracy.cases import MAX_ASPECT, naflex_grid
+from naflex_export.accuracy.case_grids import MAX_ASPECT, naflex_grid
 from naflex_export.batch import noise_batch
 from naflex_export.bench.timing import interleave
 from naflex_export.models import adapter_of

@@ -20,8 +20,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from naflex_export.accuracy.candidate_fault import fault_of
-from naflex_export.accuracy.cases import EFFORTS, CaseSelection, cases_of, generated_batch
+from naflex_export.accuracy.cases import CaseSelection, cases_of, generated_batch
 from naflex_export.accuracy.comparison import Candidate, Comparison, EagerOutputs
+from naflex_export.accuracy.efforts import EFFORTS
 from naflex_export.accuracy.gpu_rounding import with_gpu_rounding
 from naflex_export.accuracy.invariances import check_invariances
 from naflex_export.accuracy.locate import first_deviation

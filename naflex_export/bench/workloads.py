@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from functools import lru_cache
 
-from naflex_export.accuracy.cases import MAX_ASPECT, naflex_grid
+from naflex_export.accuracy.case_grids import MAX_ASPECT, naflex_grid
 from naflex_export.batch import Batch, noise_batch
 from naflex_export.errors import RequestError
 from naflex_export.grid import GRID_RULES, Grid

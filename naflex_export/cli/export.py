@@ -280,7 +280,7 @@ def export_command(
     check_weights(weights, model)
     begin(f"{model} to {targets.replace(',', ', ')} in {dtypes.replace(',', ', ')}")
 
-    from naflex_export.accuracy.cases import STANDARD
+    from naflex_export.accuracy.efforts import STANDARD
     from naflex_export.cli.console import print_note, spoken_on_stderr
     from naflex_export.export_request import ExportRequest
     from naflex_export.graph.build_settings import BuildSettings

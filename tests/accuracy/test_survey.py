@@ -18,15 +18,9 @@ from sized_faults import NAMED, VARIANTS, Fault
 from torch import Tensor, nn
 
 import naflex_export as nx
-from naflex_export.accuracy import cases
-from naflex_export.accuracy.cases import (
-    LARGER,
-    CaseSelection,
-    cases_of,
-    difference_from_standard,
-    generated_batch,
-    survey_names,
-)
+from naflex_export.accuracy.case_grids import sizes_of_cases
+from naflex_export.accuracy.cases import CaseSelection, cases_of, generated_batch, survey_names
+from naflex_export.accuracy.efforts import EFFORTS, LARGER, difference_from_standard
 from naflex_export.accuracy.sampling import (
     ARRANGEMENTS,
     arrangements_of,
@@ -90,8 +84,8 @@ def test_cases_and_sample_strike_faults_that_were_written_later() -> None:
 @pytest.mark.parametrize("seed", [0, 1, 2, 3])
 def test_every_remainder_and_every_arrangement_is_met(seed: int) -> None:
     """Of tokens by 16 above 16 and by 8 above 64, of images by 8; sizes between the turning points, and orders too."""
-    others = cases._sizes_of_cases(BUCKET, seed)
-    sizes = [*others, *sample(BUCKET, seed, cases.EFFORTS["standard"].sampled, others)]
+    others = sizes_of_cases(BUCKET, seed)
+    sizes = [*others, *sample(BUCKET, seed, EFFORTS["standard"].sampled, others)]
     assert {one.tokens % 16 for one in sizes if one.tokens > 16} == set(range(16))
     assert {one.tokens % 8 for one in sizes if one.tokens > 64} == set(range(8))
     assert {len(one.grids) % 8 for one in sizes} == set(range(8))
@@ -186,7 +180,7 @@ def test_a_candidate_that_is_right_the_first_time_is_rejected(way: Callable[...,
 
 def test_what_is_not_asked_for_is_the_survey() -> None:
     """The default as users have it, which tests elsewhere leave out."""
-    assert cases.EFFORTS == conftest.EFFORTS and cases.EFFORTS["standard"].sampled
+    assert EFFORTS == conftest.EFFORTS and EFFORTS["standard"].sampled
     assert difference_from_standard("standard") == "" and "spread too" in difference_from_standard("quick")
     report = nx.gate(nx.vectorize(tiny.siglip()), tiny.siglip(), buckets=[SMALL])
     assert report.passed and report.survey is not None and report.survey.batches > 15 and report.survey.calls >= 104

@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from naflex_export.accuracy.cases import difference_from_standard
+from naflex_export.accuracy.efforts import difference_from_standard
 from naflex_export.accuracy.results import BASELINE_FACTOR, GOLDEN, CaseResult, GateReport, Tap
 from naflex_export.grid import Bucket
 from naflex_export.precision import QUANTIZED

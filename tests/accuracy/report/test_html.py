@@ -14,7 +14,7 @@ from xml.etree.ElementTree import Element, TreeBuilder
 import pytest
 import reports
 
-from naflex_export.accuracy.cases import naflex_grids
+from naflex_export.accuracy.case_grids import naflex_grids
 from naflex_export.accuracy.report import style
 from naflex_export.accuracy.report.formats import write
 from naflex_export.accuracy.report.html import as_html
