@@ -110,14 +110,14 @@ class EncoderAdapter(ABC):
         """Number of values in a flattened patch; of text, how many different tokens there are."""
 
     @property
-    @abstractmethod
     def num_prefix_tokens(self) -> int:
-        """Number of class and register tokens ahead of the others in the output `tokens`."""
+        """Number of class and register tokens ahead of the others in the output `tokens`: by default none."""
+        return 0
 
     @property
-    @abstractmethod
     def num_classes(self) -> int:
-        """Number of classes in the output `features`, 0 where it holds no logits."""
+        """Number of classes in the output `features`, 0 where it holds no logits, as by default."""
+        return 0
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:

@@ -11,10 +11,9 @@ import math
 from typing import Any
 
 from torch import Tensor
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from naflex_export.errors import UnsupportedModelError
-from naflex_export.models.tower_call import tower_call
+from naflex_export.models.packing import Packing
 from naflex_export.models.tower_kin import Kin, KinAdapter, KinTower, twin_named
 from naflex_export.models.tower_position import add_position
 from naflex_export.resample.stored import Axis
@@ -24,21 +23,13 @@ BICUBIC = Resampling(mode="bicubic", antialias=False)
 
 
 class Glm4vForward(KinTower):
-    """The tower's forward without a look at its grids."""
+    """What the tower computes, without a look at its grids."""
 
-    @tower_call
-    def forward(
-        self, hidden_states: Tensor, grid_thw: Tensor, positions: Tensor | None = None, **kwargs: Any
-    ) -> BaseModelOutputWithPooling:
-        """Return the tower's outputs: tokens ahead of the merger and after it, both [U, E].
+    def encoded(self, hidden_states: Tensor, grid_thw: Tensor, packing: Packing) -> dict[str, Any]:
+        """Return tokens ahead of the merger and after it, both [U, E].
 
-        Args:
-            hidden_states: [T, D] patches, those of a token one after the other.
-            grid_thw: [B, 3].
-            positions: [N] as of `VectorizedTower.packing`.
-            kwargs: transformers' own; none changes what is computed.
+        Arguments as of `KinTower.encoded`.
         """
-        packing = self.packing(hidden_states, grid_thw, positions)
         x_TC = self.post_conv_layernorm(self.patch_embed(hidden_states))
         rotary = self.rotary_pos_emb(x_TC, packing.coord_T12.squeeze(1))
         x_TC = add_position(x_TC, self.embeddings.position_embedding.weight, packing, BICUBIC)
@@ -47,7 +38,7 @@ class Glm4vForward(KinTower):
         side = self.spatial_merge_size
         square_UCHW = self.post_layernorm(x_TC).view(-1, side, side, x_TC.shape[1]).permute(0, 3, 1, 2)
         merged_UE = self.downsample(square_UCHW).view(-1, self.config.out_hidden_size)
-        return self.output_class(last_hidden_state=merged_UE, pooler_output=self.merger(merged_UE))
+        return {"last_hidden_state": merged_UE, "pooler_output": self.merger(merged_UE)}
 
 
 class Glm4v(KinAdapter):

@@ -15,12 +15,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from naflex_export.errors import UnsupportedModelError
 from naflex_export.models.packing import Packing
 from naflex_export.models.tower import JoinedQkvAttention
-from naflex_export.models.tower_call import tower_call
 from naflex_export.models.tower_kin import Kin, KinAdapter, KinTower, twin_named
 
 MOST_WINDOWS = 2**20
@@ -78,21 +76,14 @@ class SplitQkvAttention(JoinedQkvAttention):
 
 
 class Qwen25VLForward(KinTower):
-    """The tower's forward without a look at its grids, and so without a sort by windows."""
+    """What the tower computes, without a look at its grids, and so without a sort by windows."""
 
-    @tower_call
-    def forward(
-        self, hidden_states: Tensor, grid_thw: Tensor, positions: Tensor | None = None, **kwargs: Any
-    ) -> BaseModelOutputWithPooling:
-        """Return the tower's outputs: patches [T, C], window by window, and merged tokens [U, E], row by row.
+    def encoded(self, hidden_states: Tensor, grid_thw: Tensor, packing: Packing) -> dict[str, Any]:
+        """Return patches [T, C], window by window, and merged tokens [U, E], row by row.
 
-        Args:
-            hidden_states: [T, D] patches, those of a token one after the other.
-            grid_thw: [B, 3].
-            positions: [N] as of `VectorizedTower.packing`.
-            kwargs: transformers' own; none changes what is computed.
+        Arguments as of `KinTower.encoded`.
         """
-        packing, per_token = self.packing(hidden_states, grid_thw, positions), self.spatial_merge_unit
+        per_token = self.spatial_merge_unit
         side, count = self.spatial_merge_size, hidden_states.shape[0] // per_token
         tokens = Packing.of_grids(grid_thw[:, 1:].long() // side, count, packing.image_T[:1])
         windows = Windows.of(tokens, self.window_size // side // self.patch_size)
@@ -107,7 +98,7 @@ class Qwen25VLForward(KinTower):
             lengths = whole if number in self.fullatt_block_indexes else within
             x_TC = block(x_TC, cu_seqlens=lengths, position_embeddings=rotary)
         merged_UE = self.merger(x_TC).index_select(0, windows.place_U)
-        return self.output_class(last_hidden_state=x_TC, pooler_output=merged_UE)
+        return {"last_hidden_state": x_TC, "pooler_output": merged_UE}
 
 
 class Qwen25VL(KinAdapter):

@@ -8,33 +8,24 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from naflex_export.models.tower_call import tower_call
+from naflex_export.models.packing import Packing
 from naflex_export.models.tower_kin import Kin, KinAdapter, KinTower, twin_named
 
 
 class Qwen2VLForward(KinTower):
-    """The tower's forward without a look at its grids."""
+    """What the tower computes, without a look at its grids."""
 
-    @tower_call
-    def forward(
-        self, hidden_states: Tensor, grid_thw: Tensor, positions: Tensor | None = None, **kwargs: Any
-    ) -> BaseModelOutputWithPooling:
-        """Return the tower's outputs: patches [T, C], and merged tokens [U, E].
+    def encoded(self, hidden_states: Tensor, grid_thw: Tensor, packing: Packing) -> dict[str, Any]:
+        """Return patches [T, C], and merged tokens [U, E].
 
-        Args:
-            hidden_states: [T, D] patches, those of a token one after the other.
-            grid_thw: [B, 3].
-            positions: [N] as of `VectorizedTower.packing`.
-            kwargs: transformers' own; none changes what is computed.
+        Arguments as of `KinTower.encoded`.
         """
-        packing = self.packing(hidden_states, grid_thw, positions)
         x_TC = self.patch_embed(hidden_states)
         rotary = self.rotary_pos_emb(x_TC, packing.coord_T12.squeeze(1))
         for block in self.blocks:
             x_TC = block(x_TC, cu_seqlens=packing, position_embeddings=rotary)
-        return self.output_class(last_hidden_state=x_TC, pooler_output=self.merger(x_TC))
+        return {"last_hidden_state": x_TC, "pooler_output": self.merger(x_TC)}
 
 
 class Qwen2VL(KinAdapter):

@@ -10,10 +10,9 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from naflex_export.errors import UnsupportedModelError
-from naflex_export.models.tower_call import tower_call
+from naflex_export.models.packing import Packing
 from naflex_export.models.tower_checks import check_square
 from naflex_export.models.tower_kin import Kin, KinAdapter, KinTower, twin_named
 from naflex_export.models.tower_position import add_position
@@ -24,21 +23,13 @@ BILINEAR = Resampling(mode="bilinear", antialias=False, align_corners=True)
 
 
 class Qwen3VLForward(KinTower):
-    """The tower's forward without a look at its grids."""
+    """What the tower computes, without a look at its grids."""
 
-    @tower_call
-    def forward(
-        self, hidden_states: Tensor, grid_thw: Tensor, positions: Tensor | None = None, **kwargs: Any
-    ) -> BaseModelOutputWithPooling:
-        """Return the tower's outputs: patches [T, C], merged tokens [U, E] and those of each deepstack level.
+    def encoded(self, hidden_states: Tensor, grid_thw: Tensor, packing: Packing) -> dict[str, Any]:
+        """Return patches [T, C], merged tokens [U, E] and those of each deepstack level.
 
-        Args:
-            hidden_states: [T, D] patches, those of a token one after the other.
-            grid_thw: [B, 3].
-            positions: [N] as of `VectorizedTower.packing`.
-            kwargs: transformers' own; none changes what is computed.
+        Arguments as of `KinTower.encoded`.
         """
-        packing = self.packing(hidden_states, grid_thw, positions)
         x_TC = add_position(self.patch_embed(hidden_states), self.pos_embed.weight, packing, BILINEAR)
         rotary = self.rotary_pos_emb(x_TC, packing.coord_T12.squeeze(1))
         levels: list[Tensor] = []
@@ -48,7 +39,7 @@ class Qwen3VLForward(KinTower):
             if number in indexes:
                 levels.append(self.deepstack_merger_list[indexes.index(number)](x_TC))
         deep: Any = {"deepstack_features": levels} if hasattr(self, "deepstack_merger_list") else {}
-        return self.output_class(last_hidden_state=x_TC, pooler_output=self.merger(x_TC), **deep)
+        return {"last_hidden_state": x_TC, "pooler_output": self.merger(x_TC), **deep}
 
 
 _DEEP = "BaseModelOutputWithDeepstackFeatures"

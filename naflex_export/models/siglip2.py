@@ -286,10 +286,6 @@ class Siglip2(ModelAdapter):
         return config.patch_size * config.patch_size * config.num_channels
 
     @property
-    def num_prefix_tokens(self) -> int:
-        return 0
-
-    @property
     def num_classes(self) -> int:
         return self.model.num_labels if self._is_classifier else 0
 

@@ -34,14 +34,6 @@ class TextTower(EncoderAdapter):
         return self  # it has no loop
 
     @property
-    def num_prefix_tokens(self) -> int:
-        return 0
-
-    @property
-    def num_classes(self) -> int:
-        return 0
-
-    @property
     @abstractmethod
     def length(self) -> int:
         """The tokens that every text is padded or cut to."""

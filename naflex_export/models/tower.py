@@ -398,14 +398,6 @@ class TowerAdapter(ModelAdapter):
         return "the model is a vision tower, whose patches its own processor makes of photos"
 
     @property
-    def num_prefix_tokens(self) -> int:
-        return 0
-
-    @property
-    def num_classes(self) -> int:
-        return 0
-
-    @property
     def remarks(self) -> tuple[str, ...]:
         return (f"{self.why_no_photos}: it is judged on generated batches alone",)
 

@@ -7,13 +7,16 @@ when a tower of theirs is met, for importing all of transformers' modules takes 
 from __future__ import annotations
 
 import importlib
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from naflex_export.models.packing import Packing
 from naflex_export.models.tower import JoinedQkvAttention, TowerAdapter, VectorizedTower
+from naflex_export.models.tower_call import tower_call
 
 
 class Kin(NamedTuple):
@@ -47,6 +50,31 @@ class KinTower(VectorizedTower):
     """
 
     output_class: ClassVar[type[BaseModelOutputWithPooling]]
+
+    @tower_call
+    def forward(
+        self, hidden_states: Tensor, grid_thw: Tensor, positions: Tensor | None = None, **kwargs: Any
+    ) -> BaseModelOutputWithPooling:
+        """Return the tower's outputs, as `encoded` gives them.
+
+        Args:
+            hidden_states: [T, D] patches, those of a token one after the other.
+            grid_thw: [B, 3].
+            positions: [N] as of `VectorizedTower.packing`.
+            kwargs: transformers' own; none changes what is computed.
+        """
+        packing = self.packing(hidden_states, grid_thw, positions)
+        return self.output_class(**self.encoded(hidden_states, grid_thw, packing))
+
+    @abstractmethod
+    def encoded(self, hidden_states: Tensor, grid_thw: Tensor, packing: Packing) -> dict[str, Any]:
+        """Return the values of `output_class`, by name.
+
+        Args:
+            hidden_states: [T, D] as of a call.
+            grid_thw: [B, 3] as of a call.
+            packing: where the patches lie.
+        """
 
 
 class KinAdapter(TowerAdapter):
