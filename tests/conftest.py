@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import pytest
 import tiny
 import torch
 from torch import nn
+from torch.onnx._internal.exporter import _registration
 
 import naflex_export as nx
 from naflex_export.accuracy import efforts, gate
@@ -49,6 +51,15 @@ def _cases_alone() -> Iterator[None]:
             once = tuple(kind for kind in effort.once if kind not in (efforts.SPREAD, efforts.LARGER))
             patch.setitem(efforts.EFFORTS, name, replace(effort, sampled=(), once=once))
         patch.setattr(gate, "fault_of", lambda *given: Diagnosis())
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _translations_read_once() -> Iterator[None]:
+    """Read the source of ONNX's translations of torch's operators once a process: torch does so in each export."""
+    apis = _registration.onnxscript_apis
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(apis, "get_torchlib_ops", functools.cache(apis.get_torchlib_ops))
         yield
 
 

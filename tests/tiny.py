@@ -24,6 +24,11 @@ def siglip() -> nn.Module:
     return naflexvit()
 
 
+def shallow() -> nn.Module:
+    """Return `siglip` with one block: for what is done with an artifact, which does not ask how many there are."""
+    return naflexvit(depth=1)
+
+
 def classifier() -> nn.Module:
     """Return a tiny classifier: register tokens, layer scale, masked average pooling, 10 classes."""
     return naflexvit("naflexvit_base_patch16_gap", num_classes=10)
@@ -40,8 +45,8 @@ def siglip2() -> nn.Module:
 
 
 def flexible() -> nn.Module:
-    """Return a tiny SigLIP 2 encoder that takes patches of any size."""
-    return naflexvit(enable_patch_interpolator=True)
+    """Return a tiny SigLIP 2 encoder of one block that takes patches of any size."""
+    return naflexvit(enable_patch_interpolator=True, depth=1)
 
 
 def constant() -> nn.Module:

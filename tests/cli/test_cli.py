@@ -54,7 +54,7 @@ def artifact(folder: Path, done: Result) -> Path:
 
 def test_export_prints_the_verdict_the_signature_and_the_times(tmp_path: Path) -> None:
     done = export(
-        "tiny:siglip", "--target", "onnx", "--weights", "random", "--bucket", "16:1,2,4", "--bucket", "9",
+        "tiny:shallow", "--target", "onnx", "--weights", "random", "--bucket", "16:1,2,4", "--bucket", "9",
         "--tokens", "--seed", "3", "--out", tmp_path / "a", "--triton", tmp_path / "models",
     )  # fmt: skip
     assert done.exit_code == 0, done.output
@@ -67,7 +67,7 @@ def test_export_prints_the_verdict_the_signature_and_the_times(tmp_path: Path) -
     assert f"for Triton: {tmp_path / 'models' / 'a'}" in done.stdout
     assert (tmp_path / "models" / "a" / "1" / "artifact" / "manifest.json").is_file()
     manifest = json.loads((tmp_path / "a" / "manifest.json").read_text())
-    assert manifest["model"]["source"] == {"model": "tiny:siglip", "weights": "random", "seed": 3}
+    assert manifest["model"]["source"] == {"model": "tiny:shallow", "weights": "random", "seed": 3}
     assert [bucket["tokens"] for bucket in manifest["buckets"]] == [9, 16]
 
 
@@ -81,7 +81,7 @@ def test_quiet_when_not_a_terminal(done: Result) -> None:
 
 def test_trt_says_plainly_that_the_engine_was_not_run(tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx")
-    arguments = ("tiny:siglip", "--target", "trt", "--weights", "random", "--bucket", "16:1,2,4")
+    arguments = ("tiny:shallow", "--target", "trt", "--weights", "random", "--bucket", "16:1,2,4")
     done = export(*arguments, "--out", tmp_path / "a")
     assert done.exit_code == 0, done.output
     assert "not run: model.plan was built and not run: there is no CUDA device" in flat(done.stdout)
@@ -134,10 +134,10 @@ def test_gate_looks_into_an_artifact_that_passes_where_asked_to(artifact: Path, 
 def test_an_artifact_from_python_needs_its_reference_named(tmp_path: Path) -> None:
     import tiny
 
-    nx.export(tiny.siglip(), "onnx", tmp_path / "a", [nx.Bucket(9)])
+    nx.export(tiny.shallow(), "onnx", tmp_path / "a", [nx.Bucket(9)])
     refused = gate(tmp_path / "a")
     assert refused.exit_code == 2 and "give --reference MODEL and --weights WEIGHTS" in flat(refused.stderr)
-    assert gate(tmp_path / "a", "--reference", "tiny:siglip", "--weights", "pretrained").exit_code == 0
+    assert gate(tmp_path / "a", "--reference", "tiny:shallow", "--weights", "pretrained").exit_code == 0
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ def test_a_missing_backend_is_exit_code_3(monkeypatch: pytest.MonkeyPatch, tmp_p
 def test_any_bucket_can_be_judged(buckets: list[str], tmp_path: Path) -> None:
     """Fewer photos than the smallest batch, and budgets below what a model is traced with."""
     wanted = [argument for bucket in buckets for argument in ("--bucket", bucket)]
-    done = export("tiny:siglip", "--target", "onnx", "--weights", "random", *wanted, "--out", tmp_path / "a")
+    done = export("tiny:shallow", "--target", "onnx", "--weights", "random", *wanted, "--out", tmp_path / "a")
     assert done.exit_code == 0, done.output
 
 
@@ -323,7 +323,7 @@ def test_a_rejection_says_where_its_page_is_and_how_to_go_on(
         true = OnnxRunner.run
         wrong.setattr(OnnxRunner, "run", lambda *arguments: [1.1 * out for out in true(*arguments)])
         failed = export(
-            "tiny:siglip", "--target", "onnx", "--weights", "random", "--bucket", "9:1,2,2", "--quick",
+            "tiny:shallow", "--target", "onnx", "--weights", "random", "--bucket", "9:1,2,2", "--quick",
             "--out", tmp_path / "a", *(["--keep-rejected"] if kept else []),
         )  # fmt: skip
     assert failed.exit_code == 1 and f"report: {tmp_path / 'a.rejected.html'} (open it" in flat(failed.stderr)

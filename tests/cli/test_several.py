@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 from naflex_export import exporter
 from naflex_export.cli.export import export_command
 
-BASE = ("tiny:siglip", "--weights", "random", "--bucket", "9:1,2,2", "--quick")
+BASE = ("tiny:shallow", "--weights", "random", "--bucket", "9:1,2,2", "--quick")
 
 
 def export(*arguments: object) -> Result:
@@ -88,12 +88,12 @@ def test_a_dry_run_prints_the_plan_and_builds_nothing(tmp_path: Path) -> None:
 def test_options_come_from_a_file_and_the_command_line_wins(tmp_path: Path) -> None:
     config = tmp_path / "export.toml"
     config.write_text(
-        'model = "tiny:siglip"\ntarget = ["onnx", "trt"]\nweights = "random"\nbucket = ["9:1,2,2", "16:1,1,1"]\n'
+        'model = "tiny:shallow"\ntarget = ["onnx", "trt"]\nweights = "random"\nbucket = ["9:1,2,2", "16:1,1,1"]\n'
         "seed = 4\nquick = true\ntokens = true\ndry-run = true\n"
     )
     done = export("--config", config, "--target", "onnx", "--out", tmp_path / "a")
     assert done.exit_code == 0, done.output
-    assert "tiny:siglip to onnx in float32" in done.stderr and "16 tokens" in done.stdout
+    assert "tiny:shallow to onnx in float32" in done.stderr and "16 tokens" in done.stdout
     assert "outputs: features, tokens" in done.stdout and "trt" not in done.stdout
 
 

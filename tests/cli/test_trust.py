@@ -34,7 +34,7 @@ def flat(text: str) -> str:
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("trust") / "a"
-    return nx.export(tiny.siglip(), "onnx", out, [nx.Bucket(16, (1, 2, 4))], effort="quick").path
+    return nx.export(tiny.shallow(), "onnx", out, [nx.Bucket(16, (1, 2, 4))], effort="quick").path
 
 
 @pytest.fixture
@@ -113,12 +113,12 @@ def test_nothing_is_written_into_the_artifact(command: Any, option: str, artifac
 
 FACTORIES = """
     import tiny
-    model = tiny.siglip()
+    model = tiny.shallow()
     number = 3
     def fails():
         raise ValueError("no such checkpoint")
     def siglip():
-        return tiny.siglip()
+        return tiny.shallow()
 """
 
 
@@ -137,7 +137,7 @@ def test_a_factory_may_be_in_the_current_folder(tmp_path: Path, monkeypatch: pyt
         assert refused.exit_code == 2 and message in flat(refused.stderr), refused.output
     from naflex_export.models.model_sources import ModelSource
 
-    assert type(ModelSource("factories_here:model").load()) is type(tiny.siglip())
+    assert type(ModelSource("factories_here:model").load()) is type(tiny.shallow())
     assert call(export_command, "factories_here:siglip", *arguments).exit_code == 2
 
 

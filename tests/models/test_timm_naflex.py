@@ -231,7 +231,7 @@ def test_gradients_equal_eager(options: Options) -> None:
 
 @cases({**ALL, **POOLS}, short=SHORT)
 def test_compiles_as_one_graph(options: Options) -> None:
-    eager = naflexvit(**options)
+    eager = naflexvit(**{"depth": 1, **options})
     compiled = nx.compile(eager, backend="eager")
     with torch.no_grad():
         for batch in (BATCH, OTHER):

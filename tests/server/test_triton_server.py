@@ -105,7 +105,7 @@ def jpeg(width: int, height: int) -> bytes:
 
 def test_of_64_requests_8_are_bad_and_the_other_56_get_the_vectors_of_the_loop(tmp_path: Path) -> None:
     artifact, repository = tmp_path / "a", tmp_path / "models"
-    nx.export(tiny.siglip(), "onnx", artifact, [nx.Bucket(16, (1, 4, 8)), nx.Bucket(64, (2, 4, 8))], effort="quick")
+    nx.export(tiny.shallow(), "onnx", artifact, [nx.Bucket(16, (1, 4, 8)), nx.Bucket(64, (2, 4, 8))], effort="quick")
     write_repository(artifact, repository, "tiny")
     run, pre = nx.load(artifact), nx.Preprocessor.of(artifact)
     draw = np.random.default_rng(0)
@@ -163,9 +163,9 @@ def test_of_64_requests_8_are_bad_and_the_other_56_get_the_vectors_of_the_loop(t
 
 def test_a_golden_pack_judges_what_triton_serves(tmp_path: Path) -> None:
     artifact, repository = tmp_path / "a", tmp_path / "models"
-    nx.export(tiny.siglip(), "onnx", artifact, [nx.Bucket(256, (1, 4, 8))], effort="quick")
+    nx.export(tiny.shallow(), "onnx", artifact, [nx.Bucket(256, (1, 4, 8))], effort="quick")
     write_repository(artifact, repository, "tiny")
-    write_pack(tiny.siglip(), tmp_path / "pack", small=True)
+    write_pack(tiny.shallow(), tmp_path / "pack", small=True)
     pack = Pack.open(tmp_path / "pack")
     with triton(repository, tmp_path) as (http, _):
         found = from_url(pack, f"http://{http}/v2/models/tiny")

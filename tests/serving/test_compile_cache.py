@@ -72,14 +72,14 @@ def test_an_artifact_without_one_says_nothing(tmp_path: Path, caplog: pytest.Log
 
 def test_other_targets_have_none(tmp_path: Path) -> None:
     with pytest.raises(nx.RequestError, match="target 'onnx' has no compile cache"):
-        nx.export(tiny.siglip(), "onnx", tmp_path / "a", settings=BuildSettings(compile_cache=True))
+        nx.export(tiny.shallow(), "onnx", tmp_path / "a", settings=BuildSettings(compile_cache=True))
 
 
 @pytest.mark.full
 def test_the_graph_is_found_in_another_process(tmp_path: Path) -> None:
     settings = BuildSettings(compile_cache=True)
     artifact = nx.export(
-        tiny.siglip(), "compile", tmp_path / "a", [nx.Bucket(16, (1, 2, 4))], effort="quick", settings=settings
+        tiny.shallow(), "compile", tmp_path / "a", [nx.Bucket(16, (1, 2, 4))], effort="quick", settings=settings
     )
     cached = [name for name in artifact.manifest.files if name.startswith("cache/")]
     assert any(name.endswith(".so") for name in cached) and not any(name.endswith((".cpp", ".py")) for name in cached)

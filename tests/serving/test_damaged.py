@@ -187,7 +187,7 @@ def test_a_broken_graph_is_no_missing_backend(artifact: Path) -> None:
 @pytest.fixture(scope="module")
 def traced() -> bytes:
     content = io.BytesIO()
-    torch.export.save(trace(adapter_of(tiny.siglip()), [nx.Bucket(16)]).exported, content)
+    torch.export.save(trace(adapter_of(tiny.shallow()), [nx.Bucket(16)]).exported, content)
     return content.getvalue()
 
 
@@ -273,7 +273,7 @@ def test_a_full_disk_is_an_error(tmp_path: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (32_768, hard))
     try:
         with pytest.raises(nx.RequestError, match="cannot write the artifact to '.*': File too large; make room"):
-            nx.export(tiny.siglip(), "compile", tmp_path / "a", [nx.Bucket(16)])
+            nx.export(tiny.shallow(), "compile", tmp_path / "a", [nx.Bucket(16)])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert names(tmp_path) == []

@@ -27,7 +27,7 @@ from naflex_export.serving.publish import staged
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export(tiny.siglip(), "onnx", tmp_path_factory.mktemp("artifact") / "a", [nx.Bucket(16)]).path
+    return export(tiny.shallow(), "onnx", tmp_path_factory.mktemp("artifact") / "a", [nx.Bucket(16)]).path
 
 
 @pytest.fixture

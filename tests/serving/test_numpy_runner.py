@@ -57,7 +57,7 @@ except nx.BackendError as error:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with an artifact `a`, the inputs of a call and a photo."""
     made = tmp_path_factory.mktemp("numpy")
-    nx.export(tiny.siglip(), "onnx", made / "a", [nx.Bucket(16, (1, 2, 4))], effort="quick")
+    nx.export(tiny.shallow(), "onnx", made / "a", [nx.Bucket(16, (1, 2, 4))], effort="quick")
     photo = load_photos().images["coffee.jpg"]
     photo.save(made / "photo.png")
     np.savez(made / "given.npz", **nx.Preprocessor.of(made / "a")([photo, photo]))
@@ -78,7 +78,7 @@ def test_it_runs_where_there_is_no_torch(folder: Path) -> None:
     assert {"numpy", "PIL", "onnxruntime"} <= set(libraries.split()) and not set(libraries.split()) & set(blocked)
     assert said.startswith("package 'torch' is missing: nx.load_numpy runs ONNX artifacts without it")
     with torch.no_grad():
-        expected = tiny.siglip()(*map(torch.from_numpy, given_in(folder).values())).numpy()
+        expected = tiny.shallow()(*map(torch.from_numpy, given_in(folder).values())).numpy()
     found = np.load(folder / "found.npz")
     assert np.abs(found["from_arrays"] - expected).max() <= 1e-5 * np.abs(expected).max()
     assert np.abs(found["from_photos"] - expected[:1]).max() <= 1e-5 * np.abs(expected).max()

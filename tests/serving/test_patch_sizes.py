@@ -134,7 +134,7 @@ def test_the_gate_takes_buckets_and_a_dtype_for_every_size(artifact: nx.Artifact
 @pytest.mark.parametrize("size", [2, 6])
 def test_a_folded_weight_equals_timms_own_resampling(size: int, last: bool) -> None:
     """It is given the patches as images of their own, in the order of axes that its model has."""
-    eager, batch = tiny.naflexvit(enable_patch_interpolator=True, patchify_channels_last=last), batch_of(size)
+    eager, batch = tiny.naflexvit(enable_patch_interpolator=True, depth=1, patchify_channels_last=last), batch_of(size)
     rest = (batch.patch_coord, batch.patch_valid)
     folded = adapter_of(eager, size).vectorized().model
     with torch.no_grad():
@@ -148,10 +148,10 @@ def test_a_folded_weight_equals_timms_own_resampling(size: int, last: bool) -> N
     ids=["features-channels-last", "tokens-too-channels-first"],
 )
 def test_a_folded_graph_is_an_ordinary_one(outputs: tuple[str, ...], options: dict[str, object]) -> None:
-    model = tiny.naflexvit(enable_patch_interpolator=True, **options)
+    model = tiny.naflexvit(enable_patch_interpolator=True, depth=1, **options)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     program = trace(adapter_of(model, 6), BUCKETS, outputs=outputs)
-    ordinary = trace(adapter_of(tiny.naflexvit(patch_size=6)), BUCKETS, outputs=outputs)
+    ordinary = trace(adapter_of(tiny.naflexvit(patch_size=6, depth=1)), BUCKETS, outputs=outputs)
     assert [node.target for node in program.exported.graph.nodes if node.op == "call_function"] == [
         node.target for node in ordinary.exported.graph.nodes if node.op == "call_function"
     ]

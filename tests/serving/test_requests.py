@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections import Counter
-from pathlib import Path
+from collections.abc import Callable
 
 import fuzz_requests
 import pytest
@@ -16,9 +17,17 @@ import naflex_export as nx
 pytestmark = pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
 
 
-@pytest.fixture(scope="module", params=["onnx", "compile"])
-def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, nx.Runner]:
-    return fuzz_requests.artifact(request.param, tmp_path_factory.mktemp(request.param))
+@pytest.fixture(scope="module")
+def served_by(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[nn.Module, nx.Runner]]:
+    """The tiny model and the runner of its artifact, made once for each target."""
+    return functools.cache(lambda target: fuzz_requests.artifact(target, tmp_path_factory.mktemp(target)))
+
+
+@pytest.fixture(params=["onnx", "compile"])
+def served(
+    request: pytest.FixtureRequest, served_by: Callable[[str], tuple[nn.Module, nx.Runner]]
+) -> tuple[nn.Module, nx.Runner]:
+    return served_by(request.param)
 
 
 def test_every_request_is_answered_as_eager_does_or_refused(served: tuple[nn.Module, nx.Runner]) -> None:
@@ -69,9 +78,11 @@ def test_threads_in_different_modes_share_a_runner(served: tuple[nn.Module, nx.R
     assert len(found) == len(plain) and not any(found)
 
 
-def test_value_checks_left_out_leave_kinds_of_tensors_refused(tmp_path: Path) -> None:
-    _, runner = fuzz_requests.artifact("onnx", tmp_path)
-    runner.check_inputs = False
+def test_value_checks_left_out_leave_kinds_of_tensors_refused(
+    served_by: Callable[[str], tuple[nn.Module, nx.Runner]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, runner = served_by("onnx")
+    monkeypatch.setattr(runner, "check_inputs", False)
     _, request = fuzz_requests.request_of(0, next(n for n in range(99) if not fuzz_requests.request_of(0, n)[0]))
     patches, coord, valid = (request[name] for name in fuzz_requests.NAMES)
     runner(patches.requires_grad_(), coord, valid)

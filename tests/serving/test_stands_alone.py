@@ -70,7 +70,7 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
 
     @functools.cache
     def made(target: str) -> Path:
-        model, batch = tiny.siglip(), noise_batch("alone", [Grid(3, 4), Grid(2, 2)], 16, 48)
+        model, batch = tiny.shallow(), noise_batch("alone", [Grid(3, 4), Grid(2, 2)], 16, 48)
         inputs = batch.patches, batch.patch_coord, batch.patch_valid
         with torch.no_grad():
             wanted = model(*inputs)

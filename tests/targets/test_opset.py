@@ -32,7 +32,7 @@ def test_an_opset_that_cannot_be_had_is_refused_by_name(target: str, opset: int,
     with pytest.raises(nx.RequestError, match=message):
         check_opset(ExportRequest(target, tmp_path / "a", settings=BuildSettings(opset=opset)))
     with pytest.raises(nx.RequestError, match=message):
-        nx.export(tiny.siglip(), target, tmp_path / "a", settings=BuildSettings(opset=opset))
+        nx.export(tiny.shallow(), target, tmp_path / "a", settings=BuildSettings(opset=opset))
 
 
 def test_a_target_takes_its_own_opset_and_those_asked_for(tmp_path: Path) -> None:
@@ -53,7 +53,7 @@ def test_the_graph_is_in_the_opset_asked_for_and_passes(target: str, opset: int,
         pytest.importorskip("tensorrt_rtx")
     settings = BuildSettings(opset=opset)
     made = nx.export(
-        tiny.siglip(), target, tmp_path / "a", [nx.Bucket(16, (1, 2, 4))], effort="quick", settings=settings
+        tiny.shallow(), target, tmp_path / "a", [nx.Bucket(16, (1, 2, 4))], effort="quick", settings=settings
     )
     graph = onnx.load(made.path / "model.onnx")
     assert [one.version for one in graph.opset_import] == [opset] and made.manifest.build["opset"] == opset
