@@ -9,8 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+from naflex_export.accuracy.cases import generated_batch
 from naflex_export.batch import Batch
-from naflex_export.grid import Grid
+from naflex_export.grid import Bucket, Grid
+
+BUCKET = Bucket(256, (1, 8, 32))
+"""Whose batches the faults are looked for in."""
 
 Fault = Callable[[int, int, Grid], bool]
 """Takes images in the batch, the tokens that they are padded to and an image's grid; returns whether it is struck."""
@@ -125,3 +129,8 @@ def strikes(fault: Fault, batch: Batch) -> list[bool]:
     """Return for each image of a batch whether a fault strikes it."""
     images, tokens = batch.patch_valid.shape
     return [fault(images, tokens, grid) for grid in batch.grids]
+
+
+def found_by(fault: Fault, names: list[str]) -> list[str]:
+    """Return the batches of `BUCKET`, by name, that have an image which a fault strikes."""
+    return [name for name in names if any(strikes(fault, generated_batch(name, BUCKET, 1)))]

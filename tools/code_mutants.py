@@ -33,6 +33,7 @@ ARRAYS = ("tests/embed/test_arrays.py",)
 BATCHER = ("tests/embed/test_batcher.py",)
 CPU = ("tests/resample/test_resample_cpu.py",)
 GATE = "tests/accuracy/test_gate.py::test_"
+INVARIANCES = "tests/accuracy/test_invariances.py::test_"
 MANIFEST = ("tests/serving/test_manifest.py",)
 PASSES = ("tests/graph/test_onnx_passes.py",)
 PLAN = ("tests/embed/test_plan.py",)
@@ -196,7 +197,7 @@ CODE_MUTANTS = (
         "accuracy/gate.py",
         "and not tally.problems and not cases.only",
         "and not cases.only",
-        (f"{GATE}invariances_are_asked_of_what_could_be_compared_alone",),
+        (f"{INVARIANCES}invariances_are_asked_of_what_could_be_compared_alone",),
     ),
     CodeMutant(
         "shapes are compared by their number of values",
@@ -224,7 +225,7 @@ CODE_MUTANTS = (
         "accuracy/invariances.py",
         "MOVED = 1e-6",
         "MOVED = 1e-9",
-        (f"{GATE}masking_a_token_must_move_more_than_rounding_does",),
+        (f"{INVARIANCES}masking_a_token_must_move_more_than_rounding_does",),
     ),
     CodeMutant(
         "tensors in attributes stay bfloat16",

@@ -209,7 +209,7 @@ def page(graphs: Mapping[str, list[str]]) -> str:
         "",
         "## Candidates",
         "",
-        "A tiny classifier with one fault (`tests/mutants.py`), judged at 24 tokens. In a column, three places stand",
+        "A tiny classifier with one fault (`tests/mutants/`), judged at 24 tokens. In a column, three places stand",
         "for float32, float16 and bfloat16: `x` the check caught it, `-` it did not, `.` the fault is none in that",
         "dtype, or lost in its rounding. [gate.md](gate.md) says what the checks are; name, shape and raised are what",
         "cannot be compared at all.",

@@ -4,34 +4,23 @@ from __future__ import annotations
 
 import copy
 import errno
-import importlib
 import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import tiny
 import torch
+from gates import judge
 from torch import Tensor, nn
 
 import naflex_export as nx
-from naflex_export.accuracy.metrics import LIMITS, Limits, Measures, measure, why_uninformative
-from naflex_export.accuracy.reference import SoundInterpolate
+from naflex_export.accuracy.metrics import LIMITS, Limits, Measures, measure
 from naflex_export.accuracy.report.formats import table, write
 from naflex_export.accuracy.report.html import as_html
-from naflex_export.batch import Batch, noise_batch
-from naflex_export.exporter import export
+from naflex_export.batch import noise_batch
 from naflex_export.grid import Grid
-from naflex_export.models import adapter_of
-
-BUCKET = [nx.Bucket(24, (1, 4, 8))]
-Candidate = Callable[[Tensor, Tensor, Tensor], Any]
-
-
-def judge(candidate: Candidate, model: nn.Module, **options: Any) -> nx.GateReport:
-    return nx.gate(candidate, model, buckets=BUCKET, **options)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
@@ -162,104 +151,6 @@ def test_classes_within_the_limit_of_each_other_tie() -> None:
     assert measure(found, expected).top1_agreement is None
 
 
-class Bent(nn.Module):
-    """A true model whose every output is bent by something that must not matter; or by nothing that must."""
-
-    def __init__(self, how: str) -> None:
-        super().__init__()
-        self.model, self.how = tiny.classifier(), how
-
-    def forward(self, patches: Tensor, coord: Tensor, valid: Tensor) -> Tensor:
-        if self.how == "mask-ignored":
-            return self.model(patches, coord, torch.ones_like(valid))
-        out = self.model(patches, coord, valid)
-        if self.how == "padding-leaks":
-            padding = torch.where(valid.unsqueeze(-1), 0, patches)
-            return out + 1e-3 * padding.abs().amax(dim=(1, 2)).unsqueeze(1)
-        if self.how == "first-image-leaks":
-            return out + 0.05 * out[:1]
-        return out * (1 + 0.001 * valid.shape[1] / 24)  # the token count leaks
-
-
-@pytest.mark.parametrize(
-    ("how", "name"),
-    [
-        ("mask-ignored", "masking a valid token did not move the features"),
-        ("padding-leaks", "padding's content moved the features"),
-        ("first-image-leaks", "order in the batch moved the features"),
-        ("count-leaks", "amount of padding moved the features"),
-    ],
-)
-def test_each_invariance_can_fail(how: str, name: str) -> None:
-    """Judged beside itself, so that no measure can be what fails."""
-    from naflex_export.accuracy.invariances import check_invariances
-
-    def run(model: nn.Module) -> list[str]:
-        found = check_invariances(
-            lambda batch: model(batch.patches, batch.patch_coord, batch.patch_valid), BUCKET[0], 48, 1e-4, seed=0
-        )
-        assert len(found) == 4
-        return [result.failure for result in found if result.failure]
-
-    with torch.no_grad():
-        assert run(tiny.classifier()) == []
-        assert any(name in text for text in run(Bent(how)))
-
-
-def test_invariances_that_hold_share_their_calls() -> None:
-    """Calls of many tokens are what they cost: two of 64, whatever the bucket has, and two of 16."""
-    from naflex_export.accuracy.invariances import check_invariances
-
-    asked, model = list[tuple[int, int]](), tiny.classifier()
-
-    def run(batch: Batch) -> Tensor:
-        asked.append((len(batch.grids), batch.patch_valid.shape[1]))
-        return model(batch.patches, batch.patch_coord, batch.patch_valid)
-
-    with torch.no_grad():
-        found = check_invariances(run, nx.Bucket(256, (1, 2, 4)), 48, 1e-4, seed=0)
-    assert [one.failure for one in found] == [""] * 4
-    assert asked == [(2, 64), (2, 64), (2, 16), (2, 16)]
-
-
-def test_what_order_and_padding_move_only_together_is_seen() -> None:
-    from naflex_export.accuracy.invariances import check_invariances
-
-    model = tiny.classifier()
-
-    def run(batch: Batch) -> Tensor:
-        """A batch that begins with an image smaller than its last heeds padding."""
-        out = model(batch.patches, batch.patch_coord, batch.patch_valid)
-        is_noisy = batch.patches[~batch.patch_valid].any()
-        return 1.5 * out if is_noisy and batch.grids[0].tokens < batch.grids[-1].tokens else out
-
-    with torch.no_grad():
-        found = check_invariances(run, BUCKET[0], 48, 1e-4, seed=0)
-    (failure,) = (one.failure for one in found if one.failure)
-    assert failure.startswith("order in the batch moved the features")
-
-
-def test_a_broken_invariance_fails_the_gate() -> None:
-    report = judge(Bent("padding-leaks"), tiny.classifier())
-    assert not report.passed
-    with pytest.raises(nx.GateFailure, match="invariance: padding's content moved the features"):
-        report.raise_for_failure()
-    assert [found.failure for found in judge(tiny.classifier(), tiny.classifier()).invariances] == [""] * 4
-
-
-def test_a_candidate_that_raises_on_an_invariance_fails(classifier: nn.Module) -> None:
-    def candidate(patches: Tensor, coord: Tensor, valid: Tensor) -> Tensor:
-        if patches.abs().max() > 100:
-            raise ValueError("too large")
-        return classifier(patches, coord, valid)
-
-    report = judge(candidate, classifier)
-    assert [found.failure for found in report.invariances if found.failure] == [
-        "padding's content: the candidate raised ValueError: too large"
-    ]
-    assert not report.passed and as_html(report)
-
-
 def test_a_candidate_that_raises_fails() -> None:
     def candidate(*inputs: Tensor) -> Tensor:
         if len(inputs[0]) > 4:
@@ -286,19 +177,6 @@ def test_as_many_values_in_another_shape_are_not_compared(classifier: nn.Module,
     assert report.problems == (f"photos-24-0 [features]: the candidate's shape is {given}, the reference's [3, 10]",)
 
 
-def test_invariances_are_asked_of_what_could_be_compared_alone(classifier: nn.Module) -> None:
-    """Else each of them fails again, for the reason that is told already."""
-
-    def candidate(*inputs: Tensor) -> Tensor:
-        if inputs[0].shape[1] == 1:
-            raise ValueError("at least two tokens")
-        return classifier(*inputs)
-
-    report = judge(candidate, classifier)
-    assert report.problems == ("smallest-24-seed0: the candidate raised ValueError: at least two tokens",)
-    assert len(report.results) == 8 and report.invariances == ()
-
-
 def test_errors_over_all_cases_are_root_mean_squares(classifier: nn.Module) -> None:
     """A mean would let a few cases hide among many."""
     report = judge(nx.vectorize(copy.deepcopy(classifier)).half(), classifier, dtype="float16")
@@ -308,18 +186,6 @@ def test_errors_over_all_cases_are_root_mean_squares(classifier: nn.Module) -> N
     assert found.candidate == pytest.approx(float(given.square().mean().sqrt()))
     assert found.baseline == pytest.approx(float(floor.double().square().mean().sqrt()))
     assert found.candidate > 1.001 * float(given.mean())
-
-
-@pytest.mark.parametrize(("share", "passes"), [(0.0, False), (3e-8, False), (5e-7, False), (2e-6, True), (1e-2, True)])
-def test_masking_a_token_must_move_more_than_rounding_does(share: float, passes: bool) -> None:
-    from naflex_export.accuracy.invariances import MASKING, check_invariances
-
-    def run(batch: Batch) -> Tensor:
-        """Every valid token of an image adds a share of the features to them."""
-        return (1 + share * batch.patch_valid.double().sum(dim=1, keepdim=True)).expand(-1, 8)
-
-    (found,) = (one for one in check_invariances(run, BUCKET[0], 48, 1e-4, seed=0) if one.name == MASKING)
-    assert (found.failure == "") == passes
 
 
 def test_figures_are_there_for_each_image_grid_and_bucket(classifier: nn.Module) -> None:
@@ -386,116 +252,6 @@ def test_only_valid_tokens_are_compared(siglip: nn.Module) -> None:
 
     report = judge(wrong, siglip, outputs=("features", "tokens"))
     assert {result.output for result in report.results if result.exceeded} == {"tokens"}
-
-
-def test_a_reference_that_proves_nothing_fails() -> None:
-    """An untrained head gives zero logits, which any broken candidate would equal."""
-    constant = tiny.constant()
-    report = judge(constant, constant)
-    assert not report.passed
-    assert "proves nothing: it is the same for every image" in report.problems[0]
-    assert why_uninformative(torch.zeros(2, 3)) == "it is zero everywhere: an untrained head, perhaps"
-    assert why_uninformative(torch.tensor([[1.0, float("nan")]])) == "it holds values that are not finite"
-    assert why_uninformative(torch.eye(3)) == ""
-
-
-def tenth_more(part: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Return a function that gives a tenth more than it should."""
-    return lambda *inputs, **named: 1.1 * part(*inputs, **named)
-
-
-def tenth_more_added(part: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Return a function that adds a learned grid to what it is given, and a tenth more of it than it should."""
-    return lambda x, grid, *rest, **named: part(x, 1.1 * grid, *rest, **named)
-
-
-PARTS: dict[str, tuple[Callable[[], nn.Module], str, Callable[..., Any], int | None]] = {
-    "learned": (tiny.siglip, "timm_naflex.add_resampled", tenth_more_added, None),
-    "factorized": (
-        lambda: tiny.naflexvit(pos_embed="factorized"),
-        "timm_naflex.resample_axes_at",
-        tenth_more,
-        None,
-    ),
-    "rope": (
-        lambda: tiny.naflexvit(pos_embed="none", rope_type="axial"),
-        "timm_rope.rope_positions",
-        tenth_more,
-        None,
-    ),
-    "patch-size": (tiny.flexible, "timm_patch_size.resample_weight", tenth_more, 8),
-    "siglip2": (tiny.siglip2, "siglip2.add_resampled", tenth_more_added, None),
-}
-"""What of `vectorize` stands in for eager's own code: a model that needs it, where it is, a fault, the patch size."""
-
-
-def break_part(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """Make a part of `vectorize` wrong by a tenth."""
-    _, path, fault, _ = PARTS[name]
-    module, _, function = path.partition(".")
-    broken = importlib.import_module(f"naflex_export.models.{module}")
-    monkeypatch.setattr(broken, function, fault(getattr(broken, function)))
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
-@pytest.mark.parametrize("name", PARTS)
-def test_the_reference_never_passes_through_vectorize(name: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Break what `vectorize` puts in: what it made goes wrong, reference and baseline do not, and the gate says so."""
-    if name == "siglip2":
-        pytest.importorskip("transformers")
-    make, _, _, size = PARTS[name]
-    model, torch_dtype = make(), getattr(torch, dtype)
-    adapter = adapter_of(model, size)
-
-    def judged(candidate: nn.Module) -> nx.GateReport:
-        encoder = adapter.of(candidate.to(torch_dtype)).encoder(("features",))
-
-        def run(*inputs: Tensor) -> Tensor:
-            with SoundInterpolate():  # or eager SigLIP 2 would be wrong itself, by torch's fault
-                return encoder(*inputs)[0]
-
-        return judge(run, model, dtype=dtype, patch_size=size)
-
-    before = judged(adapter.of(copy.deepcopy(model)).vectorized().model)
-    assert before.passed
-    eager = judged(copy.deepcopy(model))
-    break_part(monkeypatch, name)
-    assert not judged(adapter.of(copy.deepcopy(model)).vectorized().model).passed
-    assert judged(copy.deepcopy(model)) == eager and eager.passed
-    assert [found.baseline for found in eager.baselines] == [found.baseline for found in before.baselines]
-
-    def unusable(*inputs: object) -> None:
-        raise AssertionError("the gate vectorized a model")
-
-    monkeypatch.setattr(type(adapter), "vectorized", unusable)
-    assert judged(copy.deepcopy(model)) == eager
-
-
-def test_a_vectorized_reference_is_refused(siglip: nn.Module) -> None:
-    with pytest.raises(nx.RequestError, match="the reference is a vectorized model"):
-        judge(siglip, nx.vectorize(siglip))
-
-
-def test_the_reference_is_judged_in_float32_and_left_as_it_is() -> None:
-    model = tiny.classifier().train().bfloat16()
-    report = judge(tiny.classifier().bfloat16().float(), model)
-    assert report.passed
-    assert model.training and next(model.parameters()).dtype == torch.bfloat16
-
-
-def test_an_export_of_a_broken_vectorize_publishes_nothing(
-    siglip: nn.Module, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    break_part(monkeypatch, "learned")
-    with pytest.raises(nx.GateFailure, match=r"mixed-24-seed0 \[features\]: max_share") as caught:
-        export(siglip, "onnx", tmp_path / "a", BUCKET)
-    assert caught.value.exit_code == 1
-    assert "first deviation: embeds, relative L2" in str(caught.value)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.rejected.html", "a.rejected.json"]
-    rejected = json.loads((tmp_path / "a.rejected.json").read_text())
-    assert rejected["passed"] is False and rejected["location"]["first"] == "embeds"
-    shown = [tap["module"] for tap in rejected["location"]["taps"]]
-    assert shown[:3] == ["embeds.proj", "embeds", "blocks.0.norm1"] and len(shown) == 23
 
 
 def test_reports_are_json_and_a_table(classifier: nn.Module, tmp_path: Path) -> None:

@@ -18,13 +18,12 @@ import torch
 from torch import Tensor, nn
 
 import naflex_export as nx
-from naflex_export.accuracy.advice import advice_on, advice_without, to_keep
 from naflex_export.accuracy.locate import FLOAT32_FLOOR
 from naflex_export.accuracy.parts import merged
 from naflex_export.accuracy.report.formats import as_junit, as_markdown
-from naflex_export.accuracy.results import Location, Tap
+from naflex_export.accuracy.results import Location
 from naflex_export.graph.build_settings import BuildSettings
-from naflex_export.graph.intermediates import OUTSIDE, Edge, Place, Tapped, fitting, module_outputs, tap_names
+from naflex_export.graph.intermediates import Tapped
 from naflex_export.graph.onnx_translate import FILE, write_onnx
 from naflex_export.graph.program import Program
 from naflex_export.graph.trace import trace
@@ -453,67 +452,6 @@ def test_transformers_modules_are_named_as_transformers_names_them() -> None:
     assert first_of(live(model, "float32"), wrong) == "encoder.layers.1.mlp"
 
 
-def tap(module: str = "blocks.7.attn", **fields: float) -> Tap:
-    usual = {"relative_l2": 0.3, "floor": 1e-3, "max_abs": 3.0, "reference_max_abs": 3.0, "dtype_max": 65504.0}
-    return Tap(module, **{**usual, **fields})
-
-
-@pytest.mark.parametrize(
-    ("found", "dtype", "says"),
-    [
-        (
-            tap(max_abs=5e4),
-            "float16",
-            "values up to 5.0e+04 of float16's 65504: keep this module in float32 "
-            "(--keep-float32 blocks.7.attn), or export",
-        ),
-        (
-            tap(max_abs=float("nan")),
-            "float16",
-            "not finite, though the reference reaches only 0.0e+00: a sum or product",
-        ),
-        (tap(relative_l2=3e-3), "float16", "within range: it needs more digits; keep this module in float32 (--keep-"),
-        (tap(), "float16", "within range: the graph computes something else there; check its mask"),
-        (tap("blocks.7.mlp"), "bfloat16", "the graph computes something else there; check its weights"),
-        (tap(relative_l2=3e-4), "float32", "few digits are lost: does the backend compute in TF32"),
-        (tap("embeds", relative_l2=3e-4), "float32", "the position embedding differs"),
-        (tap("embeddings.patch_embedding"), "float32", "patches are projected otherwise"),
-        (tap("blocks.7", max_abs=float("inf"), dtype_max=3.4e38), "float32", "not finite, values up to 0.0e+00 in the"),
-        (tap("output features"), "float32", "what follows the last module differs"),
-    ],
-    ids=lambda value: value.module if isinstance(value, Tap) else None,
-)
-def test_advice_depends_on_what_is_seen(found: Tap, dtype: str, says: str) -> None:
-    assert says in advice_on(found, dtype)
-
-
-@pytest.mark.parametrize(
-    ("found", "kept", "expected"),
-    [
-        (tap("blocks.7.mlp", inside_max_abs=9e4), (), ("blocks.7.mlp",)),
-        (tap("blocks.7.mlp", reference_max_abs=9e4), (), ("residual", "norm", "blocks.7.mlp")),
-        (tap("blocks.7", reference_max_abs=9e4), (), ("residual", "norm")),
-        (tap("blocks.7", reference_max_abs=9e4), ("residual",), ("norm",)),
-        (tap("blocks.7"), (), ("blocks.7",)),
-        (tap("blocks.7.attn"), ("blocks.7",), ()),
-        (tap("blocks.7.attn"), ("blocks.7.attn",), ("blocks.7",)),
-        (tap("blocks.7.norm1", reference_max_abs=9e4), (), ("blocks.7",)),
-        (tap("norm"), ("blocks.7",), ("norm",)),
-        (tap("output features"), (), ("pooling",)),
-    ],
-)
-def test_what_to_keep_depends_on_whose_values_are_large(
-    found: Tap, kept: tuple[str, ...], expected: tuple[str, ...]
-) -> None:
-    assert to_keep(found, kept) == expected
-
-
-def test_advice_goes_on_where_earlier_advice_was_taken() -> None:
-    found = tap("blocks.7.mlp", max_abs=9e4)
-    assert "(--keep-float32 norm,blocks.7.mlp)" in advice_on(found, "float16", ("norm",))
-    assert "it is in float32 already" in advice_on(found, "float16", ("blocks.7",))
-
-
 def test_the_advice_on_an_overflow_passes() -> None:
     model = overflowing()
     advised = location_of(live(model, "float16"), model, dtype="float16").advice
@@ -522,37 +460,3 @@ def test_the_advice_on_an_overflow_passes() -> None:
     adapter, precision = adapter_of(copy.deepcopy(model)).vectorized(), Precision.of("float16", found[1])
     cast_model(adapter, precision)
     assert nx.gate(adapter.model, model, buckets=BUCKET, dtype="float16", keep_float32=found[1]).passed
-
-
-def test_advice_where_no_module_deviates() -> None:
-    assert "what failed is not in the values" in advice_without("float16", None, False, False)
-    assert "these outputs take more: export in a wider dtype" in advice_without("float16", None, True, True)
-    assert "the copy that shows its modules computes them right" in advice_without("float16", None, True, False)
-
-
-def test_modules_to_tap_are_those_of_a_block_and_all_outside_of_it(siglip: nn.Module) -> None:
-    names = tap_names(siglip)
-    assert {"embeds.proj", "blocks.1", "blocks.1.attn", "attn_pool.mlp.fc1"} <= set(names)
-    assert "blocks.1.attn.qkv" not in names
-
-
-def test_what_may_be_a_modules_output() -> None:
-    """In these graphs a module m, of which m.part is a part; every value is named after its maker."""
-    part, whole, other = Place(frozenset({"m", "m.part"})), Place(frozenset({"m"})), Place(frozenset({"n"}))
-    assert module_outputs([Edge("a", part, (whole,)), Edge("b", whole, (other, OUTSIDE))]) == {
-        "m.part": ["a"],
-        "m": ["b"],
-    }
-    assert module_outputs([Edge("a", whole, (other,)), Edge("b", whole, (OUTSIDE,))]) == {"m": ["a", "b"]}
-    without = Place.of([], [whole, whole])  # a node that the exporter made up, read within m only
-    assert without == Place(frozenset({"m"}), certain=False)
-    assert module_outputs([Edge("a", part, (without,)), Edge("b", whole, (OUTSIDE,))]) == {"m": ["b"]}
-    assert module_outputs([Edge("a", whole, (Place.of([], [other]),))]) == {}
-    assert Place.of(["_empty_nn_module_stack_from_metadata_hook"], [whole]) == Place(frozenset({"m"}), certain=False)
-    assert Place.of(["", "model", "model.m"], []) == whole
-
-
-def test_of_values_that_may_be_an_output_the_one_of_its_shape_is() -> None:
-    two, three = torch.zeros(2), torch.zeros(3)
-    shapes = {"m": torch.Size([2]), "n": torch.Size([2])}
-    assert fitting([("m", three), ("m", two), ("n", two), ("n", two.clone())], shapes) == {"m": two}
