@@ -51,7 +51,9 @@ def test_values_and_gradients_are_those_of_the_graph(
     assert (gradient - grid.grad).abs().max() <= 2e-6 * grid.grad.abs().max()
 
 
-def test_a_source_too_large_to_hold_is_read_token_by_token() -> None:
+def test_a_source_too_large_to_hold_is_read_token_by_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of lines of three blocks of cells, the last of them in part, where two blocks are the most to be held."""
+    monkeypatch.setattr(resample_gpu, "LONGEST_LINE", 64)
     coord, draw = coordinates("loader")[:2], torch.Generator().manual_seed(0)
     grid = torch.randn(2, resample_gpu.LONGEST_LINE + 1, 8, generator=draw).requires_grad_()
     flow, x = (torch.randn(*coord.shape[:2], 8, generator=draw) for _ in range(2))

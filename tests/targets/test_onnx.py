@@ -6,6 +6,7 @@ from pathlib import Path
 
 import onnx
 import pytest
+import tiny
 import torch
 from torch import nn
 
@@ -50,6 +51,12 @@ def test_runs_at_shapes_never_used_for_export(classifier: nn.Module, tmp_path: P
         assert (found["features"] - expected).abs().max() <= 1e-5 * expected.abs().max()
         valid = torch.cat([torch.ones(len(grids), 4, dtype=torch.bool), batch.patch_valid], dim=1)
         assert (found["tokens"] - tokens)[valid].abs().max() <= 1e-5 * tokens.abs().max()
+
+
+@pytest.fixture(scope="module")
+def siglip() -> nn.Module:
+    """One block is enough for what a target makes of a graph."""
+    return tiny.shallow()
 
 
 @pytest.fixture(scope="module", params=["float16", pytest.param("bfloat16", marks=pytest.mark.full)])

@@ -8,6 +8,7 @@ from pathlib import Path
 import onnx
 import onnx.parser
 import pytest
+import tiny
 import torch
 from torch import nn
 
@@ -35,6 +36,12 @@ def write(path: Path, text: str, opset: int = 20) -> Path:
 def cases_in(buckets: list[nx.Bucket]) -> list[str]:
     """Return the names of the cases that an artifact of these buckets is judged on."""
     return [name for bucket in buckets for name in cases_of(bucket, CaseSelection(), num_photos=3)]
+
+
+@pytest.fixture(scope="module")
+def siglip() -> nn.Module:
+    """One block is enough for what a target makes of a graph."""
+    return tiny.shallow()
 
 
 def profile(**shapes: tuple[int, ...]) -> list[Profile]:
