@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +10,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from test_stands_alone import BLOCKED
+from blocked import BLOCKED, run_blocked
 
 import naflex_export as nx
 from naflex_export.accuracy.photos import load_photos
@@ -22,21 +19,6 @@ from naflex_export.serving.manifest import MANIFEST
 Arrays = dict[str, np.ndarray]
 
 ALONE = """
-import json, sys
-BLOCKED, folder = json.loads(sys.argv[1]), sys.argv[2]
-FINDERS = list(sys.meta_path)
-
-
-class Installed:
-    # finds all that is installed but for what is blocked
-
-    @staticmethod
-    def find_spec(name, path=None, target=None):
-        if name.partition(".")[0] not in BLOCKED:
-            return next((spec for finder in FINDERS if (spec := finder.find_spec(name, path, target))), None)
-
-
-sys.meta_path[:] = [Installed]
 import numpy as np
 import naflex_export as nx
 
@@ -70,9 +52,7 @@ def given_in(folder: Path) -> Arrays:
 
 def test_it_runs_where_there_is_no_torch(folder: Path) -> None:
     blocked = [name for name in (*BLOCKED, "torch", "rich", "click") if name != "PIL"]
-    done = subprocess.run(
-        [sys.executable, "-c", ALONE, json.dumps(blocked), str(folder)], capture_output=True, text=True, check=False
-    )
+    done = run_blocked(ALONE, folder, blocked)
     assert done.returncode == 0, done.stderr
     libraries, said = done.stdout.splitlines()
     assert {"numpy", "PIL", "onnxruntime"} <= set(libraries.split()) and not set(libraries.split()) & set(blocked)

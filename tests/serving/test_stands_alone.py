@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import functools
-import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,29 +11,13 @@ import artifacts
 import pytest
 import tiny
 import torch
+from blocked import BLOCKED, run_blocked
 
 import naflex_export as nx
 from naflex_export.batch import noise_batch
 from naflex_export.grid import Grid
 
-BLOCKED = ("timm", "transformers", "torchvision", "onnx", "onnx_ir", "onnxscript", "PIL", "matplotlib")
-
 LOAD_AND_CALL = """
-import json, sys
-BLOCKED, folder = json.loads(sys.argv[1]), sys.argv[2]
-FINDERS = list(sys.meta_path)
-
-
-class Installed:
-    # finds all that is installed but for what is blocked
-
-    @staticmethod
-    def find_spec(name, path=None, target=None):
-        if name.partition(".")[0] not in BLOCKED:
-            return next((spec for finder in FINDERS if (spec := finder.find_spec(name, path, target))), None)
-
-
-sys.meta_path[:] = [Installed]
 import torch
 import naflex_export as nx
 
@@ -47,18 +27,6 @@ torch.save(given, f"{folder}/found.pt")
 found = {name.partition(".")[0] for name in sys.modules}
 assert not found & set(BLOCKED), found & set(BLOCKED)
 """
-
-
-def in_a_process_of_its_own(
-    folder: Path, blocked: tuple[str, ...], **environment: str
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", LOAD_AND_CALL, json.dumps(blocked), str(folder)],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 TARGETS = ["onnx", "compile", pytest.param("aot", marks=pytest.mark.full)]
@@ -86,7 +54,7 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
 def test_an_artifact_runs_without_what_built_it(folder_of: Callable[[str], Path], target: str, tmp_path: Path) -> None:
     # native code loads without a compiler too; a traced graph is compiled where it is loaded
     environment = {"PATH": str(tmp_path)} if target != "compile" else {}
-    done = in_a_process_of_its_own(folder_of(target), BLOCKED, **environment)
+    done = run_blocked(LOAD_AND_CALL, folder_of(target), **environment)
     assert done.returncode == 0, done.stderr
     found = torch.load(folder_of(target) / "found.pt")
     assert (found["found"] - found["wanted"]).abs().max() <= 1e-5 * found["wanted"].abs().max()
@@ -94,7 +62,7 @@ def test_an_artifact_runs_without_what_built_it(folder_of: Callable[[str], Path]
 
 def test_what_is_blocked_is_missed(folder_of: Callable[[str], Path]) -> None:
     """The test above can fail: what an ONNX artifact does need is refused in the same way."""
-    done = in_a_process_of_its_own(folder_of("onnx"), (*BLOCKED, "onnxruntime"))
+    done = run_blocked(LOAD_AND_CALL, folder_of("onnx"), (*BLOCKED, "onnxruntime"))
     assert done.returncode != 0 and "onnxruntime" in done.stderr
 
 
