@@ -23,6 +23,7 @@ from naflex_export.embed.run_arrays import open_run
 from naflex_export.errors import PhotoError, RequestError
 from naflex_export.grid import Bucket, Grid
 from naflex_export.serving.manifest import Manifest
+from naflex_export.serving.opened import Loaded
 
 BATCHES_AHEAD = 4
 """How many batches of photos are in work at once: decoded, waiting for their bucket, or embedded and not yet taken."""
@@ -48,7 +49,7 @@ class Embedded:
         return self.vector is not None or self.error is not None
 
 
-class Embedder:
+class Embedder(Loaded):
     """Embeds photos with an artifact. An ONNX artifact in float32 or float16 needs no torch.
 
     Args:

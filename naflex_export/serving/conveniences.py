@@ -11,23 +11,58 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from naflex_export.errors import InputError
 from naflex_export.serving.manifest import Manifest
+from naflex_export.serving.signature import ARRAYS, check_dtype
+
+FLOATS = ("float16", "float32", "float64")
+"""Floating dtypes that both numpy and torch have, and that can be cast where that is asked for."""
 
 
-def are_arrays(given: Sequence[object]) -> bool:
-    """Whether all inputs are numpy's: then so are the outputs."""
+def are_arrays(given: Sequence[object], manifest: Manifest) -> bool:
+    """Return whether all inputs are numpy's: then so are the outputs.
+
+    Args:
+        given: one for each input.
+        manifest: the artifact's.
+
+    Raises:
+        InputError: some are numpy's, and others torch's.
+    """
+    array = _first_of(np.ndarray, given)
+    tensor = _first_of(Tensor, given)
+    if array is not None and tensor is not None and len(given) == len(manifest.inputs):
+        names = [spec.name for spec in manifest.inputs]
+        raise InputError(
+            f"{names[array]} is a numpy array and {names[tensor]} a torch tensor: expected all of one kind"
+        )
     return bool(given) and all(isinstance(one, np.ndarray) for one in given)
 
 
-def from_arrays(given: Sequence[Any], manifest: Manifest) -> tuple[Tensor, ...]:
-    """Return arrays as tensors; floating ones in bfloat16 where the artifact is in it, for numpy has none.
+def _first_of(kind: type, given: Sequence[object]) -> int | None:
+    return next((place for place, one in enumerate(given) if isinstance(one, kind)), None)
+
+
+def from_arrays(given: Sequence[Any], manifest: Manifest, casts: bool) -> tuple[Tensor, ...]:
+    """Return arrays as tensors, however they lie in memory. Of an artifact in bfloat16, float32 ones become that.
 
     Args:
         given: arrays, one for each input.
         manifest: the artifact's.
+        casts: whether floating ones may be of another dtype than the artifact takes.
+
+    Raises:
+        InputError: one has a dtype that the artifact does not take.
     """
-    tensors = [torch.from_numpy(one if one.flags.writeable else one.copy()) for one in given]
-    return cast(tensors, manifest) if manifest.dtype == "bfloat16" else tuple(tensors)
+    tensors = []
+    for spec, array in zip(manifest.inputs, given, strict=False):  # the check says where there are too many
+        native = array.dtype.newbyteorder("=")
+        expected = "float32" if spec.dtype == "bfloat16" else spec.dtype
+        if not (casts and native.name in FLOATS and expected in FLOATS):
+            check_dtype(spec.name, str(native), expected, ARRAYS)
+        tensors.append(torch.from_numpy(np.require(array, native, ["C", "ALIGNED", "WRITEABLE", "ENSUREARRAY"])))
+    found = (*tensors, *given[len(tensors) :])
+    return cast(found, manifest) if manifest.dtype == "bfloat16" else found
 
 
 def as_array(output: Tensor) -> Any:
@@ -84,6 +119,10 @@ def card(manifest: Manifest, kind: str, device: torch.device) -> str:
     lines = [f"{kind}: {name}, {manifest.target} in {manifest.precision}, on {device}"]
     lines += [f"  in   {spec}" for spec in manifest.inputs]
     lines += [f"  out  {spec}" for spec in manifest.outputs]
+    if sizes := ", ".join(map(str, manifest.by_patch_size)):
+        lines.append(f"  patch sizes: {sizes} (run[{next(iter(manifest.by_patch_size))}] is one)")
+    if manifest.text is not None:
+        lines.append(f"  text tower: run.text([...]) gives vectors, scored by {manifest.text['probability']}")
     lines += [f"  buckets (tokens:least,usual,most images): {'; '.join(map(str, manifest.buckets))}"]
     if weights:
         lines.append(f"  weights: {'random, a dry run' if weights == 'random' else weights}")

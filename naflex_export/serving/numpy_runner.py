@@ -20,8 +20,8 @@ from naflex_export.serving.graph_signature import check_graph
 from naflex_export.serving.known_formats import input_format_of
 from naflex_export.serving.manifest import Manifest
 from naflex_export.serving.onnx_session import new_session, require_onnxruntime, specs_of
-from naflex_export.serving.opened import FULL, VerifiedFolder, opened
-from naflex_export.serving.signature import Kind, check_inputs, in_order
+from naflex_export.serving.opened import FULL, Loaded, VerifiedFolder, opened
+from naflex_export.serving.signature import ARRAYS, check_inputs, in_order
 from naflex_export.serving.zero_shot import Scoring
 
 if TYPE_CHECKING:
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 
 FILE = "model.onnx"
-
-ARRAYS = Kind("a numpy array", np.ndarray, ".astype('DTYPE')", lambda array: "")
 
 
 @dataclass(frozen=True)
@@ -99,7 +97,7 @@ def load_numpy(
     return opened(Path(path), use, verify)
 
 
-class NumpyRunner:
+class NumpyRunner(Loaded):
     """Runs an ONNX artifact on numpy arrays. Several threads may call it at once.
 
     Args:

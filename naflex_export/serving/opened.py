@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from naflex_export.errors import ArtifactError, NaflexExportError, RequestError
 from naflex_export.serving.manifest import Manifest, why_none
@@ -32,7 +32,22 @@ REPLACED = ".naflex-replaced"
 _HANDLES = Path("/proc/self/fd")
 
 
-class FolderHandle:
+class Loaded:
+    """What holds on to a loaded artifact, and so is neither pickled nor copied."""
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        """Refuse to be pickled or copied.
+
+        Raises:
+            RequestError: always.
+        """
+        raise RequestError(
+            f"a {type(self).__name__} holds on to an artifact's folder and to what was made of its files, and cannot "
+            "be pickled or copied: load it again where it is needed, as in each worker process"
+        )
+
+
+class FolderHandle(Loaded):
     """A folder that stays the same one whatever is moved to its name; where the system has no such thing, its name.
 
     Attributes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Self
 
 from torch import Tensor
@@ -37,8 +38,11 @@ class PatchSizesRunner(Runner):
             )
         return self.runners[patch_size]
 
-    def check(self, *inputs: Tensor) -> None:
-        self._chosen(inputs).check(*inputs)
+    def manifest_for(self, inputs: Sequence[object]) -> Manifest:
+        return self._chosen(inputs).manifest
+
+    def example(self, name: str, images: int, tokens: int) -> tuple[Tensor, ...]:
+        return next(iter(self.runners.values())).example(name, images, tokens)
 
     def execute(self, inputs: tuple[Tensor, ...]) -> list[Tensor]:
         return self._chosen(inputs).execute(inputs)
@@ -53,7 +57,7 @@ class PatchSizesRunner(Runner):
         for runner in self.runners.values():
             runner.trim()
 
-    def _chosen(self, inputs: tuple[Tensor, ...]) -> Runner:
+    def _chosen(self, inputs: Sequence[object]) -> Runner:
         """Return the Runner for patches of this width; widths of different sizes differ."""
         by_width = {runner.manifest.inputs[0].shape[-1]: runner for runner in self.runners.values()}
         patches = inputs[0] if inputs else None

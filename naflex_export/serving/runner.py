@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -14,6 +14,7 @@ from naflex_export.grid import Grid
 from naflex_export.serving.conveniences import are_arrays, as_array, card, cast, from_arrays, parts_of
 from naflex_export.serving.known_formats import input_format_of
 from naflex_export.serving.manifest import Manifest
+from naflex_export.serving.opened import Loaded
 from naflex_export.serving.signature import check_inputs, in_order
 from naflex_export.serving.tensors import TENSORS, plain
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from naflex_export.serving.text import TextEncoder
 
 
-class Runner(ABC):
+class Runner(Loaded, ABC):
     """Runs an artifact on the inputs of its model.
 
     Attributes:
@@ -33,7 +34,8 @@ class Runner(ABC):
             error, an image of padding only gives features of nothing, and a NaN in padding spreads.
         cast: bring floating inputs into the artifact's dtype, in place of refusing others. Off by default: a model that
             hands over another dtype than it was exported in may be another model.
-        split: run a batch that is larger than any bucket in parts, in place of refusing it. Off by default.
+        split: run a batch that is larger than any bucket in parts of about one size, in place of refusing it. Off by
+            default. A pack is refused all the same: make several, of fewer images.
         folder_handle: keeps hold of the folder that the artifact was loaded from, whatever is published there since.
         opens_text: opens the text tower beside it; None where there is no folder to open it from.
     """
@@ -51,7 +53,7 @@ class Runner(ABC):
     def __call__(self, *inputs: Tensor | Mapping[str, Tensor], **named: Tensor) -> Tensor | dict[str, Tensor]:
         """Return what the eager model returns: a tensor for one output, a dict by name for several.
 
-        Numpy arrays in give numpy arrays out, where all are; in bfloat16, which numpy has not, they are float32.
+        Numpy arrays in give numpy arrays out; in bfloat16, which numpy has not, both are float32.
         Outputs have no gradients, whatever mode the caller is in, and are in the artifact's dtype under autocast too.
 
         Args:
@@ -68,9 +70,9 @@ class Runner(ABC):
         """
         inputs, named = self.input_format.completed(inputs, named)
         given: Any = in_order(self.manifest.inputs, inputs, named)
-        arrays = are_arrays(given)
+        arrays = are_arrays(given, self.manifest)
         if arrays:
-            given = from_arrays(given, self.manifest)
+            given = from_arrays(given, self.manifest, self.cast)
         if self.cast:
             given = cast(given, self.manifest)
         parts = [self._outputs_of(part) for part in (parts_of(given, self.manifest) if self.split else [given])]
@@ -139,12 +141,17 @@ class Runner(ABC):
     def execute(self, inputs: tuple[Tensor, ...]) -> list[Tensor]:
         """Return the outputs, in the manifest's order, for checked inputs that are on the device."""
 
-    def trim(self) -> None:  # noqa: B027  a backend whose memory is torch's own has nothing to do
+    def trim(self) -> None:
         """Give back memory that the backend keeps between calls; nothing where memory is torch's own."""
+
+    def manifest_for(self, inputs: Sequence[object]) -> Manifest:
+        """Return the manifest of what runs these inputs: the artifact's own, or that of one patch size in it."""
+        return self.manifest
 
     def check(self, *inputs: Tensor) -> None:
         """Check inputs as a call does, without running anything."""
-        self.input_format.check_sizes(check_inputs(self.manifest.inputs, inputs, TENSORS), self.manifest.buckets)
+        specs = self.manifest_for(inputs).inputs
+        self.input_format.check_sizes(check_inputs(specs, inputs, TENSORS), self.manifest.buckets)
         if self.check_inputs:
             with torch.inference_mode(False), torch.no_grad():
                 values = [plain(tensor, tensor.device) for tensor in inputs]

@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from naflex_export.errors import InputError
 from naflex_export.grid import Bucket
 
@@ -125,6 +127,9 @@ class Kind:
     why_unusable: Callable[[Any], str]
 
 
+ARRAYS = Kind("a numpy array", np.ndarray, ".astype('DTYPE')", lambda array: "")
+
+
 def check_inputs(specs: Specs, tensors: Sequence[object], kind: Kind) -> dict[str, int]:
     """Check inputs against their specs, and return the sizes of their named dimensions.
 
@@ -151,10 +156,7 @@ def _check_one(spec: TensorSpec, tensor: Any, kind: Kind, sizes: dict[str, int])
         raise InputError(f"{spec.name} is a {type(tensor).__name__}: expected {kind.name}")
     if unusable := kind.why_unusable(tensor):
         raise InputError(f"{spec.name} is {unusable}")
-    dtype = str(tensor.dtype).removeprefix("torch.")
-    if dtype != spec.dtype:
-        cast = kind.cast.replace("DTYPE", spec.dtype)
-        raise InputError(f"{spec.name} is {dtype}: expected {spec.dtype}; cast it with {cast}")
+    check_dtype(spec.name, str(tensor.dtype).removeprefix("torch."), spec.dtype, kind)
     if tensor.ndim != len(spec.shape):
         raise InputError(f"{spec.name} has shape {list(tensor.shape)}: expected {len(spec.shape)} axes, {spec}")
     for size, expected in zip(tensor.shape, spec.shape, strict=True):
@@ -172,6 +174,23 @@ def _check_one(spec: TensorSpec, tensor: Any, kind: Kind, sizes: dict[str, int])
             named = f"{expected}={known}" if isinstance(expected, str) else str(known)
             wanted = named if size else f"1 or more of {expected}"
             raise InputError(f"{spec.name} has shape {list(tensor.shape)}: expected {wanted}, {spec}")
+
+
+def check_dtype(name: str, dtype: str, expected: str, kind: Kind) -> None:
+    """Check the dtype of an input.
+
+    Args:
+        name: of the input.
+        dtype: its own.
+        expected: what it is to be.
+        kind: what the inputs are.
+
+    Raises:
+        InputError: it is another.
+    """
+    if dtype != expected:
+        cast = kind.cast.replace("DTYPE", expected)
+        raise InputError(f"{name} is {dtype}: expected {expected}; cast it with {cast}")
 
 
 def check_sizes(buckets: Sequence[Bucket], sizes: Mapping[str, int]) -> None:

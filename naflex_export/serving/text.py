@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from naflex_export.errors import ArtifactError, InputError, RequestError
 from naflex_export.serving.manifest import Manifest
-from naflex_export.serving.opened import VerifiedFolder
+from naflex_export.serving.opened import Loaded, VerifiedFolder
 from naflex_export.serving.optional_package import optional_package
 from naflex_export.serving.zero_shot import Scoring
 
@@ -71,7 +71,7 @@ class TokenMaker:
         return [given[spec.name] for spec in self.manifest.inputs]
 
 
-class TextEncoder:
+class TextEncoder(Loaded):
     """Turns texts into vectors. Several threads may call it at once.
 
     Args:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -56,8 +60,57 @@ def test_arrays_in_give_the_same_arrays_out(run: nx.Runner) -> None:
     for name, output in expected.items():
         assert isinstance(found[name], np.ndarray)
         np.testing.assert_array_equal(found[name], output.numpy())
-    with pytest.raises(nx.InputError, match="patches is a ndarray: expected a torch tensor"):
+    mixed = "patches is a numpy array and patch_coord a torch tensor: expected all of one kind"
+    with pytest.raises(nx.InputError, match=mixed):
         run(arrays[0], *tensors[1:])
+
+
+LAYOUTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "rows-from-the-last": lambda array: np.ascontiguousarray(array[::-1])[::-1],
+    "columns-first": np.asfortranarray,
+    "every-second": lambda array: np.repeat(array, 2, axis=1)[:, ::2],
+    "other-byte-order": lambda array: array.astype(array.dtype.newbyteorder("S")),
+    "not-aligned": lambda array: np.frombuffer(b"x" + array.tobytes(), array.dtype, offset=1).reshape(array.shape),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_arrays_may_lie_in_memory_in_any_way(run: nx.Runner, layout: str) -> None:
+    arrays = [tensor.numpy() for tensor in given(2)]
+    found, expected = run(*map(LAYOUTS[layout], arrays)), run(*arrays)
+    assert isinstance(found, dict) and isinstance(expected, dict)
+    np.testing.assert_array_equal(found["features"], expected["features"])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "message"),
+    [
+        ("float64", r"patches is float64: expected float32; cast it with \.astype\('float32'\)"),
+        ("uint8", "patches is uint8: expected float32"),
+        ("O", "patches is object: expected float32"),
+        ("U3", "patches is <U3: expected float32"),
+    ],
+)
+def test_arrays_of_another_dtype_are_refused_as_arrays(run: nx.Runner, dtype: str, message: str) -> None:
+    patches, *others = (tensor.numpy() for tensor in given(2))
+    wrong: Any = np.zeros(patches.shape, dtype)
+    with pytest.raises(nx.InputError, match=message):
+        run(wrong, *others)
+    run.cast = True
+    if dtype == "float64":
+        run(wrong, *others)
+        return
+    with pytest.raises(nx.InputError, match=message):
+        run(wrong, *others)
+
+
+@pytest.mark.parametrize("copied", [pickle.dumps, copy.deepcopy, copy.copy])
+def test_what_was_loaded_is_neither_pickled_nor_copied(path: Path, copied: Callable[[object], object]) -> None:
+    """A copy of a folder's handle would close it a second time, when another file has its number."""
+    run = nx.load_numpy(path)
+    for held in (nx.load(path), run, nx.Embedder(path), run._folder.handle):
+        with pytest.raises(nx.RequestError, match=rf"a {type(held).__name__} .* load it again where it is needed"):
+            copied(held)
 
 
 def test_another_dtype_is_cast_only_where_that_is_asked_for(run: nx.Runner) -> None:

@@ -102,6 +102,17 @@ def test_a_runner_picks_by_the_width_of_the_patches(artifact: nx.Artifact) -> No
         assert torch.equal(run[size](batch.patches, *rest), found)
 
 
+def test_a_runner_of_several_sizes_does_what_one_of_one_does(artifact: nx.Artifact) -> None:
+    run = nx.load(artifact.path)
+    assert "  patch sizes: 3, 4, 6 (run[3] is one)" in repr(run).splitlines()
+    assert run(*run.example("example", 2, 16)).shape == (2, 32)
+    patches, coord, valid = run.example("example", 2, 16)
+    with pytest.raises(nx.InputError, match="patch_coord of image 0 does not go row by row"):
+        run(patches, coord.flip(1), valid)
+    run.check_inputs = False
+    assert run(patches, coord.flip(1), valid).shape == (2, 32)
+
+
 def test_what_no_entry_point_takes_is_refused(artifact: nx.Artifact) -> None:
     run = nx.load(artifact.path)
     batch = batch_of(5)
