@@ -153,8 +153,13 @@ def spoken_on_stderr(asked: bool) -> Iterator[None]:
         out.stderr = before
 
 
-def print_written(path: Path) -> None:
-    """Print that a report was written, and what opens it."""
+def print_written(path: Path, what: str = "") -> None:
+    """Print that a file was written, and what it is: of a report what opens it, unless that is said.
+
+    Args:
+        path: of the file.
+        what: it is, in words.
+    """
     how = {".html": "open it in a browser", ".md": "for a CI summary", ".xml": "JUnit", ".json": "for programs"}
-    text = f"wrote {path} ({how.get(path.suffix, 'a report')})"
+    text = f"wrote {path} ({what or how.get(path.suffix, 'a report')})"
     out.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -25,6 +25,7 @@ from naflex_export.cli.options import (
     verbose_option,
 )
 from naflex_export.cli.pack import judge_command, pack_command
+from naflex_export.errors import RequestError
 from naflex_export.version import __version__
 
 
@@ -134,6 +135,8 @@ def gate_command(
         check_outside_artifacts(path)
     arguments = parse_model_args(model_args)
     judged_by = reference and understood(reference).name
+    if card and (reports or cases):
+        raise RequestError("--card judges nothing, and --report or --case was given too: give one of them")
     opened(artifact, lambda folder: None, SIZE)
     begin(str(artifact))
     if card:
@@ -183,4 +186,4 @@ def _renew_card(artifact: Path) -> None:
     from naflex_export.cli.console import print_written
 
     renew_card(artifact)
-    print_written(artifact / CARD)
+    print_written(artifact / CARD, "the model card")

@@ -136,8 +136,14 @@ class Preprocessing:
         were judged with.
 
         Raises:
+            RequestError: photos are prepared elsewhere, as those of vision towers are.
             ArtifactError: a field is missing or of another type.
         """
+        if "settings_from" in fields and not {"mean", "image_mean"} & fields.keys():
+            raise RequestError(
+                f"photos are prepared by {fields['settings_from']}, and the artifact holds no settings of that: make "
+                "its inputs there, and call nx.load"
+            )
         try:
             read = _of_transformers(fields) if "image_mean" in fields and "mean" not in fields else dict(fields)
             names = cls.__dataclass_fields__

@@ -260,6 +260,11 @@ def test_patches_that_the_artifact_does_not_take_are_refused() -> None:
         Preprocessor.of_manifest(manifest(preprocessing=fields))
 
 
+def test_a_manifest_that_leaves_photos_to_another_library_says_so() -> None:
+    with pytest.raises(nx.RequestError, match="photos are prepared by the model's own processor.*call nx.load"):
+        Preprocessing.of({"settings_from": "the model's own processor", "channels": 3})
+
+
 def test_a_manifest_without_preprocessing_is_refused() -> None:
     with pytest.raises(nx.ArtifactError, match="does not say how photos are preprocessed"):
         Preprocessing.of({"library": "timm", "mean": [0.5] * 3})

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from naflex_export.accuracy.report.phrases import distance, number
+from naflex_export.embed.preprocess import Preprocessor
+from naflex_export.errors import RequestError
 from naflex_export.models import TRANSFORMERS_PREFIX
 from naflex_export.serving.manifest import Manifest
 from naflex_export.serving.opened import opened
@@ -17,7 +19,7 @@ from naflex_export.serving.publish import staged
 CARD = "README.md"
 
 _RUNS = {
-    "onnx": "`model.onnx`, which ONNX Runtime runs without torch",
+    "onnx": "`model.onnx`, which ONNX Runtime runs",
     "trt": "`model.plan`, an engine for TensorRT, and the `model.onnx` that it was built from",
     "aot": "`model.pt2`, native code that AOTInductor compiled for one kind of device",
     "compile": "`model.pt2`, a traced graph that torch compiles where it is loaded",
@@ -89,8 +91,12 @@ def _header(manifest: Manifest) -> str:
 def _task_of(manifest: Manifest) -> str:
     if manifest.text is not None:
         return "zero-shot-image-classification"
-    is_classifier = manifest.model.get("num_classes") or "ForImageClassification" in manifest.model["architecture"]
-    return "image-classification" if is_classifier else "image-feature-extraction"
+    return "image-classification" if _is_classifier(manifest) else "image-feature-extraction"
+
+
+def _is_classifier(manifest: Manifest) -> bool:
+    model = manifest.model
+    return bool(model.get("num_classes")) or "ForImageClassification" in model["architecture"]
 
 
 def _base_model(manifest: Manifest) -> str:
@@ -106,12 +112,18 @@ def _base_model(manifest: Manifest) -> str:
 
 
 def _what(manifest: Manifest) -> str:
-    buckets = ", ".join(f"up to {one.tokens} tokens in batches of {one.batch[0]} to {one.batch[2]}" for one in
+    buckets = ", ".join(f"of up to {one.tokens} tokens in batches of {one.batch[0]} to {one.batch[2]}" for one in
                         manifest.buckets)  # fmt: skip
+    runs = _RUNS.get(manifest.target, manifest.target)
+    if manifest.target == "onnx":
+        needs_gpu = manifest.dtype == "bfloat16" or manifest.precision.quantized == "fp8"
+        runs += " on a GPU" if needs_gpu else " without torch"
     said = (
-        f"A NaFlex vision transformer for images of any aspect ratio, as {_RUNS.get(manifest.target, manifest.target)}."
-        f" It takes {buckets}. The position embedding is resized exactly and without a loop over images."
+        f"A NaFlex vision transformer for images of any aspect ratio, as {runs}. It takes images {buckets}. Nothing in "
+        "it loops over images, and a learned position embedding is resized exactly."
     )
+    if manifest.packed:
+        said += " The images of a batch follow each other with no padding between them."
     if manifest.by_patch_size:
         sizes = ", ".join(f"`{name}` for {size} pixels" for size, name in manifest.by_patch_size.items())
         said += f" There is an artifact for each patch size: {sizes}."
@@ -121,7 +133,7 @@ def _what(manifest: Manifest) -> str:
 
 
 def _run(manifest: Manifest) -> str:
-    lines = ["```python", "import naflex_export as nx", "", 'vectors = nx.Embedder(".")(["photo.jpg"])']
+    lines = ["```python", "import naflex_export as nx", "", *_call(manifest)]
     if manifest.text is not None:
         lines.append('texts = nx.load(".").text(["a photo of a cat"])')
     lines.append("```")
@@ -134,8 +146,34 @@ def _run(manifest: Manifest) -> str:
     return said
 
 
+def _call(manifest: Manifest) -> list[str]:
+    """Return the lines of Python that run an artifact on a photo; on noise where photos are not prepared by it."""
+    if not _prepares_photos(manifest):
+        names = [spec.name for spec in manifest.inputs if spec.name != "positions"]
+        said = f"{', '.join(names[:-1])} and {names[-1]}"
+        example = f'run.example("noise", 1, {manifest.buckets[0].tokens})'
+        return ['run = nx.load(".")', f"inputs = {example}  # of your own: {said}", "outputs = run(*inputs)"]
+    if "features" not in [spec.name for spec in manifest.outputs]:
+        return ['outputs = nx.load(".")(nx.Preprocessor.of(".")(["photo.jpg"]))']
+    size = "".join(f", patch_size={size}" for size in list(manifest.by_patch_size)[:1])
+    return [f'vectors = nx.Embedder("."{size})(["photo.jpg"])']
+
+
+def _prepares_photos(manifest: Manifest) -> bool:
+    """Return whether an artifact says how photos become its inputs, and this release can do it."""
+    try:
+        Preprocessor.of_manifest(manifest, patch_size=next(iter(manifest.by_patch_size), None))
+    except RequestError:
+        return False
+    return True
+
+
 def _signature(manifest: Manifest) -> str:
     rows = [f"- in `{spec}`" for spec in manifest.inputs] + [f"- out `{spec}`" for spec in manifest.outputs]
+    if "features" not in [spec.name for spec in manifest.outputs]:
+        return "\n".join(rows)
+    if _is_classifier(manifest):
+        return "\n".join(rows) + "\n\nFeatures are the logits of the classes."
     features = "Features are as the model gives them, not normalised to length 1."
     if manifest.text is not None:
         scoring = manifest.text
@@ -154,10 +192,8 @@ def _gate(manifest: Manifest) -> str:
     verdict = "passed" if gate.get("passed") else "**FAILED**"
     said = (
         f"The gate {verdict}: {gate.get('cases', 0)} comparisons with the untouched eager model in float32, on "
-        f"{gate.get('judged', 'nothing')}."
+        f"{gate.get('judged', 'nothing')}{'; ' if gate.get('not_run') else ''}{gate.get('not_run') or ''}."
     )
-    if gate.get("not_run"):
-        said += f" {str(gate['not_run'])[:1].upper()}{str(gate['not_run'])[1:]}."
     rows = ["| worst of all | is | may be |", "|---|--:|--:|"]
     for name, words in (("relative_l2", "relative L2 error"), ("max_share", "largest error, of the largest value")):
         rows.append(f"| {words} | {_number(worst.get(name))} | {_number(limits.get(name))} |")
@@ -165,7 +201,8 @@ def _gate(manifest: Manifest) -> str:
     if isinstance(cosine, float) and isinstance(least, float):
         rows.append(f"| 1 - cosine of an image | {distance(cosine)} | {distance(least)} |")
     table = "\n".join(rows)
-    return f"{said}\n\n{table}\n\n`gate/report.json` has every case; `naflex-gate .` judges again."
+    named = "" if manifest.model["source"].get("model") else " --reference MODEL --weights WEIGHTS"
+    return f"{said}\n\n{table}\n\n`gate/report.json` has every case; `naflex-gate .{named}` judges again."
 
 
 def _number(value: object) -> str:
@@ -174,8 +211,11 @@ def _number(value: object) -> str:
 
 def _photos(manifest: Manifest) -> str:
     settings = json.dumps(manifest.told_preprocessing, indent=2, ensure_ascii=False)
+    if _prepares_photos(manifest):
+        made = "`nx.Preprocessor` makes the inputs of photos, bit for bit as the model's own library does, by these"
+    else:
+        made = "The inputs of photos are made by the model's own library; the export has noted these"
     return (
-        "`nx.Preprocessor` makes the inputs of photos, bit for bit as the model's own library does, by these settings:"
-        f"\n\n```json\n{settings}\n```\n\n"
+        f"{made} settings:\n\n```json\n{settings}\n```\n\n"
         "The license is that of the weights: add `license:` to the header before you publish this folder."
     )

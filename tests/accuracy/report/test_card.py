@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import artifacts
 import onnx
@@ -12,6 +14,8 @@ import pytest
 import tiny
 import yaml
 from click.testing import CliRunner
+from PIL import Image
+from tower_tiny import qwen3_vl
 
 import naflex_export as nx
 from naflex_export.accuracy.report.card import CARD, as_card
@@ -19,6 +23,8 @@ from naflex_export.cli.gate import gate_command
 from naflex_export.graph.build_settings import BuildSettings
 from naflex_export.graph.onnx_about import PREFIX, onnx_properties
 from naflex_export.serving.manifest import MANIFEST, Manifest
+from naflex_export.serving.manifest_schema import PATCH_SIZES
+from naflex_export.serving.signature import TensorSpec
 from naflex_export.version import __version__
 
 BUCKET = nx.Bucket(16, (1, 2, 4))
@@ -95,6 +101,67 @@ def test_the_card_of_a_dry_run_a_classifier_and_a_failure_says_so() -> None:
     assert "**FAILED**" in failed and "nan" in failed
 
 
+PREPARED = artifacts.manifest().preprocessing | {"library": "timm", "interpolation": "bicubic"}
+TOKENS = TensorSpec("tokens", "float32", ("batch", "tokens", 32))
+TOWER: dict[str, Any] = {
+    "inputs": (
+        TensorSpec("hidden_states", "float32", ("4*tokens", 12)),
+        TensorSpec("grid_thw", "int64", ("images", 3)),
+        TensorSpec("positions", "int64", ("longest",)),
+    ),
+    "outputs": (replace(TOKENS, shape=("tokens", 32)),),
+    "preprocessing": {"settings_from": "the model's own processor", "channels": 3},
+}
+SIZES: dict[str, Any] = {"kind": PATCH_SIZES, "build": {"entry_points": {"4": "patch4", "6": "patch6"}}}
+FLAVOURS: dict[str, tuple[dict[str, Any], str]] = {
+    "features": ({}, 'nx.Embedder(".")(["photo.jpg"])'),
+    "tokens": ({"outputs": (TOKENS,)}, 'nx.load(".")(nx.Preprocessor.of(".")(["photo.jpg"]))'),
+    "patch-sizes": (SIZES, 'nx.Embedder(".", patch_size=4)(["photo.jpg"])'),
+    "tower": (TOWER, 'run.example("noise", 1, 16)  # of your own: hidden_states and grid_thw'),
+}
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_the_card_says_how_an_artifact_of_each_kind_is_run(flavour: str) -> None:
+    changed, call = FLAVOURS[flavour]
+    manifest = artifacts.manifest(**{"preprocessing": PREPARED, **changed})
+    if flavour == "patch-sizes":
+        manifest = replace(manifest, preprocessing={**PREPARED, "patch_size": [[4, 4], [6, 6]]})
+    card = as_card(manifest)
+    assert call in card and ("not normalised" in card) == (flavour in ("features", "patch-sizes"))
+    assert ("`nx.Preprocessor` makes the inputs of photos" in card) == (flavour != "tower")
+    assert ("with no padding between them" in card) == (flavour == "tower")
+
+
+def test_the_card_claims_no_more_than_is_so() -> None:
+    half = as_card(artifacts.manifest(dtype="bfloat16"))
+    assert "which ONNX Runtime runs on a GPU" in half and "without torch" not in half
+    classes = as_card(artifacts.manifest(model={**artifacts.MODEL, "num_classes": 10}))
+    assert "Features are the logits of the classes" in classes
+    gate = {"passed": True, "judged": "model.onnx", "not_run": "model.plan was built and not run: no GPU"}
+    engine = artifacts.manifest(target="trt", gate=gate)
+    assert "on model.onnx; model.plan was built and not run: no GPU." in as_card(engine)
+    assert "`naflex-gate . --reference MODEL --weights WEIGHTS` judges again" in as_card(engine)
+    known = replace(engine, model={**artifacts.MODEL, "source": {"model": "naflexvit_base_patch16_siglip"}})
+    assert "`naflex-gate .` judges again" in as_card(known)
+
+
+@pytest.mark.full
+@pytest.mark.filterwarnings("ignore:the model is a vision tower:UserWarning")
+def test_what_the_card_says_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = {
+        "sizes": lambda out: nx.export(tiny.flexible(), "onnx", out, [BUCKET], patch_sizes=(4, 6), effort="quick"),
+        "tower": lambda out: nx.export(qwen3_vl(), "onnx", out, [BUCKET], effort="quick"),
+        "tokens": lambda out: nx.export(tiny.siglip(), "onnx", out, [BUCKET], outputs="tokens", effort="quick"),
+        "packed": lambda out: nx.export(tiny.siglip(), "onnx", out, [BUCKET], packed=True, effort="quick"),
+    }
+    for name, export in made.items():
+        monkeypatch.chdir(export(tmp_path / name).path)
+        snippet = Path(CARD).read_text().split("```python\n")[1].split("```")[0]
+        Image.new("RGB", (40, 24), "red").save(tmp_path / "photo.jpg")
+        exec(snippet.replace("photo.jpg", str(tmp_path / "photo.jpg")), {})
+
+
 def test_the_gate_writes_a_card_anew_and_hashes_hold(artifact: Path, tmp_path: Path) -> None:
     old = tmp_path / "old"
     shutil.copytree(artifact, old)
@@ -102,11 +169,13 @@ def test_the_gate_writes_a_card_anew_and_hashes_hold(artifact: Path, tmp_path: P
     Manifest.read(old).write(old)
     assert CARD not in Manifest.read(old).files
     done = CliRunner().invoke(gate_command, [str(old), "--card"])
-    assert done.exit_code == 0, done.output
+    assert done.exit_code == 0 and "README.md (the model card)" in done.output, done.output
     manifest = Manifest.read(old)
     manifest.verify(old)
     assert (old / CARD).read_text() == (artifact / CARD).read_text() and nx.load(old).manifest == manifest
     assert sorted(path.name for path in tmp_path.iterdir()) == ["old"]
+    both = CliRunner().invoke(gate_command, [str(old), "--card", "--report", str(tmp_path / "r.html")])
+    assert both.exit_code == 2 and "--card judges nothing" in both.stderr
     (old / "model.onnx").write_bytes(b"other")
     damaged = CliRunner().invoke(gate_command, [str(old), "--card"])
     assert damaged.exit_code == 2 and "model.onnx" in damaged.stderr
