@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,7 +66,7 @@ class Classifier:
         self._texts = text.encode([template.replace("{}", label) for label in self.labels])
         self._embedder = Embedder(path, device=device, trusted=trusted, verify=verify)
 
-    def __call__(self, photos: Sequence[Photo]) -> Iterator[list[Label] | PhotoError]:
+    def __call__(self, photos: Iterable[Photo]) -> Iterator[list[Label] | PhotoError]:
         """Yield the labels of each photo, the likeliest first; in the place of a bad photo what is wrong with it.
 
         Args:

@@ -15,6 +15,7 @@ from naflex_export.embed.shards import Run, shard_paths
 from naflex_export.embed.sources import Source
 from naflex_export.embed.thumbnail import thumbnail
 from naflex_export.errors import PhotoError, RequestError
+from naflex_export.serving.publish import check_outside_artifacts
 
 ROWS, NEIGHBOURS = 12, 6
 
@@ -67,6 +68,7 @@ def check_sheet(path: Path, out: Path) -> None:
         raise RequestError(f"--contact-sheet {str(path)!r} ends in {path.suffix!r}: expected .html")
     if path.resolve().parent == out.resolve():
         raise RequestError(f"--contact-sheet {str(path)!r} lies among the shards: give a place outside of {str(out)!r}")
+    check_outside_artifacts(path)
 
 
 def write_sheet(path: Path, out: Path, run: Run, source: Source) -> None:

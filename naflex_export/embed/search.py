@@ -153,6 +153,6 @@ def photos_of(result: SearchResult, given: Sequence[Path] = ()) -> Source:
         if os.path.join(base, one.name) != there and (not given or Path(one.name).name != Path(there).name):  # noqa: PTH118
             raise RequestError(
                 f"photo {one.place} was {one.name!r} when the vectors were made, and now it is {there!r}: give the "
-                "photos that were embedded with --photos, or embed these"
+                "photos that were embedded with --photos, embed these, or take --no-sheet for paths alone"
             )
     return source

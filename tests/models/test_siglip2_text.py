@@ -370,10 +370,41 @@ def test_a_bad_photo_is_said_and_the_others_are_classified(artifact: Path, photo
     assert f"{photos / '1.png'}\n" in done.stdout
 
 
+def test_folders_are_classified_photo_by_photo(artifact: Path, photos: Path) -> None:
+    done = run(classify_command, artifact, photos, "--labels", "cat,dog", "--json")
+    assert done.exit_code == 1 and "1 of 8 photos could not be read" in flat(done.stderr)
+    rows = json.loads(done.stdout)
+    assert [Path(row["photo"]).name for row in rows] == [*(f"{number}.png" for number in range(7)), "broken.png"]
+    assert all(("labels" in row) == ("broken" not in row["photo"]) for row in rows)
+    none = run(classify_command, artifact, photos / "1.png", photos / "nowhere.png", "--labels", "cat")
+    assert none.exit_code == 2 and "nowhere.png' cannot be read (it does not exist)" in flat(none.stderr)
+
+
+def test_labels_may_hold_commas_and_come_from_a_file_of_any_editor(
+    artifact: Path, photos: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "labels.txt").write_bytes(b"\xef\xbb\xbfcat\r\n\r\nsalt, pepper\r\n")
+    for options in (["--labels", 'cat, "salt, pepper"'], ["--labels-file", tmp_path / "labels.txt"]):
+        done = run(classify_command, artifact, photos / "1.png", "--json", *options)
+        assert done.exit_code == 0, done.output
+        ((row),) = json.loads(done.stdout)
+        assert sorted(one["label"] for one in row["labels"]) == ["cat", "salt, pepper"]
+
+
+def test_a_page_is_not_written_into_an_artifact(artifact: Path, vectors: Path, photos: Path, tmp_path: Path) -> None:
+    """The artifact would not load any more: its manifest does not list the page."""
+    for inside in (artifact / "found.html", artifact / "text" / "found.html"):
+        for command, given in ((search_command, (vectors, "a cat")), (embed_command, (artifact, photos))):
+            out = () if command is search_command else ("--out", tmp_path / "out")
+            done = run(command, *given, *out, "--contact-sheet", inside)
+            assert done.exit_code == 2 and "lies in the artifact" in flat(done.stderr) and not inside.exists()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--labels", ""], "no label was given"),
+        (["--labels", '"cat, dog'], "a label begins with a quote and does not end with one"),
         (["--labels", "cat,,dog"], "a label is empty"),
         (["--labels", "cat, cat"], "label 'cat' was given 2 times"),
         (["--labels", "cat", "--template", "a photo"], "expected one {}"),
