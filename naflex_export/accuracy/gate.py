@@ -42,7 +42,7 @@ from naflex_export.models.model_sources import weights_sha256
 from naflex_export.models.rounding import refuse_rounded, remark_on_precision, stored_precision
 from naflex_export.precision import FLOAT32, Precision
 from naflex_export.progress import Observer, shown_progress
-from naflex_export.serving.manifest import Manifest
+from naflex_export.serving.manifest import Manifest, refuse_text_tower
 from naflex_export.serving.patch_sizes import PatchSizesRunner
 from naflex_export.serving.runner import Runner
 
@@ -193,8 +193,9 @@ def check_same_weights(reference: nn.Module, manifest: Manifest) -> None:
     """Check that a model has the weights that an artifact was made from.
 
     Raises:
-        RequestError: it has others.
+        RequestError: it has others, or the artifact is the text tower of another.
     """
+    refuse_text_tower(manifest)
     found = weights_sha256(adapter_of(reference).model)
     if manifest.model["weights_sha256"] not in ("", found):  # one that is made in memory may not say it
         raise RequestError(

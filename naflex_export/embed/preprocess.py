@@ -23,7 +23,7 @@ from naflex_export.embed.size_rule import grid_of
 from naflex_export.embed.uint8_resize import resize
 from naflex_export.errors import ArtifactError, InputError, PhotoError, RequestError
 from naflex_export.grid import Grid
-from naflex_export.serving.manifest import Manifest
+from naflex_export.serving.manifest import Manifest, refuse_text_tower
 from naflex_export.serving.packed_format import PACKED
 
 Array = NDArray[Any]
@@ -105,6 +105,7 @@ class Preprocessor:
         Raises:
             ArtifactError, RequestError: as `of`.
         """
+        refuse_text_tower(manifest)
         sizes = manifest.by_patch_size
         if sizes and patch_size not in sizes:
             raise RequestError(

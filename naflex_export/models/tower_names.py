@@ -10,7 +10,7 @@ IMAGE, WITH_TEXT = ("image",), ("image", "text")
 
 
 def check_towers(towers: Any) -> tuple[str, ...]:
-    """Return the towers to export, from a list of their names, or a text with a comma between them.
+    """Return the towers to export, from a list of their names, or a text with a comma between them, in any case.
 
     Args:
         towers: "image", or "image,text".
@@ -18,10 +18,9 @@ def check_towers(towers: Any) -> tuple[str, ...]:
     Raises:
         RequestError: it is neither.
     """
-    given = tuple(name.strip() for name in towers.split(",")) if isinstance(towers, str) else tuple(towers)
+    names = towers.split(",") if isinstance(towers, str) else towers if isinstance(towers, list | tuple) else ()
+    given = tuple(str(name).strip().lower() for name in names)
     if given not in (IMAGE, WITH_TEXT, WITH_TEXT[::-1]):
-        raise RequestError(
-            f"towers={','.join(map(str, given))!r}: expected image, or image,text; a text tower goes beside its image "
-            "tower"
-        )
+        said = ",".join(map(str, towers)) if isinstance(towers, list | tuple) else towers
+        raise RequestError(f"towers={said!r}: expected image, or image,text; a text tower goes beside its image tower")
     return WITH_TEXT if len(given) == 2 else IMAGE

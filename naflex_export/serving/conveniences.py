@@ -1,4 +1,4 @@
-"""What a Runner does around a call: arrays for tensors, other dtypes, large batches, a card of itself."""
+"""What a Runner does around a call: arrays for tensors, other dtypes, large batches."""
 
 from __future__ import annotations
 
@@ -103,33 +103,3 @@ def parts_of(given: Sequence[Any], manifest: Manifest) -> list[tuple[Any, ...]]:
     count = math.ceil(images / largest)
     edges = [images * part // count for part in range(count + 1)]
     return [tuple(one[start:end] for one in given) for start, end in itertools.pairwise(edges)]
-
-
-def card(manifest: Manifest, kind: str, device: torch.device) -> str:
-    """Return what an artifact is in a few lines, as a Runner of it shows itself.
-
-    Args:
-        manifest: its own.
-        kind: of Runner.
-        device: where it runs.
-    """
-    source, gate = manifest.model.get("source", {}), manifest.gate
-    name = source.get("model") or manifest.model.get("architecture") or manifest.model.get("family", "a model")
-    weights = source.get("weights", "")
-    lines = [f"{kind}: {name}, {manifest.target} in {manifest.precision}, on {device}"]
-    lines += [f"  in   {spec}" for spec in manifest.inputs]
-    lines += [f"  out  {spec}" for spec in manifest.outputs]
-    if sizes := ", ".join(map(str, manifest.by_patch_size)):
-        lines.append(f"  patch sizes: {sizes} (run[{next(iter(manifest.by_patch_size))}] is one)")
-    if manifest.text is not None:
-        lines.append(f"  text tower: run.text([...]) gives vectors, scored by {manifest.text['probability']}")
-    lines += [f"  buckets (tokens:least,usual,most images): {'; '.join(map(str, manifest.buckets))}"]
-    if weights:
-        lines.append(f"  weights: {'random, a dry run' if weights == 'random' else weights}")
-    if not gate:
-        lines.append("  gate: no verdict")
-    else:
-        error = gate.get("worst", {}).get("relative_l2")
-        figure = f", worst relative L2 {error:.1e}" if isinstance(error, float) else ""
-        lines.append(f"  gate: {'passed' if gate.get('passed') else 'FAILED'}, on {gate.get('judged', '?')}{figure}")
-    return "\n".join(lines)

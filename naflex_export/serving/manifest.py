@@ -16,10 +16,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from naflex_export.errors import ArtifactError
+from naflex_export.errors import ArtifactError, RequestError
 from naflex_export.grid import Bucket
 from naflex_export.precision import Precision
-from naflex_export.serving.manifest_schema import ENCODER, KINDS, PATCH_SIZES, check_fields
+from naflex_export.serving.manifest_schema import ENCODER, KINDS, PATCH_SIZES, TEXT, check_fields
 from naflex_export.serving.signature import TensorSpec
 
 MANIFEST = "manifest.json"
@@ -196,6 +196,16 @@ class Manifest:
         """Return what lies in a folder and is not listed: files, links, all that is no folder, by path inside."""
         found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not _is_folder(path)}
         return sorted(found - set(self.files) - {MANIFEST})
+
+
+def refuse_text_tower(manifest: Manifest) -> None:
+    """Check that a folder is an artifact by itself.
+
+    Raises:
+        RequestError: it is the text tower in one, which is judged and used with its image tower.
+    """
+    if manifest.kind == TEXT:
+        raise RequestError("the folder is the text tower of an artifact: give the folder that it lies in")
 
 
 def sealed(fields: Mapping[str, Any]) -> dict[str, Any]:

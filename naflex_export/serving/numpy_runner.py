@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from naflex_export.errors import ArtifactError, BackendError, NaflexExportError, RequestError
+from naflex_export.serving.card import card
 from naflex_export.serving.graph_signature import check_graph
 from naflex_export.serving.known_formats import input_format_of
 from naflex_export.serving.manifest import Manifest
@@ -146,6 +147,10 @@ class NumpyRunner(Loaded):
         outputs = [spec.name for spec in self.manifest.outputs]
         made = self._session.run(outputs, {name: np.ascontiguousarray(array) for name, array in given.items()})
         return made[0] if len(made) == 1 else dict(zip(outputs, made, strict=True))
+
+    def __repr__(self) -> str:
+        """Return what the artifact is, what it takes and gives, and what the gate said of it."""
+        return card(self.manifest, type(self).__name__, self._place)
 
     @property
     def text(self) -> TextEncoder:

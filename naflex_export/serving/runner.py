@@ -11,7 +11,8 @@ from torch import Tensor
 
 from naflex_export.errors import RequestError
 from naflex_export.grid import Grid
-from naflex_export.serving.conveniences import are_arrays, as_array, card, cast, from_arrays, parts_of
+from naflex_export.serving.card import card
+from naflex_export.serving.conveniences import are_arrays, as_array, cast, from_arrays, parts_of
 from naflex_export.serving.known_formats import input_format_of
 from naflex_export.serving.manifest import Manifest
 from naflex_export.serving.opened import Loaded

@@ -6,7 +6,7 @@ padded stands in that file.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from naflex_export.errors import ArtifactError, InputError, RequestError
+from naflex_export.serving.card import text_card
 from naflex_export.serving.manifest import Manifest
 from naflex_export.serving.opened import Loaded, VerifiedFolder
 from naflex_export.serving.optional_package import optional_package
@@ -57,6 +58,8 @@ class TokenMaker:
         """
         if isinstance(texts, str):
             raise InputError(f"texts is the text {_shown(texts)}: expected a list of texts, such as [{_shown(texts)}]")
+        if isinstance(texts, bytes | Set | Mapping) or not isinstance(texts, Iterable):
+            raise InputError(f"texts is a {type(texts).__name__}: expected a list of texts")
         listed = list(texts)
         if not listed:
             raise InputError("texts is an empty list: expected at least one text")
@@ -99,6 +102,10 @@ class TextEncoder(Loaded):
         self.manifest: Manifest = folder.manifest
         self.tokens, self.scoring = TokenMaker(folder), scoring
         self._run, self._joined = run, joined
+
+    def __repr__(self) -> str:
+        """Return what the text tower is, how its vectors are scored, and what the gate said of it."""
+        return text_card(self.manifest, self.scoring)
 
     def __call__(self, texts: Sequence[str]) -> Any:
         """Return the vectors [texts, C], as the model gives them: a torch tensor, or an array of `load_numpy`.

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,6 +46,7 @@ from naflex_export.grid import Bucket
 from naflex_export.models import adapter_of
 from naflex_export.models.kept_parts import ModelParts, blocks_of
 from naflex_export.models.text_tower import TextTower
+from naflex_export.models.tower_names import check_towers
 from naflex_export.precision import FLOAT32
 from naflex_export.serving.manifest import Manifest
 from naflex_export.serving.text import TextEncoder
@@ -157,9 +159,16 @@ def test_a_missing_package_or_file_is_named(artifact: Path, tmp_path: Path, monk
 
 @pytest.mark.parametrize(
     ("texts", "message"),
-    [("a cat", r"expected a list of texts, such as \['a cat'\]"), ([], "an empty list"), ([3], "holds a int")],
+    [
+        ("a cat", r"expected a list of texts, such as \['a cat'\]"),
+        ([], "an empty list"),
+        ([3], "holds a int"),
+        (None, "texts is a NoneType: expected a list of texts"),
+        (b"a cat", "texts is a bytes: expected a list of texts"),
+        ({"a cat", "a dog"}, "texts is a set: expected a list of texts"),
+    ],
 )
-def test_what_is_no_list_of_texts_is_refused(artifact: Path, texts: list[str], message: str) -> None:
+def test_what_is_no_list_of_texts_is_refused(artifact: Path, texts: Any, message: str) -> None:
     with pytest.raises(nx.InputError, match=message):
         nx.load(artifact).text(texts)
 
@@ -178,6 +187,8 @@ def test_another_models_tokenizer_or_none_is_refused(model: Siglip2Model, tmp_pa
     refused(small, "and the model has 50 tokens", towers="image,text", tokenizer=str(tmp_path / "large"))
     refused(vision(), "a Siglip2VisionModel has no text tower", towers="image,text")
     refused(model, "towers='text': expected image, or image,text", towers="text")
+    refused(model, "towers=3: expected image, or image,text", towers=3)
+    assert check_towers("Text, IMAGE") == check_towers(["image", "text"]) == ("image", "text")
     refused(model, "no text tower is exported", tokenizer="somewhere")
 
 
@@ -306,6 +317,25 @@ def test_the_text_tower_is_opened_once_and_may_be_scored_against_others(artifact
     assert replace(run.text.scoring, probability="softmax").probabilities(np.eye(2), np.eye(2)).sum() == pytest.approx(
         2
     )
+
+
+def test_a_text_tower_shows_what_it_is(artifact: Path) -> None:
+    run = nx.load(artifact)
+    assert "  text tower: run.text([...]) gives vectors, scored by sigmoid" in repr(run).splitlines()
+    lines = repr(run.text).splitlines()
+    assert lines[0] == "TextEncoder: Siglip2TextModel, onnx in float32"
+    assert "  texts of 16 tokens, longer ones are cut; vectors [texts, 32], not normalised" in lines
+    assert lines[2].startswith("  score: sigmoid of cosine * exp(") and lines[3].startswith("  gate: passed, on ")
+
+
+def test_the_folder_of_a_text_tower_alone_is_said_to_be_one(artifact: Path, model: Siglip2Model, photos: Path) -> None:
+    for call in (
+        lambda: judge_artifact(artifact / "text", model),
+        lambda: nx.gate(nx.load(artifact / "text"), model),
+        lambda: nx.Embedder(artifact / "text"),
+    ):
+        with pytest.raises(nx.RequestError, match="is the text tower of an artifact: give the folder that it lies in"):
+            call()
 
 
 LABELS = ["a cat", "two dogs", "a red bicycle", "soup"]

@@ -44,6 +44,11 @@ def test_a_runner_shows_what_it_is(run: nx.Runner) -> None:
     assert lines[-1].startswith("  gate: passed, on the artifact, on cpu, worst relative L2 ")
 
 
+def test_what_runs_without_torch_shows_itself_likewise(path: Path, run: nx.Runner) -> None:
+    found, expected = repr(nx.load_numpy(path, device="cpu")).splitlines(), repr(run).splitlines()
+    assert found == ["NumpyRunner" + expected[0].removeprefix("OnnxRunner"), *expected[1:]]
+
+
 def test_warmup_runs_each_size_of_each_bucket(run: nx.Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     true, seen = run.execute, []
     monkeypatch.setattr(run, "execute", lambda inputs: (seen.append(tuple(inputs[0].shape)), true(inputs))[1])
