@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import shutil
 import subprocess
 import sys
@@ -511,3 +512,21 @@ def test_a_folder_that_is_none_or_was_moved_says_what_to_do(
     assert others.exit_code == 2 and "give the photos that were embedded with --photos" in flat(others.stderr)
     empty = run(search_command, vectors, " ")
     assert empty.exit_code == 2 and "a query is empty" in flat(empty.stderr)
+
+
+def test_what_the_page_on_zero_shot_says_runs(
+    artifact: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (Path(nx.__file__).parents[1] / "docs" / "zero_shot.md").read_text()
+    shutil.copytree(artifact, tmp_path / "artifacts" / "siglip2")
+    shutil.copytree(photos, tmp_path / "photos")
+    Image.new("RGB", (40, 24), "red").save(tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    commands = {"classify": classify_command, "embed": embed_command, "search": search_command}
+    given = [shlex.split(line) for line in page.split("```sh\n")[1].split("```")[0].splitlines()]
+    assert [words[0] for words in given[:2]] == ["pip", "naflex-export"] and len(given) == 5
+    for name, *arguments in given[2:]:
+        done = run(commands[name.removeprefix("naflex-")], *arguments)
+        assert done.exit_code == 0, done.output
+    assert (tmp_path / "found.html").is_file()
+    exec(page.split("```python\n")[1].split("```")[0], {})
