@@ -128,6 +128,6 @@ class TextExport:
             )
         write(report, inner / "gate" / "report.json")
         draft = dataclasses.replace(draft, gate=verdict(report))
-        describe_onnx(inner, draft)
+        describe_onnx(inner, draft, scoring=self.tower.scoring.fields())
         draft.write(inner)
         return report

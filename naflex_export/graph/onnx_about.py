@@ -21,17 +21,20 @@ PREFIX = "naflex_export."
 """What the names of all properties begin with."""
 
 
-def describe_onnx(folder: Path, manifest: Manifest) -> None:
+def describe_onnx(folder: Path, manifest: Manifest, **more: dict[str, Any]) -> None:
     """Append to an artifact's `model.onnx` what it is; nothing where there is none.
 
     Args:
         folder: the artifact's, its manifest yet to be written.
         manifest: its draft, with the gate's verdict.
+        more: to say, by name, that stands in another manifest.
     """
     path = folder / FILE
     if not path.is_file():
         return
-    properties = onnx_properties(manifest)
+    properties = onnx_properties(manifest) | {
+        PREFIX + name: json.dumps(value, sort_keys=True) for name, value in more.items()
+    }
     said = onnx.ModelProto()
     said.doc_string = onnx_doc(manifest)
     onnx.helper.set_model_props(said, properties)

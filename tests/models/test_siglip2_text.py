@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from click.testing import CliRunner, Result
@@ -110,6 +111,9 @@ def test_the_manifest_says_how_vectors_are_scored_as_the_model_scores_them(
         "normalized": False,
     }
     assert {"text/tokenizer.json", "text/model.onnx", "text/manifest.json"} <= set(manifest.files)
+    graph = onnx.load(artifact / "text" / "model.onnx", load_external_data=False)
+    said = {one.key: one.value for one in graph.metadata_props}
+    assert {"folder": "text", **json.loads(said["naflex_export.scoring"])} == manifest.text  # of a file copied out
     images = torch.randn(3, 32)
     encoder = nx.load(artifact).text
     texts = encoder(["a cat", "a dog"])
