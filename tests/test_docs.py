@@ -122,6 +122,16 @@ class Links(html.parser.HTMLParser):
                 self.anchors.add(value)
 
 
+def unformatted(page: str) -> list[str]:
+    """Return lists, tables and blocks that follow a line of text: GitHub formats them, the site does not."""
+    return [
+        line
+        for paragraph in re.findall(r"<p>(.*?)</p>", page, re.DOTALL)
+        for line in paragraph.splitlines()[1:]
+        if re.match(r"- |\d\. |\| |```", line)
+    ]
+
+
 @pytest.mark.skipif(importlib.util.find_spec("zensical") is None, reason="zensical is of the extra 'docs'")
 def test_the_site_builds_without_warnings_and_its_links_resolve(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "docs", tmp_path / "docs")
@@ -132,6 +142,8 @@ def test_the_site_builds_without_warnings_and_its_links_resolve(tmp_path: Path) 
     site = tmp_path / "site"
     pages = {path.resolve(): Links(path) for path in site.rglob("*.html")}
     for path, page in pages.items():
+        stranded = unformatted(path.read_text(encoding="utf-8"))
+        assert not stranded, f"{path.relative_to(site)}: leave an empty line ahead of {stranded}"
         for link in page.links:
             if re.match(r"[a-z]+:|//", link) or path.name == "404.html":
                 continue

@@ -36,12 +36,17 @@ def page() -> str:
     parts = [HEAD, "## Functions", *(_function(f"nx.{name}", value, "###") for name, value in functions.items())]
     classes["ExportRequest"] = ExportRequest
     parts += ["## Classes", *(part for name, value in sorted(classes.items()) for part in _class(name, value))]
-    parts += ["## Errors", *(f"- `{name}`: {_text(value)}" for name, value in errors.items())]
-    return "\n\n".join(parts).replace("\n\n- `", "\n- `").replace("## Errors\n-", "## Errors\n\n-") + "\n"
+    parts += ["## Errors", "\n".join(f"- `{name}`: {_text(value)}" for name, value in errors.items())]
+    return "\n\n".join(part.strip("\n") for part in parts) + "\n"
+
+
+RESULTS = ("Artifact", "CompareReport", "CompiledModel", "GateReport", "NumpyRunner", "PatchSizesRunner", "Runner")
+RESULTS += ("TextEncoder",)
+"""Classes that functions return and nobody calls: their own signatures are left out."""
 
 
 def _class(name: str, value: type) -> Iterator[str]:
-    yield f"### {name}\n\n{_text(value)}"
+    yield f"### {name}\n\n{_text(value)}" if name in RESULTS else _function(name, value, "###")
     for member in sorted(vars(value)):
         found = inspect.getattr_static(value, member)
         function = found.__func__ if isinstance(found, classmethod | staticmethod) else found
@@ -54,17 +59,16 @@ def _class(name: str, value: type) -> Iterator[str]:
 
 
 def _function(name: str, function: Any, level: str) -> str:
-    signature = (
-        str(_plain(inspect.signature(function))).replace("(self, ", "(").replace("(self)", "()").replace("(cls, ", "(")
-    )
-    lines = f"{name}{signature}"
+    signature = str(_plain(inspect.signature(function)))
+    signature = signature.replace("(self, ", "(").replace("(self)", "()").replace("(cls, ", "(")
+    lines = f"{name}{signature.removesuffix(' -> None') if inspect.isclass(function) else signature}"
     if len(lines) > 100:
         lines = re.sub(r"\((.*)\)( -> .*)?$", _one_a_line, lines, count=1, flags=re.DOTALL)
     return f"{level} {name}\n\n```python\n{lines}\n```\n\n{_text(function)}"
 
 
-class _Annotation(str):
-    """An annotation as it is written, without quotes."""
+class _Written(str):
+    """An annotation or a default as it is written in code, without quotes."""
 
     __slots__ = ()
 
@@ -73,12 +77,23 @@ class _Annotation(str):
 
 
 def _plain(signature: inspect.Signature) -> inspect.Signature:
+    """Return a signature whose annotations and defaults read as they do in code."""
     parameters = [
-        one if one.annotation is one.empty else one.replace(annotation=_Annotation(one.annotation))
+        one.replace(annotation=_annotation(one.annotation), default=_default(one.default))
         for one in signature.parameters.values()
     ]
-    result = signature.return_annotation
-    return inspect.Signature(parameters, return_annotation=_Annotation(result) if isinstance(result, str) else result)
+    return inspect.Signature(parameters, return_annotation=_annotation(signature.return_annotation))
+
+
+def _annotation(value: Any) -> Any:
+    value = getattr(value, "__forward_arg__", value)
+    return _Written(value) if isinstance(value, str) else value
+
+
+def _default(value: Any) -> Any:
+    if inspect.isbuiltin(value):
+        return _Written(f"{value.__module__}.{value.__name__}")
+    return _Written("...") if repr(value) == "<factory>" else value
 
 
 def _one_a_line(found: re.Match[str]) -> str:

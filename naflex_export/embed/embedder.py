@@ -52,6 +52,8 @@ class Embedded:
 class Embedder(Loaded):
     """Embeds photos with an artifact. An ONNX artifact in float32 or float16 needs no torch.
 
+    Vectors are the model's features as it gives them, of any length: bring them to length 1 to compare directions.
+
     Args:
         path: the artifact's folder.
         device: where to run; as for `load`.

@@ -129,7 +129,10 @@ class Preprocessor:
         return cls(preprocessing, names, manifest.dtype, most, **policy)
 
     def __call__(self, photos: Iterable[Photo], tokens: int | None = None) -> dict[str, Array]:
-        """Return photos as one batch of the artifact's inputs, by name.
+        """Return photos as one batch of the artifact's inputs, by name: what a Runner takes, with zeros for padding.
+
+        The shapes and dtypes are those of the manifest's `inputs`, with patches of the artifact's dtype (float32 for
+        bfloat16, which numpy has not) and all other inputs as integers or bool.
 
         Args:
             photos: paths, bytes, PIL images or numpy arrays (uint8, [height, width, 3] as RGB, or grey, or RGBA).
@@ -137,6 +140,7 @@ class Preprocessor:
 
         Raises:
             PhotoError: one cannot be read; the message says which.
+            RequestError: it is a single photo and no list of them.
         """
         if isinstance(photos, str | bytes | os.PathLike | Image.Image):
             raise RequestError("photos is a single one: expected a list, such as [photo]")

@@ -130,6 +130,7 @@ class NumpyRunner(Loaded):
 
         Args:
             inputs: arrays of the manifest's `inputs`, in that order, or one mapping by name, as of a `Preprocessor`.
+                Their shapes and dtypes are those that a `Runner` takes as tensors.
             named: the same arrays, by name.
 
         Raises:

@@ -17,9 +17,12 @@ from naflex_export.serving.packed_format import PACKED, offsets_of, positions_of
 
 
 def pack(batches: Any) -> dict[str, Tensor]:
-    """Return padded batches as one pack, by the names of `PackedFormat`: all images one after the other, unpadded.
+    """Return padded batches as one pack, by name: all images one after the other, unpadded.
 
-    Gradients flow through patches, as through any copy.
+    `patches` [T, D] keep their dtype; the rest is int64: `patch_coord` [T, 2] as (y, x), `grids` [B, 2] as (height,
+    width) in patches, `offsets` [B + 1] of each image's first token, from 0 to T, and `positions` [N], counting from 0
+    to the longest image's tokens. T are the valid tokens of all B images. Gradients flow through patches, as through
+    any copy.
 
     Args:
         batches: a padded batch or a list of several: three tensors in timm's order, or a mapping of timm's names

@@ -150,7 +150,11 @@ class Runner(Loaded, ABC):
         return self.manifest
 
     def check(self, *inputs: Tensor) -> None:
-        """Check inputs as a call does, without running anything."""
+        """Check inputs as a call does, without running anything.
+
+        Raises:
+            InputError: they are not what the artifact accepts.
+        """
         specs = self.manifest_for(inputs).inputs
         self.input_format.check_sizes(check_inputs(specs, inputs, TENSORS), self.manifest.buckets)
         if self.check_inputs:

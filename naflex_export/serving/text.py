@@ -108,7 +108,9 @@ class TextEncoder(Loaded):
         return text_card(self.manifest, self.scoring)
 
     def __call__(self, texts: Sequence[str]) -> Any:
-        """Return the vectors [texts, C], as the model gives them: a torch tensor, or an array of `load_numpy`.
+        """Return the vectors [texts, C], as the model gives them, of any length and in the artifact's dtype.
+
+        They are a torch tensor, or a numpy array of `load_numpy`.
 
         Args:
             texts: a list of them, as many as there are; each is cut to the tokens that the model takes.

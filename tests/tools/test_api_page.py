@@ -15,3 +15,17 @@ def test_every_public_name_has_its_place() -> None:
     page = api_page.page()
     for name in nx.__all__:
         assert f"### nx.{name}\n" in page or f"### {name}\n" in page or f"- `{name}`: " in page
+
+
+def test_what_callers_make_shows_what_it_takes_and_its_defaults() -> None:
+    page = api_page.page()
+    assert "Bucket(tokens: int = 256, batch: tuple[int, int, int] = (1, 8, 32))\n" in page
+    assert "Grid(height: int, width: int)\n" in page
+    assert "    clock: Callable[[], float] = time.monotonic,\n" in page
+    assert set(api_page.RESULTS) < set(nx.__all__) and "\nRunner(" not in page
+    assert "<" not in "".join(page.split("```")[1::2])  # no object of Python's, as it prints itself
+
+
+def test_sections_are_lists() -> None:
+    """The site takes lines for a list only behind an empty line."""
+    assert "**Args**\n\n- `model`: " in api_page.page()
