@@ -108,7 +108,7 @@ def page(results: Results) -> str:
         "`tools/gpu_suite.sh` is one command that measures all that a GPU is needed for.",
         "## The embedding",
         EMBED.strip(),
-        *([f"![Cost against batch size and tokens]({PLOT.name})"] if PLOT.exists() else []),
+        *([f"[![Cost against batch size and tokens]({PLOT.name})]({PLOT.name})"] if PLOT.exists() else []),
         *machines(results.embed, embed_tables),
         "## A whole encoder",
         ENCODER.strip(),
@@ -155,7 +155,7 @@ def summary(results: Results) -> str:
                 ],
             ),
             "(-: not measured. timm's loop copies the whole gradient for each image, so a large batch costs more.)",
-            f"![Cost against batch size and tokens]({PLOT.name})",
+            f"[![Cost against batch size and tokens]({PLOT.name})]({PLOT.name})",
         ]
     encoder = [row for row in newest_machine(results.encoder) if row["grids"] == "naflex"]
     if encoder:

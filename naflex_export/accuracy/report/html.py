@@ -44,7 +44,7 @@ from naflex_export.accuracy.results import GateReport, Location, PrecisionSearch
 
 
 def as_html(report: GateReport) -> str:
-    """Return the report as a page: the verdict, what failed and where, three drawings, and the tables behind them."""
+    """Return the report as a page: the verdict, where it fails and what, three drawings, and the tables behind them."""
     verdict = "passed" if report.passed else "FAILED"
     about = f" \N{EN DASH} {report.artifact.model}, {report.artifact.target}" if report.artifact else ""
     main = tag(
@@ -52,9 +52,9 @@ def as_html(report: GateReport) -> str:
         _banner(report, verdict),
         *(tag("p", text, class_="warning") for text in warnings(report)),
         tag("dl", *(part for name, text in facts(report) for part in (tag("dt", name), tag("dd", text)))),
-        *_failures(report),
         *_diagnosis(report),
         *_first_deviation(report),
+        *_failures(report),
         *_search(report.search),
         *_limits(report),
         *_error_by_grid(report),

@@ -55,16 +55,17 @@ def as_markdown(report: GateReport) -> str:
 
 
 def _failures(report: GateReport) -> list[str]:
-    """Return what failed, where it begins to, and how to run it again."""
-    lines = [f"- {_text(failure)}" for failure in report.failures]
-    found = [*lines[:MOST_LINES], ""] if lines else []
-    if lines[MOST_LINES:]:
-        found += _folded(f"{len(lines) - MOST_LINES} more", lines[MOST_LINES:])
+    """Return where it begins to fail, which many cases would hide below them; these; and how to run them again."""
     located, command = location_line(report), rerun_command(report)
+    found: list[str] = []
     if report.diagnosis:
         found += [f"**Diagnosis:** {_text(report.diagnosis.removeprefix('diagnosis: '))}", ""]
     if located:
         found += [f"**First deviation:** {_text(located.removeprefix('first deviation: '))}", ""]
+    lines = [f"- {_text(failure)}" for failure in report.failures]
+    found += [*lines[:MOST_LINES], ""] if lines else []
+    if lines[MOST_LINES:]:
+        found += _folded(f"{len(lines) - MOST_LINES} more", lines[MOST_LINES:])
     if command:
         found += [rerun_line(report), "", "```sh", clean(command), "```", ""]
     return found

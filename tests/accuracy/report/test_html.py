@@ -114,7 +114,7 @@ def test_the_verdict_comes_first_and_says_why() -> None:
     assert passed.index("Accuracy gate: passed") < passed.index("Worst of all cases")
     assert "2 of 2 cases are within the limits of float32; 1 of 1 invariances hold." in passed
     assert "What failed" not in passed and "FAIL" not in passed
-    order = ["Accuracy gate: FAILED", "Judged instead", "What failed", "First deviation", "Error by grid", "Cases"]
+    order = ["Accuracy gate: FAILED", "Judged instead", "First deviation", "What failed", "Error by grid", "Cases"]
     assert sorted(order, key=failed.index) == order
     for line in reports.failing().failures:
         assert line in failed

@@ -68,7 +68,7 @@ def test_markdown_begins_with_what_matters() -> None:
     passed, failed = as_markdown(reports.passing()), as_markdown(reports.failing())
     assert passed.startswith("### Accuracy gate: passed\n\n2 of 2 cases are within the limits of float32;")
     assert "FAIL" not in passed
-    order = ["**FAILED**", "> Not run: no GPU is here", "- photos-24-0: the candidate raised", "**First deviation:**"]
+    order = ["**FAILED**", "> Not run: no GPU is here", "**First deviation:**", "- photos-24-0: the candidate raised"]
     order += [
         "--case mixed-24-seed0",
         "| `max_share`: largest difference",
