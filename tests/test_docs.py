@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from naflex_export.cli import supervised
 from naflex_export.models.model_sources import randomize
 
 ROOT = Path(nx.__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 CREATE = timm.create_model
 NAMED = [page.relative_to(ROOT).as_posix() for page in PAGES]
@@ -43,7 +45,8 @@ def headings(page: Path) -> set[str]:
 
 
 def blocks(page: Path, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    return [text for named, text in found if named == language]
 
 
 @pytest.mark.parametrize("name", NAMED)
@@ -91,6 +94,31 @@ def test_python_snippets_parse_and_name_what_is_public(name: str) -> None:
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "nx":
                 assert hasattr(nx, node.attr), f"{name}: nx.{node.attr}"
+
+
+EXTRAS = re.compile(r"(?:naflex_export|\.)\[([a-z,]+)\]")
+
+
+def installed(text: str) -> list[str]:
+    """Return what the `pip install` commands of a text take: their words."""
+    parts = [part.partition("pip install ")[2] for part in re.split("&&|\n", text)]
+    return [word for part in parts for word in shlex.split(part, comments=True)]
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_installs_take_the_package_from_where_it_is(name: str) -> None:
+    """No index holds it: a checkout does. In text, `naflex_export[EXTRA]` adds to what is installed already."""
+    page = ROOT / name
+    shown = installed("\n".join([*blocks(page, "sh"), *blocks(page, "")]))
+    assert not [word for word in shown if word.startswith("naflex_export")]
+    assert "naflex_export" not in installed("\n".join(re.findall(r"`([^`\n]+)`", page.read_text(encoding="utf-8"))))
+
+
+def test_the_extras_that_are_named_exist() -> None:
+    declared = set(PROJECT["project"]["optional-dependencies"])
+    for path in [*PAGES, *(ROOT / "naflex_export").rglob("*.py"), *(ROOT / "tools").glob("*.py")]:
+        for named in EXTRAS.findall(path.read_text(encoding="utf-8")):
+            assert set(named.split(",")) <= declared, f"{path.name}: [{named}]"
 
 
 def test_errors_name_an_answer_and_answers_an_error() -> None:
