@@ -198,7 +198,8 @@ def _sent(url: str, body: Body | None = None) -> str:
                 if time.monotonic() > end or len(parts) > MOST_PARTS:
                     raise NoAnswerError(f"the reply had no end after {sum(map(len, parts))} bytes")
     except urllib.error.HTTPError as error:
-        said = error.read(1000).decode(errors="replace").strip()
+        with error:  # it holds the connection
+            said = error.read(1000).decode(errors="replace").strip()
         raise ValueError(f"status {error.code}: {said[:300]}") from error
     except OSError as error:
         raise NoAnswerError(f"no reply: {error}") from error
