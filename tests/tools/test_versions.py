@@ -33,3 +33,9 @@ def test_a_release_says_what_became_of_each_configuration(monkeypatch: pytest.Mo
     assert check_versions._outcome("timm: wrong", lambda: make({}))["outcome"] == "fails"
     broken = check_versions._outcome("timm: broken", lambda: nn.Linear(2, torch.tensor(1.5)))  # type: ignore[arg-type]
     assert broken["outcome"] == "eager fails" and "TypeError" in broken["why"]
+
+
+def test_releases_of_python_have_rows_of_their_own() -> None:
+    rows = record.read(check_versions.ROWS)
+    text = check_versions.page(rows)
+    assert [python for python in ("3.13", "3.14") if f"| here | {python} | 2.14.1 |" not in text] == []
