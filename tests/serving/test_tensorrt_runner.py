@@ -155,6 +155,18 @@ def test_inputs_may_be_gone_before_the_engine_runs(runner: TensorRTRunner, gpu: 
     assert_close(gpu.read(*found), given)
 
 
+def test_a_call_waits_for_its_inputs_whichever_stream_a_gpu_works_on_first(
+    runner: TensorRTRunner, gpu: StrictGpu, world: World
+) -> None:
+    given = inputs(*SMALL)
+    before = (given[0].flip(0), *given[1:])  # of one shape, so that the second call replays what the first captured
+    runner.execute(tuple(map(gpu.given, before)))
+    found = runner.execute(tuple(map(gpu.given, given)))
+    for stream in reversed(list(world.streams.values())):  # the caller's is the first
+        stream.synchronize()
+    assert_close(gpu.read(*found), given)
+
+
 def test_outputs_may_be_gone_before_what_reads_them_runs(runner: TensorRTRunner, gpu: StrictGpu) -> None:
     given = inputs(*SMALL)
     features, tokens = runner.execute(tuple(map(gpu.given, given)))
