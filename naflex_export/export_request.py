@@ -7,16 +7,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from naflex_export.accuracy.cases import CaseSelection
-from naflex_export.accuracy.efforts import STANDARD
+from naflex_export.accuracy.efforts import STANDARD, CaseSelection
+from naflex_export.accuracy.photos import LEAST, check_folder
 from naflex_export.errors import RequestError
 from naflex_export.graph.build_settings import BuildSettings
 from naflex_export.grid import Bucket, check_buckets, check_patch_sizes
+from naflex_export.models.output_names import check_outputs
 from naflex_export.models.preprocessing import settings_of
 from naflex_export.models.tower_names import IMAGE, check_towers
 from naflex_export.precision import FLOAT32, Precision
 from naflex_export.serving.publish import check_destination, check_writable, named
-from naflex_export.targets import target_named, target_word
+from naflex_export.targets import OPSETS, check_target, target_word
 
 
 @dataclass(frozen=True)
@@ -80,12 +81,14 @@ class ExportRequest:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "target", target_word(self.target))
-        target_named(self.target)
+        check_target(self.target)
         object.__setattr__(self, "precision", self.precision.for_target(self.target))
         object.__setattr__(self, "out", named(self.out))
         object.__setattr__(self, "buckets", check_buckets(self.buckets))
         if self.patch_sizes is not None:
             object.__setattr__(self, "patch_sizes", check_patch_sizes(self.patch_sizes))
+        if self.outputs is not None:
+            check_outputs(self.outputs)
         if not isinstance(self.upscale, bool):
             raise RequestError(f"upscale={self.upscale!r}: expected True or False")
         object.__setattr__(self, "towers", check_towers(self.towers))
@@ -134,6 +137,15 @@ def check_request(request: ExportRequest) -> None:
             "--compile-cache out"
         )
     check_opset(request)
+    if request.packed:
+        refuse_quantized(request.precision, packed=True)
+    if request.precision.quantized and request.images is None:
+        raise RequestError(
+            f"dtype {request.precision.quantized!r} is calibrated on photos of yours, and none were given: expected a "
+            f"folder of {LEAST} or more, like those that will be served, as images, on the command line --images"
+        )
+    if request.images is not None:
+        check_folder(request.images)
     if request.keep_rejected:
         if request.patch_sizes is not None:
             raise RequestError(
@@ -149,7 +161,7 @@ def check_opset(request: ExportRequest) -> None:
     Raises:
         RequestError: it cannot; the message says which can.
     """
-    opset, known = request.settings.opset, target_named(request.target).OPSETS
+    opset, known = request.settings.opset, OPSETS.get(request.target, range(0))
     if opset is None or opset in known:
         return
     if not known:

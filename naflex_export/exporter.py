@@ -181,7 +181,7 @@ class Exporter:
         self.adapters = {
             size: adapter_of(model, size).prepared_by(request.preprocessing) for size in request.patch_sizes or (None,)
         }
-        if request.precision.quantized:
+        if request.precision.quantized and request.images is not None:
             check_photos(request.precision, request.images, self.photos)
             require_modelopt()
         self.text: TextExport | None = None

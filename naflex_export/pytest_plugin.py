@@ -40,7 +40,7 @@ def accuracy_gate() -> Callable[..., GateReport]:
     """
 
     def judge(candidate: Any, reference: nn.Module, **options: Any) -> GateReport:
-        from naflex_export.accuracy.cases import CaseSelection
+        from naflex_export.accuracy.efforts import CaseSelection
         from naflex_export.accuracy.gate import gate
         from naflex_export.accuracy.judge_artifact import JudgeRequest, judge_artifact
         from naflex_export.errors import GateFailure

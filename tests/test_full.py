@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from naflex_export.accuracy.cases import CaseSelection, cases_of
+from naflex_export.accuracy.cases import cases_of
+from naflex_export.accuracy.efforts import CaseSelection
 from naflex_export.cli.export import export_command
 from naflex_export.cli.gate import gate_command
 from naflex_export.grid import Bucket

@@ -25,7 +25,7 @@ import onnx_ir as ir
 import torch
 
 import naflex_export as nx
-from naflex_export.accuracy.cases import CaseSelection
+from naflex_export.accuracy.efforts import CaseSelection
 from naflex_export.accuracy.invariances import MASKING, MOVED
 from naflex_export.accuracy.judge_artifact import JudgeRequest, judge_artifact
 from naflex_export.accuracy.metrics import Limits

@@ -5,35 +5,28 @@ from __future__ import annotations
 from itertools import islice
 from pathlib import Path
 
-from naflex_export.accuracy.neighbours import FEWEST
-from naflex_export.accuracy.photos import Photos, every_other, photo_batches
+from naflex_export.accuracy.photos import LEAST, Photos, every_other, photo_batches
 from naflex_export.errors import RequestError
 from naflex_export.graph.calibration import Calibration
 from naflex_export.graph.program import Program
 from naflex_export.models.adapter import ModelAdapter
 from naflex_export.precision import Precision
 
-LEAST = 2 * FEWEST
 MOST = 256
 """Photos to calibrate on: a range is known from a few hundred."""
 
 
-def check_photos(precision: Precision, folder: Path | None, photos: Photos) -> None:
+def check_photos(precision: Precision, folder: Path, photos: Photos) -> None:
     """Check that there are photos enough to calibrate on.
 
     Args:
         precision: in which layers are quantized.
-        folder: that was given.
+        folder: of the photos.
         photos: that are in it.
 
     Raises:
-        RequestError: there are too few, or none were given.
+        RequestError: there are too few.
     """
-    if folder is None:
-        raise RequestError(
-            f"dtype {precision.quantized!r} is calibrated on photos of yours, and none were given: expected a folder "
-            f"of {LEAST} or more, like those that will be served, as images, on the command line --images"
-        )
     if len(photos.images) < LEAST:
         skipped = "".join(f"; {name} is left out: {why}" for name, why in islice(photos.skipped.items(), 3))
         more = f"; {len(photos.skipped) - 3} more are" if len(photos.skipped) > 3 else ""

@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
-import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 from naflex_export.accuracy.case_contents import BLACK, CONTENTS, with_contents, with_holes
 from naflex_export.accuracy.case_grids import SEVERAL, plan_of, plans_of, sizes_of_cases
@@ -19,41 +17,15 @@ from naflex_export.accuracy.efforts import (
     QUICK_KINDS,
     SAMPLED,
     SPREAD,
-    STANDARD,
     SURVEYED,
     THOROUGH,
+    CaseSelection,
 )
 from naflex_export.accuracy.photos import photos_name
 from naflex_export.accuracy.sampling import drawn_freely, sample
 from naflex_export.batch import Batch, noise_batch
 from naflex_export.errors import RequestError
-from naflex_export.grid import SEEDS, Bucket
-
-
-@dataclass(frozen=True)
-class CaseSelection:
-    """Which cases to judge on.
-
-    Attributes:
-        seed: of the generated batches.
-        effort: of `EFFORTS`.
-        only: names of the cases to run again, such as `mixed-256-seed3`; these say their seeds themselves.
-        fresh_seed: of the batches that are drawn anew in each run, so that no candidate can know them.
-
-    Raises:
-        RequestError: the effort is unknown, or the seed none.
-    """
-
-    seed: int = 0
-    effort: str = STANDARD
-    only: tuple[str, ...] = ()
-    fresh_seed: int = field(default_factory=lambda: secrets.randbelow(10**6), compare=False)
-
-    def __post_init__(self) -> None:
-        if self.effort not in EFFORTS:
-            raise RequestError(f"effort {self.effort!r} is unknown: expected one of {', '.join(EFFORTS)}")
-        if not 0 <= self.seed < SEEDS:
-            raise RequestError(f"seed {self.seed!r}: expected a whole number from 0 to {SEEDS - 1}")
+from naflex_export.grid import Bucket
 
 
 def cases_of(bucket: Bucket, selection: CaseSelection, num_photos: int) -> list[str]:

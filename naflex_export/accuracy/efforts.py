@@ -1,10 +1,13 @@
-"""Efforts: which kinds of generated batches to judge on, and how many of each."""
+"""Efforts: which kinds of generated batches to judge on, and how many of each. It needs no torch."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import secrets
+from dataclasses import dataclass, field, replace
 
 from naflex_export.accuracy.sampling import Budget
+from naflex_export.errors import RequestError
+from naflex_export.grid import SEEDS
 
 EVERY_GRID = "every-grid"
 
@@ -85,3 +88,29 @@ def difference_from_standard(name: str) -> str:
     if effort.sampled != standard.sampled:
         said.append("a larger sample of all sizes" if effort.sampled else "no sample of all sizes")
     return "; ".join(said)
+
+
+@dataclass(frozen=True)
+class CaseSelection:
+    """Which cases to judge on.
+
+    Attributes:
+        seed: of the generated batches.
+        effort: of `EFFORTS`.
+        only: names of the cases to run again, such as `mixed-256-seed3`; these say their seeds themselves.
+        fresh_seed: of the batches that are drawn anew in each run, so that no candidate can know them.
+
+    Raises:
+        RequestError: the effort is unknown, or the seed none.
+    """
+
+    seed: int = 0
+    effort: str = STANDARD
+    only: tuple[str, ...] = ()
+    fresh_seed: int = field(default_factory=lambda: secrets.randbelow(10**6), compare=False)
+
+    def __post_init__(self) -> None:
+        if self.effort not in EFFORTS:
+            raise RequestError(f"effort {self.effort!r} is unknown: expected one of {', '.join(EFFORTS)}")
+        if not 0 <= self.seed < SEEDS:
+            raise RequestError(f"seed {self.seed!r}: expected a whole number from 0 to {SEEDS - 1}")

@@ -20,15 +20,15 @@ from typing import Any
 from torch import Tensor, nn
 
 from naflex_export.accuracy.candidate_fault import fault_of
-from naflex_export.accuracy.cases import CaseSelection, cases_of, generated_batch
+from naflex_export.accuracy.cases import cases_of, generated_batch
 from naflex_export.accuracy.comparison import Candidate, Comparison, EagerOutputs
-from naflex_export.accuracy.efforts import EFFORTS
+from naflex_export.accuracy.efforts import EFFORTS, CaseSelection
 from naflex_export.accuracy.gpu_rounding import with_gpu_rounding
 from naflex_export.accuracy.invariances import check_invariances
 from naflex_export.accuracy.locate import first_deviation
-from naflex_export.accuracy.neighbours import FEWEST, LEAST_RECALL, MOST, neighbours_of
+from naflex_export.accuracy.neighbours import LEAST_RECALL, MOST, neighbours_of
 from naflex_export.accuracy.parts import merged, selections_by_part
-from naflex_export.accuracy.photos import Photos, every_other, photo_batches, photos_for
+from naflex_export.accuracy.photos import FEWEST, Photos, every_other, photo_batches, photos_for
 from naflex_export.accuracy.results import ArtifactSummary, GateReport, Neighbours
 from naflex_export.accuracy.survey import survey
 from naflex_export.accuracy.tally import Tally

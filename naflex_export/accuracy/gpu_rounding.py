@@ -10,8 +10,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeVar
 
-from naflex_export.accuracy.cases import CaseSelection, is_quick
+from naflex_export.accuracy.cases import is_quick
 from naflex_export.accuracy.comparison import EagerOutputs
+from naflex_export.accuracy.efforts import CaseSelection
 from naflex_export.accuracy.parts import ROUNDED, merged, selections_by_part
 from naflex_export.accuracy.results import GateReport
 from naflex_export.serving.runner import Runner

@@ -10,8 +10,8 @@ from pathlib import Path
 from torch import nn
 
 from naflex_export.accuracy import golden
-from naflex_export.accuracy.cases import CaseSelection
 from naflex_export.accuracy.comparison import EagerOutputs
+from naflex_export.accuracy.efforts import CaseSelection
 from naflex_export.accuracy.gate import GateSettings, artifact_on, check_same_weights, judge, summary_of
 from naflex_export.accuracy.gpu_rounding import with_gpu_rounding
 from naflex_export.accuracy.parts import merged, selections_by_part

@@ -13,11 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from naflex_export.accuracy.photos import FEWEST
 from naflex_export.accuracy.results import Neighbours
 from naflex_export.batch import Batch
-
-FEWEST = 8
-"""Photos that are searched among: of fewer, one neighbour that changes is too large a part."""
 
 MOST = 256
 """Photos that are searched among: each runs through the reference, too."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from naflex_export.accuracy.cases import CaseSelection
+from naflex_export.accuracy.efforts import CaseSelection
 from naflex_export.accuracy.results import GateReport, Location, Neighbours, Survey
 from naflex_export.errors import RequestError
 

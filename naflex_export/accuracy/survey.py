@@ -19,9 +19,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from naflex_export.accuracy.cases import CaseSelection, generated_batch, survey_names
+from naflex_export.accuracy.cases import generated_batch, survey_names
 from naflex_export.accuracy.comparison import Comparison
-from naflex_export.accuracy.efforts import EFFORTS, HOLES
+from naflex_export.accuracy.efforts import EFFORTS, HOLES, CaseSelection
 from naflex_export.accuracy.invariances import Invariance, check_invariances
 from naflex_export.accuracy.results import CellCount, Survey
 from naflex_export.accuracy.sampling import Sizes, cells_of, covered_by

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from naflex_export.accuracy.cases import CaseSelection
+from naflex_export.accuracy.efforts import CaseSelection
 from naflex_export.batch import Batch
 from naflex_export.grid import Bucket, Grid
 from naflex_export.models.text_tower import TextTower

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from naflex_export.accuracy.cases import CaseSelection
 from naflex_export.accuracy.comparison import Comparison, EagerOutputs
+from naflex_export.accuracy.efforts import CaseSelection
 from naflex_export.accuracy.gate import GateSettings
 from naflex_export.accuracy.invariances import Invariance
 from naflex_export.accuracy.locate import first_deviation

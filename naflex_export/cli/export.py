@@ -251,12 +251,14 @@ def export_command(
     Exit codes: 0 done and passed, 1 the gate failed, 2 the request was wrong, 3 a backend or device is missing,
     70 something unexpected, 130 and 143 interrupted.
     """
-    from naflex_export.models.checkpoint_paths import check_weights
+    from naflex_export.accuracy.efforts import STANDARD
+    from naflex_export.export_request import ExportRequest, check_request
+    from naflex_export.graph.build_settings import BuildSettings
     from naflex_export.models.model_args import parse_model_args
+    from naflex_export.models.model_sources import ModelSource
     from naflex_export.models.preprocessing import settings_of
     from naflex_export.models.tower_names import check_towers
     from naflex_export.server.triton_repository import check_repository
-    from naflex_export.serving.publish import check_destination, check_writable
 
     meant = understood(model)
     model = meant.name
@@ -268,25 +270,12 @@ def export_command(
     asked_towers, arguments = check_towers(towers), parse_model_args(model_args)
     settings = None if preprocessing is None else settings_of(preprocessing)
     folders = _folders(folder, model, asked_for)
-    for one in folders:
-        check_destination(one)
-        check_writable(one)
     if repository is not None and sizes is not None:
         raise RequestError("--triton and --patch-size were both given: a model of Triton's has one patch size")
     if repository is not None and len(asked_for) > 1:
         raise RequestError(f"--triton and {len(asked_for)} artifacts were asked for: give one target and one dtype")
     if repository is not None:
         check_repository(repository, folders[0].resolve().name)
-    check_weights(weights, model)
-    begin(f"{model} to {targets.replace(',', ', ')} in {dtypes.replace(',', ', ')}")
-
-    from naflex_export.accuracy.efforts import STANDARD
-    from naflex_export.cli.console import print_note, spoken_on_stderr
-    from naflex_export.export_request import ExportRequest
-    from naflex_export.graph.build_settings import BuildSettings
-    from naflex_export.models.model_sources import ModelSource
-
-    quiet_libraries(verbose)
     source = ModelSource(model, weights, seed, sizes is not None, arguments, state)
     source.check()
     requests = [
@@ -312,26 +301,21 @@ def export_command(
         )
         for (target, precision), one in zip(asked_for, folders, strict=True)
     ]
-    _check_machine(requests)
+    for request in requests:
+        check_request(request)
+    begin(f"{model} to {targets.replace(',', ', ')} in {dtypes.replace(',', ', ')}")
+
+    from naflex_export.cli.console import print_note, spoken_on_stderr
+
+    quiet_libraries(verbose)
+    for target in dict.fromkeys(request.target for request in requests):
+        target_named(target).require_build()
     if meant.note:
         print_note(meant.note)
     if weights == "random":
         print_note("a dry run; the artifact computes nothing of use", "random weights")
     with spoken_on_stderr(for_programs):
         _export(source, requests, repository, for_programs=for_programs, dry_run=dry_run)
-
-
-def _check_machine(requests: list[ExportRequest]) -> None:
-    """Check what else can be checked ahead of the model: photos, and what building takes."""
-    from naflex_export.accuracy.photos import photos_for
-    from naflex_export.export_request import check_opset
-
-    for request in requests:
-        target_named(request.target).require_build()
-        check_opset(request)
-    first = requests[0]
-    if first.images is not None and not first.images.is_dir():
-        photos_for("", first.images)  # which says what is wrong with it
 
 
 def _export(

@@ -142,8 +142,7 @@ def gate_command(
     if card:
         _renew_card(artifact)
         return
-    from naflex_export.accuracy.cases import CaseSelection
-    from naflex_export.accuracy.efforts import STANDARD
+    from naflex_export.accuracy.efforts import STANDARD, CaseSelection
     from naflex_export.accuracy.judge_artifact import JudgeRequest, judge_artifact
     from naflex_export.accuracy.report.formats import write
     from naflex_export.cli.console import err, out, print_report, print_written

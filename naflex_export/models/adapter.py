@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from torch import Tensor, nn
 
-from naflex_export.errors import RequestError, UnsupportedModelError
+from naflex_export.errors import UnsupportedModelError
 from naflex_export.models.copies import replaced_methods
 from naflex_export.models.encoder_adapter import EncoderAdapter
 from naflex_export.models.original import Original
@@ -188,14 +188,3 @@ def refuse_replaced(module: nn.Module, methods: Collection[str], name: str) -> N
             f"{name}.{found[0]} was replaced on the instance, by a {type(vars(module)[found[0]]).__qualname__}: what "
             f"it does to the position embedding cannot be known; expected {type(module).__qualname__}'s own method"
         )
-
-
-def check_outputs(outputs: tuple[str, ...]) -> None:
-    """Check the names of the outputs asked for.
-
-    Raises:
-        RequestError: there is none, one is unknown, or one is there twice.
-    """
-    unknown = [name for name in outputs if name not in ("features", "tokens")]
-    if unknown or not outputs or len(set(outputs)) != len(outputs):
-        raise RequestError(f"outputs={outputs!r}: expected 'features', 'tokens' or both")

@@ -15,18 +15,7 @@ from torch import nn
 from naflex_export.errors import RequestError, first_line
 from naflex_export.models import towers_in
 from naflex_export.models.checkpoints import some_keys
-from naflex_export.models.model_names import check_timm_name, unknown_model
-
-LOCAL_DIR = "local-dir"
-
-_SOURCES = {"hf-hub": "hf-hub", "hf_hub": "hf-hub", LOCAL_DIR: LOCAL_DIR}
-
-
-def source_and_name(model: str) -> tuple[str, str]:
-    """Return timm's word for where a model comes from, empty for its own registry, and what follows it."""
-    source, colon, rest = model.partition(":")
-    known = _SOURCES.get(source.lower(), "") if colon else ""
-    return (known, rest) if known else ("", model)
+from naflex_export.models.model_names import check_timm_name, source_and_name, unknown_model
 
 
 def create_timm(text: str, pretrained: bool, patch_interpolator: bool, arguments: Mapping[str, Any]) -> nn.Module:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import importlib.util
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,22 +14,6 @@ from torch import nn
 from naflex_export.errors import BackendError, RequestError, first_line
 from naflex_export.models import adapter_of
 from naflex_export.models.checkpoints import some_keys
-
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-
-
-def check_transformers(name: str) -> None:
-    """Check that transformers is there, and a folder or hub id by its form."""
-    if importlib.util.find_spec("transformers") is None:
-        raise BackendError(
-            f"model 'hf:{name}' needs transformers, which is not installed: pip install naflex_export[hf]"
-        )
-    path = Path(name)
-    if path.exists():
-        if not (path / "config.json").is_file():
-            raise RequestError(f"model 'hf:{name}' is no transformers model: expected a folder with a config.json")
-    elif not _HUB_ID.fullmatch(name):
-        raise RequestError(f"model 'hf:{name}' does not exist: expected a folder, or a hub id such as owner/name")
 
 
 def create_transformers(name: str, weights: str) -> nn.Module:

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from naflex_export.errors import RequestError
+from naflex_export.errors import BackendError, RequestError
 from naflex_export.models import TRANSFORMERS_PREFIX
 from naflex_export.models.timm_names import timm_names
 
 _HUB = re.compile(r"(https?://)?(www\.)?huggingface\.co/", re.IGNORECASE)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 _PREFIXES = {"hf": "hf", "hf-hub": "hf-hub", "hf_hub": "hf-hub", "local-dir": "local-dir", "local_dir": "local-dir"}
+_OF_TRANSFORMERS = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+LOCAL_DIR = "local-dir"
+"""Timm's word for a folder that holds a model of its own."""
+
+_OF_TIMM = {"hf-hub": "hf-hub", "hf_hub": "hf-hub", LOCAL_DIR: LOCAL_DIR}
 _CHECKPOINTS = (".safetensors", ".pth", ".tar", ".pt", ".ckpt", ".bin")
 
 
@@ -63,6 +70,32 @@ def understood(text: str) -> Understood:
         )
     check_timm_name(name)
     return Understood(name)
+
+
+def source_and_name(model: str) -> tuple[str, str]:
+    """Return timm's word for where a model comes from, empty for its own registry, and what follows it."""
+    source, colon, rest = model.partition(":")
+    known = _OF_TIMM.get(source.lower(), "") if colon else ""
+    return (known, rest) if known else ("", model)
+
+
+def check_transformers(name: str) -> None:
+    """Check that transformers is there, and a folder or hub id by its form.
+
+    Raises:
+        BackendError: transformers is not installed.
+        RequestError: the name is no hub id, and no folder with a config.json.
+    """
+    if importlib.util.find_spec("transformers") is None:
+        raise BackendError(
+            f"model 'hf:{name}' needs transformers, which is not installed: pip install naflex_export[hf]"
+        )
+    path = Path(name)
+    if path.exists():
+        if not (path / "config.json").is_file():
+            raise RequestError(f"model 'hf:{name}' is no transformers model: expected a folder with a config.json")
+    elif not _OF_TRANSFORMERS.fullmatch(name):
+        raise RequestError(f"model 'hf:{name}' does not exist: expected a folder, or a hub id such as owner/name")
 
 
 def check_timm_name(name: str) -> None:

@@ -1,6 +1,7 @@
 """Where a model and its weights come from: timm, transformers or a factory, and the hub, a seed or a local file.
 
-One never stands in for another: what was asked for is loaded, or the request fails.
+One never stands in for another: what was asked for is loaded, or the request fails. What can be told of a source
+without torch and its model is, so that a wrong one is refused at once; the rest is imported as it is loaded.
 """
 
 from __future__ import annotations
@@ -12,20 +13,16 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from naflex_export.errors import RequestError
 from naflex_export.models import DEFAULT_MODEL, TRANSFORMERS_PREFIX, whole_model
-from naflex_export.models.checkpoint_files import checkpoint_sha256
 from naflex_export.models.checkpoint_paths import NO_FILE, check_weights
-from naflex_export.models.checkpoints import load_checkpoint
-from naflex_export.models.from_factory import call_factory
-from naflex_export.models.from_timm import LOCAL_DIR, create_timm, source_and_name
-from naflex_export.models.from_transformers import check_transformers, create_transformers
+from naflex_export.models.model_names import LOCAL_DIR, check_transformers, source_and_name
 from naflex_export.serving.manifest import MANIFEST, Manifest
+
+if TYPE_CHECKING:
+    from torch import nn
 
 _TIMM_NAME = re.compile(r"[\w.-]*", re.ASCII)
 _SAID_BY_WEIGHTS = ("pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict")
@@ -113,6 +110,8 @@ class ModelSource:
             RequestError: there is no such model or checkpoint, or they do not fit each other.
             BackendError: the model is transformers', which is not installed.
         """
+        from naflex_export.models.checkpoints import load_checkpoint
+
         self.check()
         model, source, notes = self._create(), self, []
         path = Path(self._timm_source[1] if self._is_local_dir and self.weights == "pretrained" else self.weights)
@@ -151,6 +150,8 @@ class ModelSource:
 
     def describe(self) -> dict[str, Any]:
         """Return the source as plain JSON values, with the hash of a checkpoint file."""
+        from naflex_export.models.checkpoint_files import checkpoint_sha256
+
         model = self.model
         if self._is_transformers and (folder := Path(model.removeprefix(TRANSFORMERS_PREFIX))).is_dir():
             model = f"{TRANSFORMERS_PREFIX}{folder.resolve()}"
@@ -185,10 +186,16 @@ class ModelSource:
 
     def _create(self) -> nn.Module:
         if self._is_transformers:
+            from naflex_export.models.from_transformers import create_transformers
+
             return create_transformers(self.model.removeprefix(TRANSFORMERS_PREFIX), self.weights)
         source, _ = self._timm_source
         if not source and ":" in self.model:
+            from naflex_export.models.from_factory import call_factory
+
             return call_factory(self.model, self.model_args)
+        from naflex_export.models.from_timm import create_timm
+
         return create_timm(self.model, self.weights == "pretrained", self.patch_interpolator, self.model_args)
 
 
@@ -218,6 +225,8 @@ def randomize(model: nn.Module, seed: int) -> None:
     A model as timm initializes it would hide faults: layer scales of 1e-5 silence its blocks, an untrained head is
     zero, and a position embedding of 0.02 is lost beside its patches.
     """
+    import torch
+
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in sorted(model.named_parameters()):
@@ -234,6 +243,8 @@ def randomize(model: nn.Module, seed: int) -> None:
 
 def weights_sha256(model: nn.Module) -> str:
     """Return a hash of a model's state as the reference sees it: names, shapes, and values in float32."""
+    import torch
+
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         values = tensor.detach().cpu()

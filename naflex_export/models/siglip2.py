@@ -26,9 +26,10 @@ from transformers.models.siglip2.modeling_siglip2 import Siglip2VisionEmbeddings
 from naflex_export.embed.preprocessing import of_processor
 from naflex_export.errors import RequestError, UnsupportedModelError
 from naflex_export.grid import Grid
-from naflex_export.models.adapter import ModelAdapter, check_outputs, refuse_replaced
+from naflex_export.models.adapter import ModelAdapter, refuse_replaced
 from naflex_export.models.copies import replaced_methods, shared_copy
 from naflex_export.models.original import Original, is_watched
+from naflex_export.models.output_names import check_outputs
 from naflex_export.models.preprocessing import GIVEN, PHOTO_CHANNELS, how_to_give
 from naflex_export.models.text_tower import TextTower
 from naflex_export.resample.add import add_resampled

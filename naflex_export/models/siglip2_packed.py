@@ -16,8 +16,9 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.siglip2.modeling_siglip2 import Siglip2Attention
 
 from naflex_export.errors import UnsupportedModelError
-from naflex_export.models.adapter import check_outputs, refuse_replaced
+from naflex_export.models.adapter import refuse_replaced
 from naflex_export.models.copies import shared_copy
+from naflex_export.models.output_names import check_outputs
 from naflex_export.models.packing import Packing, attend
 from naflex_export.models.siglip2 import BILINEAR, Siglip2, VectorizedSiglip2VisionEmbeddings
 from naflex_export.models.tower_call import wants_tuple

@@ -22,9 +22,10 @@ from torch import Tensor, nn
 
 from naflex_export.embed.preprocessing import Preprocessing
 from naflex_export.errors import RequestError, UnsupportedModelError
-from naflex_export.models.adapter import ModelAdapter, check_outputs, one_tensor, refuse_replaced
+from naflex_export.models.adapter import ModelAdapter, one_tensor, refuse_replaced
 from naflex_export.models.copies import shared_copy
 from naflex_export.models.original import Original, is_watched
+from naflex_export.models.output_names import check_outputs
 from naflex_export.models.timm_known import option_of, refuse_unknown
 from naflex_export.models.timm_patch_size import (
     Unflattened,

@@ -19,8 +19,9 @@ from timm.models.eva import EvaAttention
 from torch import Tensor, nn
 
 from naflex_export.errors import UnsupportedModelError
-from naflex_export.models.adapter import check_outputs, refuse_replaced
+from naflex_export.models.adapter import refuse_replaced
 from naflex_export.models.copies import shared_copy
+from naflex_export.models.output_names import check_outputs
 from naflex_export.models.packing import Packing, attend
 from naflex_export.models.timm_known import option_of
 from naflex_export.models.timm_naflex import (

@@ -31,9 +31,6 @@ class Target(Protocol):
     PACKAGES: tuple[str, ...]
     """Distributions whose versions the manifest records."""
 
-    OPSETS: range
-    """Versions of ONNX's operators that can be asked for; none of a target that is not built from an ONNX graph."""
-
     def require_build(self) -> None:
         """Raise BackendError if something that building needs is missing; running needs less, and asks by itself."""
 
@@ -86,6 +83,9 @@ class StandIn:
 _MODULES = {"compile": "compile", "aot": "aot", "onnx": "onnx", "trt": "tensorrt"}
 NAMES = tuple(_MODULES)
 
+OPSETS = {"onnx": range(18, 24), "trt": range(18, 23)}
+"""Versions of ONNX's operators that can be asked for; none of a target that is not built from an ONNX graph."""
+
 ALIASES = {
     "tensorrt": "trt",
     "tensorrt_rtx": "trt",
@@ -106,12 +106,21 @@ def target_word(text: str) -> str:
     return name if name in NAMES else text
 
 
-def target_named(name: str) -> Target:
-    """Return the target of that name.
+def check_target(name: str) -> None:
+    """Check that there is a target of that name.
 
     Raises:
         RequestError: there is none.
     """
     if name not in _MODULES:
         raise RequestError(f"target {name!r} does not exist: expected one of {', '.join(NAMES)}")
+
+
+def target_named(name: str) -> Target:
+    """Return the target of that name.
+
+    Raises:
+        RequestError: there is none.
+    """
+    check_target(name)
     return cast(Target, importlib.import_module(f"naflex_export.targets.{_MODULES[name]}"))

@@ -21,7 +21,6 @@ from naflex_export.serving.manifest import Manifest
 from naflex_export.serving.runner import Runner
 from naflex_export.targets import StandIn
 
-OPSETS = range(0)
 PACKAGES = ("torch", "triton")
 
 

@@ -27,7 +27,6 @@ from naflex_export.serving.manifest import Manifest
 from naflex_export.serving.signature import sizes_of
 from naflex_export.targets import StandIn
 
-OPSETS = range(0)
 PACKAGES = ("torch",)
 
 

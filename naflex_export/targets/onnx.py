@@ -33,8 +33,6 @@ from naflex_export.targets import StandIn
 
 PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime-gpu", "onnxruntime")
 OPSET = 23
-OPSETS = range(18, 24)
-"""From the first that torch translates to, to the last that both torch's translation and our rewrites know."""
 
 
 def require_build() -> None:

@@ -39,8 +39,6 @@ from naflex_export.targets import StandIn, onnx
 
 PACKAGES = (*onnx.PACKAGES, "tensorrt", "tensorrt-rtx")
 OPSET = 20
-OPSETS = range(18, 23)
-"""From 23 on scaled dot-product attention is one `Attention` node, which has no kernel in float32 there."""
 
 Shape = tuple[int, ...]
 

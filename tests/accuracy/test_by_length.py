@@ -11,8 +11,9 @@ from torch import nn
 
 import naflex_export as nx
 from naflex_export.accuracy.by_length import MOST_TOKENS, run_by_length
-from naflex_export.accuracy.cases import CaseSelection, generated_batch, survey_names
+from naflex_export.accuracy.cases import generated_batch, survey_names
 from naflex_export.accuracy.comparison import Comparison
+from naflex_export.accuracy.efforts import CaseSelection
 from naflex_export.batch import Batch, noise_batch
 from naflex_export.grid import Grid
 from naflex_export.models import adapter_of

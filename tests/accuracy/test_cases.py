@@ -11,8 +11,8 @@ from torch import nn
 
 import naflex_export as nx
 from naflex_export.accuracy.case_grids import naflex_grid, naflex_grids
-from naflex_export.accuracy.cases import CaseSelection, cases_of, generated_batch
-from naflex_export.accuracy.efforts import difference_from_standard
+from naflex_export.accuracy.cases import cases_of, generated_batch
+from naflex_export.accuracy.efforts import CaseSelection, difference_from_standard
 from naflex_export.accuracy.photos import load_photos, photo_batches
 from naflex_export.batch import Batch, noise_batch
 from naflex_export.graph.trace import EXAMPLE, EXAMPLE_TOKENS

@@ -8,8 +8,8 @@ from sized_faults import BUCKET, NAMED, VARIANTS, found_by
 
 import naflex_export as nx
 from naflex_export.accuracy.case_grids import sizes_of_cases
-from naflex_export.accuracy.cases import CaseSelection, cases_of, generated_batch, survey_names
-from naflex_export.accuracy.efforts import EFFORTS, LARGER
+from naflex_export.accuracy.cases import cases_of, generated_batch, survey_names
+from naflex_export.accuracy.efforts import EFFORTS, LARGER, CaseSelection
 from naflex_export.accuracy.sampling import (
     ARRANGEMENTS,
     arrangements_of,

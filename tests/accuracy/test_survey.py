@@ -17,8 +17,8 @@ from sized_faults import BUCKET, NAMED, Fault, found_by
 from torch import Tensor, nn
 
 import naflex_export as nx
-from naflex_export.accuracy.cases import CaseSelection, cases_of, generated_batch, survey_names
-from naflex_export.accuracy.efforts import EFFORTS, difference_from_standard
+from naflex_export.accuracy.cases import cases_of, generated_batch, survey_names
+from naflex_export.accuracy.efforts import EFFORTS, CaseSelection, difference_from_standard
 from naflex_export.accuracy.sampling import cells_of
 from naflex_export.grid import Grid
 

@@ -35,7 +35,7 @@ from transformers import AutoTokenizer, Siglip2ImageProcessor, Siglip2Model
 
 import naflex_export as nx
 from naflex_export.accuracy.advice import advice_on
-from naflex_export.accuracy.cases import CaseSelection
+from naflex_export.accuracy.efforts import CaseSelection
 from naflex_export.accuracy.gate import GateSettings
 from naflex_export.accuracy.judge_artifact import JudgeRequest, judge_artifact
 from naflex_export.accuracy.results import Tap

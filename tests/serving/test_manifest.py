@@ -17,7 +17,8 @@ import tiny
 from artifacts import edit, names
 
 import naflex_export as nx
-from naflex_export.accuracy.cases import CaseSelection, cases_of
+from naflex_export.accuracy.cases import cases_of
+from naflex_export.accuracy.efforts import CaseSelection
 from naflex_export.exporter import export
 from naflex_export.serving import publish
 from naflex_export.serving.load import load

@@ -13,9 +13,9 @@ import naflex_export as nx
 from naflex_export.cli.export import export_command
 from naflex_export.export_request import ExportRequest, check_opset
 from naflex_export.graph.build_settings import BuildSettings
-from naflex_export.targets import NAMES, target_named
+from naflex_export.targets import OPSETS
 
-CHOICES = [(name, opset) for name in NAMES for opset in target_named(name).OPSETS]
+CHOICES = [(name, opset) for name, opsets in OPSETS.items() for opset in opsets]
 
 
 @pytest.mark.parametrize(

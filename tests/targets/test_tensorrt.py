@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 import naflex_export as nx
-from naflex_export.accuracy.cases import CaseSelection, cases_of
+from naflex_export.accuracy.cases import cases_of
+from naflex_export.accuracy.efforts import CaseSelection
 from naflex_export.exporter import export
 from naflex_export.graph.build_settings import BuildSettings
 from naflex_export.graph.onnx_translate import write_onnx

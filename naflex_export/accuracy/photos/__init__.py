@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import re
@@ -10,13 +11,23 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image
-from torch import Tensor
 
-from naflex_export.batch import Batch, collate
 from naflex_export.errors import RequestError
 from naflex_export.grid import Bucket
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from naflex_export.batch import Batch
+
+FEWEST = 8
+"""Photos that neighbours are searched among: of fewer, one neighbour that changes is too large a part."""
+
+LEAST = 2 * FEWEST
+"""Photos to calibrate on, half of which are searched among instead."""
 
 
 @dataclass(frozen=True)
@@ -65,15 +76,7 @@ def load_photos(folder: Path | None = None) -> Photos:
     """
     pattern = "*.jpg" if folder is None else "**/*"
     folder = folder or Path(str(resources.files(__name__)))
-    try:
-        if not folder.is_dir():
-            raise NotADirectoryError(errno.ENOTDIR, "not a folder" if folder.exists() else "it does not exist")
-        found = {path.relative_to(folder).as_posix(): path for path in sorted(folder.glob(pattern)) if path.is_file()}
-    except OSError as error:
-        raise RequestError(
-            f"image folder {str(folder)!r} cannot be read ({error.strerror}): expected a folder of photos"
-        ) from error
-    paths = {name: path for name, path in found.items() if not re.search(r"(^|/)\.", name)}
+    paths = _files_of(folder, pattern)
     images: dict[str, Path] = {}
     skipped: dict[str, str] = {}
     for name, path in paths.items():
@@ -84,10 +87,39 @@ def load_photos(folder: Path | None = None) -> Photos:
             truncated = isinstance(error, OSError) and "truncated" in str(error)
             skipped[name] = "truncated image" if truncated else "not an image"
     if not images:
-        raise RequestError(
-            f"image folder {str(folder)!r} holds no image among its {len(paths)} files: expected at least one photo"
-        )
+        raise RequestError(_no_image(folder, paths))
     return Photos(DecodedOnce(images), skipped)
+
+
+def check_folder(folder: Path) -> None:
+    """Check that a folder holds a photo, by a look at its files until there is one.
+
+    Raises:
+        RequestError: the folder is missing, cannot be read, or holds no image.
+    """
+    paths = _files_of(folder)
+    for path in paths.values():
+        with contextlib.suppress(Exception):  # decoders raise errors of any class on damaged files
+            _decoded(path)
+            return
+    raise RequestError(_no_image(folder, paths))
+
+
+def _files_of(folder: Path, pattern: str = "**/*") -> dict[str, Path]:
+    """Return the files of a folder and of those in it, but for hidden ones, by name."""
+    try:
+        if not folder.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, "not a folder" if folder.exists() else "it does not exist")
+        found = {path.relative_to(folder).as_posix(): path for path in sorted(folder.glob(pattern)) if path.is_file()}
+    except OSError as error:
+        raise RequestError(
+            f"image folder {str(folder)!r} cannot be read ({error.strerror}): expected a folder of photos"
+        ) from error
+    return {name: path for name, path in found.items() if not re.search(r"(^|/)\.", name)}
+
+
+def _no_image(folder: Path, paths: Mapping[str, Path]) -> str:
+    return f"image folder {str(folder)!r} holds no image among its {len(paths)} files: expected at least one photo"
 
 
 class DecodedOnce(Mapping[str, Image.Image]):
@@ -161,6 +193,8 @@ def photo_batches(
         transform: from an RGB photo to `patches`, `patch_coord` and `patch_valid`.
         bucket: whose usual size and tokens the batches have.
     """
+    from naflex_export.batch import collate
+
     names = list(photos.images)
     smallest, size, _ = bucket.batch
     for start in range(0, len(names), size):

@@ -1,0 +1,60 @@
+"""Whatever can be told of a command line without torch is told before the seconds that importing it takes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+RUN = """
+import json, sys
+from click.testing import CliRunner
+from importlib import import_module
+
+told = []
+for command, arguments in json.loads(sys.argv[1]):
+    run = getattr(import_module(f"naflex_export.cli.{command}"), f"{command}_command")
+    done = CliRunner().invoke(run, arguments)
+    told.append((done.exit_code, " ".join(done.stderr.split())))
+    if "torch" in sys.modules:
+        break
+print(json.dumps([told, "torch" in sys.modules]))
+"""
+
+
+def refused(asked: Sequence[tuple[str, Sequence[str]]], folder: Path) -> list[str]:
+    """Return what commands say, each of which must be refused, in a process that must not import torch."""
+    words = [sys.executable, "-c", RUN, json.dumps(asked)]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=folder)
+    told, torch_is_there = json.loads(done.stdout)
+    assert not torch_is_there, f"torch was imported by {asked[len(told) - 1]}, which said {told[-1]}"
+    assert [code for code, _ in told] == [2] * len(asked)
+    return [said for _, said in told]
+
+
+EXPORTS = [
+    ("--images nofolder", "image folder 'nofolder' cannot be read (it does not exist)"),
+    ("--images notes", "image folder 'notes' holds no image among its 1 files"),
+    ("--opset 3", "--opset 3 cannot be had for target 'onnx': expected 18 to 23"),
+    ("--outputs nope", "outputs=('nope',): expected 'features', 'tokens' or both"),
+    ("--tokenizer x", "--tokenizer 'x' was given and no text tower is exported"),
+    ("--tower image,text --patch-size 8", "a text tower goes beside an image tower of one patch size"),
+    ("--tower image,text --dtype int8", "a text tower is not quantized"),
+    ("--dtype int8", "int8' is calibrated on photos of yours, and none were given"),
+    ("--dtype int8 --packed", "int8' is for padded exports"),
+    ("--compile-cache", "target 'onnx' has no compile cache"),
+    ("--keep-rejected --patch-size 8", "keep_rejected and patch_sizes=(8,) were both given"),
+    ("--checkpoint-state x", "state 'x' cannot be taken of random weights"),
+    ("--model-args pretrained=1", "--model-args pretrained=... cannot be given"),
+]
+
+
+def test_an_export_is_refused_before_torch_is_imported(tmp_path: Path) -> None:
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.txt").write_text("no photo")
+    always = ["tiny:siglip", "--target", "onnx", "--weights", "random", "--out", "a"]
+    said = refused([("export", [*always, *given.split()]) for given, _ in EXPORTS], tmp_path)
+    for (_, expected), line in zip(EXPORTS, said, strict=True):
+        assert expected in line
