@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +13,7 @@ from torch import nn
 from naflex_export.accuracy.judge_artifact import open_stand_in
 from naflex_export.bench.techniques import COLUMNS, WARMUP, Bench, Figures
 from naflex_export.bench.timing import device_name
-from naflex_export.errors import BackendError, RequestError
-from naflex_export.grid import Bucket
+from naflex_export.errors import BackendError
 from naflex_export.precision import Precision
 from naflex_export.serving.load import open_verified
 from naflex_export.serving.manifest import Manifest
@@ -98,34 +97,6 @@ def open_timed(path: Path, device: torch.device | None = None, stand_in: bool = 
         return [open_one(inner, f"{name} at patch size {size}") for size, inner in sizes.items()]
 
     return opened(path, open_all)
-
-
-def sizes_of(manifest: Manifest, batches: Sequence[int] = (), tokens: Sequence[int] = ()) -> list[tuple[int, int]]:
-    """Return the images and tokens of the batches to time on, smaller tokens first.
-
-    Args:
-        manifest: the artifact's.
-        batches: images of a batch; by default the smallest, usual and largest of the bucket that takes the tokens.
-        tokens: that images are padded to; by default those of each bucket.
-
-    Raises:
-        RequestError: no bucket takes a batch asked for.
-    """
-    sizes = []
-    for count in sorted(set(tokens or [bucket.tokens for bucket in manifest.buckets])):
-        taking = [bucket for bucket in manifest.buckets if count <= bucket.tokens]
-        _check(taking, manifest, f"{count} tokens are more than any bucket takes")
-        for images in sorted(set(batches or taking[0].batch)):
-            fitting = [bucket for bucket in taking if bucket.takes({"batch": images, "tokens": count})]
-            _check(fitting, manifest, f"no bucket takes {images} images of {count} tokens")
-            sizes.append((images, count))
-    return sizes
-
-
-def _check(buckets: Sequence[Bucket], manifest: Manifest, problem: str) -> None:
-    if not buckets:
-        served = ", ".join(map(str, manifest.buckets))
-        raise RequestError(f"{problem}: expected one of {served}, as tokens:min,opt,max")
 
 
 def eager_name(precision: Precision) -> str:

@@ -21,7 +21,7 @@ from naflex_export.grid import GRID_RULES, SEEDS
 from naflex_export.version import __version__
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -77,7 +77,10 @@ def bench_command(
     143 interrupted.
     """
     from naflex_export.accuracy.report.suffix import check_can_be_written
+    from naflex_export.bench.sizes import sizes_of
     from naflex_export.models.model_names import understood
+    from naflex_export.models.model_sources import ModelSource
+    from naflex_export.serving.device_name import check_device_name
     from naflex_export.serving.opened import SIZE, opened
     from naflex_export.serving.publish import check_outside_artifacts
 
@@ -86,30 +89,32 @@ def bench_command(
         check_can_be_written(path)
     images, lengths = _counts(batches, "--batch"), _counts(tokens, "--tokens")
     compared_with = reference and understood(reference).name
-    opened(artifact, lambda folder: None, SIZE)
+    if device is not None:
+        check_device_name(device)
+    manifest = opened(artifact, lambda folder: folder.manifest, SIZE)
+    source = ModelSource.noted(manifest, compared_with, weights, trusted=trust_source)
+    source.check()
+    sizes = sizes_of(manifest, images, lengths)
     begin(str(artifact))
 
     from naflex_export.accuracy.gate import check_same_weights
-    from naflex_export.bench.artifact import FIELDS, ArtifactBench, BenchSettings, about, open_timed, sizes_of
+    from naflex_export.bench.artifact import FIELDS, ArtifactBench, BenchSettings, about, open_timed
     from naflex_export.bench.results_csv import append, check_columns
     from naflex_export.bench.workloads import drawn_grids
     from naflex_export.cli.console import err, out
     from naflex_export.cli.figures import LEGEND, named, print_figures, print_timed
-    from naflex_export.models.model_sources import ModelSource
     from naflex_export.progress import Stages
+    from naflex_export.serving.device import check_device, resolve_device
 
     quiet_libraries(verbose)
     manifest = opened(artifact, lambda folder: folder.manifest)
-    source = ModelSource.noted(manifest, compared_with, weights, trusted=trust_source)
-    source.check()
-    sizes = sizes_of(manifest, images, lengths)
     for batch, count in sizes:
         drawn_grids(grids, batch, count, seed)  # refused here where there are not so many, not after minutes
     if path is not None:
         check_columns(path, FIELDS)
     stages = Stages(err)
     with stages.stage("load"):
-        timed = open_timed(artifact, _device(device), stand_in)
+        timed = open_timed(artifact, resolve_device(None if device is None else check_device(device)), stand_in)
         loaded = source.load()
         check_same_weights(loaded, manifest)
     settings = BenchSettings(grids, seed, rounds, compiled=not no_compile)
@@ -133,19 +138,3 @@ def _counts(given: str | None, option: str) -> list[int]:
     if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", given.replace(" ", "")):
         raise RequestError(f"{option} {given!r} is malformed: expected numbers of at least 1, such as 1,8,32")
     return [int(number) for number in given.split(",")]
-
-
-def _device(given: str | None) -> torch.device | None:
-    import torch
-
-    from naflex_export.serving.device import resolve_device
-
-    if given is None:
-        return None
-    try:
-        device = torch.device(given)
-    except RuntimeError as error:
-        raise RequestError(f"--device {given!r} is no device of torch's: expected one such as cpu or cuda:0") from error
-    if device.type not in ("cpu", "cuda"):
-        raise RequestError(f"--device {given!r} is not served: expected cpu, or cuda and an index")
-    return resolve_device(device)

@@ -124,9 +124,12 @@ def gate_command(
     Exit codes: 0 passed, 1 the gate failed, 2 the request was wrong, 3 a backend or device is missing,
     70 something unexpected, 130 and 143 interrupted.
     """
+    from naflex_export.accuracy.efforts import STANDARD, CaseSelection
+    from naflex_export.accuracy.photos import check_folder
     from naflex_export.accuracy.report.suffix import check_report
     from naflex_export.models.model_args import parse_model_args
     from naflex_export.models.model_names import understood
+    from naflex_export.models.model_sources import ModelSource
     from naflex_export.serving.opened import SIZE, opened
     from naflex_export.serving.publish import check_outside_artifacts
 
@@ -137,23 +140,27 @@ def gate_command(
     judged_by = reference and understood(reference).name
     if card and (reports or cases):
         raise RequestError("--card judges nothing, and --report or --case was given too: give one of them")
-    opened(artifact, lambda folder: None, SIZE)
-    begin(str(artifact))
+    manifest = opened(artifact, lambda folder: folder.manifest, SIZE)
     if card:
         _renew_card(artifact)
         return
-    from naflex_export.accuracy.efforts import STANDARD, CaseSelection
+    source = ModelSource.noted(manifest, judged_by, weights, arguments, trust_source)
+    source.check()
+    selection = CaseSelection(seed, effort or STANDARD, cases)
+    if images is not None:
+        check_folder(images)
+    if tokenizer is not None and manifest.text is None:
+        raise RequestError(f"--tokenizer {tokenizer!r} was given and {str(artifact)!r} has no text tower: leave it out")
+    begin(str(artifact))
+
     from naflex_export.accuracy.judge_artifact import JudgeRequest, judge_artifact
     from naflex_export.accuracy.report.formats import write
     from naflex_export.cli.console import err, out, print_report, print_written
-    from naflex_export.models.model_sources import ModelSource
     from naflex_export.progress import Stages
     from naflex_export.serving.load import check_trusted
 
     quiet_libraries(verbose)
-    manifest = opened(artifact, lambda folder: folder.manifest)
-    check_trusted(manifest, not untrusted)
-    source = ModelSource.noted(manifest, judged_by, weights, arguments, trust_source)
+    opened(artifact, lambda folder: check_trusted(folder.manifest, not untrusted))
     stages = Stages(err)
     with stages.stage("load"):
         loaded = source.load()
@@ -163,7 +170,7 @@ def gate_command(
             loaded,
             JudgeRequest(
                 images,
-                CaseSelection(seed, effort or STANDARD, cases),
+                selection,
                 locate,
                 require_run,
                 not untrusted,

@@ -115,12 +115,9 @@ def judge_command(
 
     Or give --onnx, --command or --url. Exit codes: 0 right, 1 wrong, 2 the request was wrong.
     """
-    from naflex_export.accuracy.report.suffix import check_report, write_report
-    from naflex_export.cli.console import out
+    from naflex_export.accuracy.report.suffix import SUFFIXES_OF_VERDICTS, check_report, write_report
     from naflex_export.packs import answers as origins
-    from naflex_export.packs.judge import judge_answers
     from naflex_export.packs.opened import Pack
-    from naflex_export.packs.report import FORMATS, lines
 
     given = [bool(found) for found in (answers, onnx, command, url)]
     if sum(given) != 1:
@@ -130,8 +127,9 @@ def judge_command(
     if inputs and not (onnx or url):
         raise RequestError("--input was given without --onnx or --url: expected it where inputs have names")
     for path in reports:
-        check_report(path, tuple(FORMATS))
+        check_report(path, SUFFIXES_OF_VERDICTS)
     opened, pairs = Pack.open(pack), dict(_pair(text) for text in inputs)
+    opened.check_dtype(dtype)
     if answers is not None:
         found = origins.from_files(opened, answers)
     elif onnx is not None:
@@ -142,6 +140,10 @@ def judge_command(
         from naflex_export.packs.endpoints import from_url
 
         found = from_url(opened, url, url_model, protocol, pairs)
+    from naflex_export.cli.console import out
+    from naflex_export.packs.judge import judge_answers
+    from naflex_export.packs.report import FORMATS, lines
+
     verdict = judge_answers(opened, found, dtype, normalized)
     for path in reports:
         write_report(verdict, path, FORMATS)

@@ -67,12 +67,15 @@ def search_command(
     130 and 143 interrupted.
     """
     from naflex_export.embed.search import SearchRequest, photos_of, search
+    from naflex_export.embed.sources import source_of
 
     request = SearchRequest(vectors, queries, artifact, top=top, device=device, trusted=not untrusted, verify=verify)
     if not no_sheet:
         from naflex_export.embed.contact_sheet import check_sheet
 
         check_sheet(sheet, vectors)
+        if photos:
+            source_of(photos)
     result = search(request)
     if for_programs:
         found = {query: [asdict(one) for one in photos] for query, photos in result.found.items()}

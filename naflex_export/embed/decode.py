@@ -101,6 +101,8 @@ def _open(source: Path | io.BytesIO, shown: str) -> Image.Image:
         return Image.open(source)
     except FileNotFoundError as error:
         raise PhotoError(f"{shown} does not exist: expected a photo") from error
+    except IsADirectoryError as error:
+        raise PhotoError(f"{shown} is a folder: expected a photo") from error
     except Exception as error:  # decoders raise errors of any class on damaged files
         raise PhotoError(f"{shown} cannot be read as an image ({_said(error)})") from error
 

@@ -20,6 +20,7 @@ from naflex_export.embed.ray_cluster import cluster
 from naflex_export.embed.ray_workers import make_by_actors
 from naflex_export.embed.shards import Run
 from naflex_export.embed.sources import Source, fingerprint, source_of
+from naflex_export.serving.device_name import check_device_name
 from naflex_export.serving.manifest import MANIFEST, Manifest, sha256_of
 
 
@@ -53,6 +54,8 @@ def embed_files(request: EmbedRequest, tell: Tell = lambda photos, failed: None,
         ArtifactError, BackendError: as `Embedder`; or pyarrow is missing, or workers end over and over.
     """
     require_pyarrow("parquet")
+    if request.device is not None:
+        check_device_name(request.device)
     Preprocessor.of(request.artifact, patch_size=request.patch_size, **request.policy)  # refused ahead of all the work
     return embed_source(request, source_of(request.photos), tell, began)
 

@@ -20,7 +20,7 @@ from typing import Any
 from naflex_export.embed.embedder import Embedded
 from naflex_export.embed.parquet import require_pyarrow
 from naflex_export.embed.sources import RUN
-from naflex_export.errors import RequestError
+from naflex_export.errors import NaflexExportError, RequestError
 from naflex_export.serving.publish import flush_folder
 
 fcntl: Any
@@ -69,6 +69,8 @@ class Run:
 def claimed(folder: Path, run: Run) -> Iterator[list[int]]:
     """Hold a folder for a run and give the numbers of the shards that are yet to be made.
 
+    Of a run that is refused before its first shard nothing stays in the folder.
+
     Args:
         folder: for the shards; made where it is missing.
         run: what they are of.
@@ -77,12 +79,17 @@ def claimed(folder: Path, run: Run) -> Iterator[list[int]]:
         RequestError: the folder holds something else, or another run's shards, cannot be written to, or another process
             writes to it.
     """
+    was_there = folder.exists()
     with contextlib.ExitStack() as lock:
         try:
             done = _begun(folder, run, lock)
         except OSError as error:
             raise _unwritable(folder, error) from error
-        yield [number for number in run.shards if number not in done]
+        try:
+            yield [number for number in run.shards if number not in done]
+        except NaflexExportError:
+            _forget(folder, was_there)
+            raise
 
 
 def _begun(folder: Path, run: Run, lock: contextlib.ExitStack) -> set[int]:
@@ -93,7 +100,8 @@ def _begun(folder: Path, run: Run, lock: contextlib.ExitStack) -> set[int]:
         raise RequestError(
             f"{str(folder)!r} holds {strangers[0]!r}, which is no shard: expected a new folder, or one that a run began"
         )
-    if any(_SHARD.fullmatch(name) for name in found) and RUN not in found:
+    has_shards = any(_SHARD.fullmatch(name) for name in found)
+    if has_shards and RUN not in found:
         raise RequestError(f"{str(folder)!r} holds shards and no {RUN}: expected a new folder, or one that a run began")
     handle = os.open(folder, os.O_RDONLY)
     lock.callback(os.close, handle)
@@ -102,11 +110,21 @@ def _begun(folder: Path, run: Run, lock: contextlib.ExitStack) -> set[int]:
     for name in found:
         if name.endswith(PARTIAL):
             (folder / name).unlink(missing_ok=True)
-    if RUN in found:
+    if has_shards:
         _check_same(folder, run)
     else:
         _commit(folder, RUN, lambda path: path.write_text(json.dumps(asdict(run), indent=2) + "\n"))
     return {int(match[1]) for name in found if (match := _SHARD.fullmatch(name))}
+
+
+def _forget(folder: Path, was_there: bool) -> None:
+    """Remove what a run without a shard wrote, and the folder if the run made it."""
+    with contextlib.suppress(OSError):  # what is wrong with it is being said
+        if not any(_SHARD.fullmatch(path.name) for path in folder.iterdir()):
+            for name in (RUN, ORIGIN):
+                (folder / name).unlink(missing_ok=True)
+            if not was_there:
+                folder.rmdir()
 
 
 def _is_ours(name: str) -> bool:

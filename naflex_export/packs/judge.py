@@ -11,7 +11,7 @@ import torch
 
 from naflex_export.accuracy.diagnosis import SCALED, Diagnosis, KnownFault, diagnose
 from naflex_export.accuracy.metrics import LIMITS, Measures, measure
-from naflex_export.errors import GateFailure, RequestError
+from naflex_export.errors import GateFailure
 from naflex_export.packs.answers import Answers
 from naflex_export.packs.asked import Asked
 from naflex_export.packs.opened import Array, Pack
@@ -87,9 +87,7 @@ def judge_answers(pack: Pack, answers: Answers, dtype: str = "float32", normaliz
     Raises:
         RequestError: the dtype is unknown.
     """
-    dtypes = ("float32", *pack.manifest["noise_floors"])
-    if dtype not in dtypes:
-        raise RequestError(f"dtype {dtype!r} is unknown: expected one of {', '.join(dtypes)}")
+    pack.check_dtype(dtype)
 
     def told(features: Array) -> Array:
         return _unit(features) if normalized else features

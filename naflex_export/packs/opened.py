@@ -75,6 +75,16 @@ class Pack:
         """Names of the cases, in order."""
         return list(self.manifest["cases"])
 
+    def check_dtype(self, dtype: str) -> None:
+        """Check that the pack says what an answer in a dtype may differ by.
+
+        Raises:
+            RequestError: it does not.
+        """
+        dtypes = ("float32", *self.manifest["noise_floors"])
+        if dtype not in dtypes:
+            raise RequestError(f"dtype {dtype!r} is unknown: expected one of {', '.join(dtypes)}")
+
     def inputs(self, case: str) -> dict[str, Array]:
         """Return the inputs of a case by their names, in order."""
         return {name: self._load(f"cases/{case}/inputs/{name}.npy") for name in self.manifest["inputs"]}

@@ -10,6 +10,7 @@ from naflex_export.accuracy.json_values import plain_json
 from naflex_export.accuracy.report.markup import document, tag
 from naflex_export.accuracy.report.phrases import distance, number
 from naflex_export.accuracy.report.style import stylesheet
+from naflex_export.accuracy.report.suffix import SUFFIXES_OF_VERDICTS
 from naflex_export.packs.judge import Verdict
 
 
@@ -98,5 +99,5 @@ def _cases(verdict: Verdict) -> list[Element]:
     return section
 
 
-FORMATS = {".html": as_html, ".json": as_json}
+FORMATS = dict(zip(SUFFIXES_OF_VERDICTS, (as_html, as_json), strict=True))
 """What makes text of a verdict, by the suffix of a file."""

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from naflex_export.errors import ArtifactError, BackendError, NaflexExportError, RequestError
 from naflex_export.serving.card import card
+from naflex_export.serving.device_name import check_device_name
 from naflex_export.serving.graph_signature import check_graph
 from naflex_export.serving.known_formats import input_format_of
 from naflex_export.serving.manifest import Manifest
@@ -208,10 +209,7 @@ def _text_of(folder: VerifiedFolder, place: Place, threads: int) -> TextEncoder:
 def _place(device: str | None) -> Place:
     if device is None:
         return Place("cuda" if _has_gpu() else "cpu")
-    kind, _, index = str(device).partition(":")
-    if kind not in ("cpu", "cuda") or (index and not index.isdecimal()) or (kind == "cpu" and index):
-        raise RequestError(f"device {device!r} is not served: expected cpu, or cuda and an index")
-    return Place(kind, int(index) if index else None)
+    return Place(*check_device_name(str(device)))
 
 
 def _has_gpu() -> bool:

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import artifacts
+
 RUN = """
 import json, sys
 from click.testing import CliRunner
@@ -32,6 +34,29 @@ def refused(asked: Sequence[tuple[str, Sequence[str]]], folder: Path) -> list[st
     assert not torch_is_there, f"torch was imported by {asked[len(told) - 1]}, which said {told[-1]}"
     assert [code for code, _ in told] == [2] * len(asked)
     return [said for _, said in told]
+
+
+OF_AN_ARTIFACT = [
+    ("gate", "--weights nofile", "checkpoint 'nofile' does not exist"),
+    ("gate", "--images nofolder", "image folder 'nofolder' cannot be read"),
+    ("gate", "--tokenizer x", "--tokenizer 'x' was given and 'a' has no text tower"),
+    ("gate", "--seed 0 --reference no_such", "model 'no_such' does not exist"),
+    ("bench", "--weights nofile", "checkpoint 'nofile' does not exist"),
+    ("bench", "--device nope", "device 'nope' is not served: expected cpu, or cuda and an index"),
+    ("bench", "--batch 999", "no bucket takes 999 images"),
+    ("bench", "--tokens 9999", "9999 tokens are more than any bucket takes"),
+]
+
+
+def test_what_is_asked_of_an_artifact_is_refused_before_torch_is_imported(tmp_path: Path) -> None:
+    artifacts.fill(tmp_path / "a")
+    source = {"model": "tiny:siglip", "weights": "random"}
+    artifacts.edit(tmp_path / "a", lambda fields: fields["model"].update(source=source))
+    asked = [(command, ["a", "--trust-source", *given.split()]) for command, given, _ in OF_AN_ARTIFACT]
+    said = refused([*asked, ("gate", ["judge", "nopack", "answers"])], tmp_path)
+    for (_, _, expected), line in zip(OF_AN_ARTIFACT, said, strict=False):
+        assert expected in line
+    assert "'nopack/manifest.json' cannot be read" in said[-1]
 
 
 EXPORTS = [

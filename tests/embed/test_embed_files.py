@@ -260,6 +260,19 @@ def test_a_run_that_is_stopped_says_what_is_kept(
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["_run.json"]
 
 
+def test_a_run_without_a_shard_binds_no_other(artifact: Path, folder: Path, tmp_path: Path) -> None:
+    out, kept = tmp_path / "out", tmp_path / "kept"
+    kept.mkdir()
+    for given in (("--device", "tpu"), ("--tokens", 99), ("--untrusted", "--device", "cuda:99")):
+        for there in (out, kept):
+            assert run(artifact, folder, "--out", there, *given).exit_code in (2, 3)
+    assert not out.exists() and not list(kept.iterdir())
+    killed = {"artifact": "0", "photos": "0", "count": 1, "shard": 1, "settings": {}}
+    (kept / "_run.json").write_text(json.dumps(killed))
+    assert run(artifact, folder, "--out", kept, "--shard", SHARD, "--tokens", 4).exit_code == 0
+    assert json.loads((kept / "_run.json").read_text())["settings"]["tokens"] == 4
+
+
 def test_another_run_into_the_same_folder_is_refused(artifact: Path, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert run(artifact, folder, "--out", out, "--shard", SHARD).exit_code == 0

@@ -14,6 +14,9 @@ Report = TypeVar("Report")
 SUFFIXES = (".html", ".json", ".md", ".xml")
 """Of reports, by which their format is told."""
 
+SUFFIXES_OF_VERDICTS = (".html", ".json")
+"""Of verdicts on ports, likewise."""
+
 
 def check_report(path: Path, suffixes: Sequence[str] = SUFFIXES) -> None:
     """Check that a report's path says a format, and that its file can be written, in a folder that is made if need be.
