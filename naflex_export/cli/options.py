@@ -104,6 +104,8 @@ def _sigterm_raises() -> Iterator[None]:
         yield
         return
     try:
+        if hasattr(signal, "pthread_sigmask"):  # Windows has none
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
         yield
     finally:
         signal.signal(signal.SIGTERM, before)

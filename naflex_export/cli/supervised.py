@@ -4,23 +4,28 @@ torch's writers, a compiler's output and TensorRT are native code, which can end
 sees that, and a shell prints "Segmentation fault" or "Killed" and nothing else. So the command that a user starts only
 waits. What it waits for prints where in Python it was (`faulthandler`), and what remains here is to say what happened,
 with an exit code that is no verdict. It imports nothing but Python's own, and costs what a second Python takes to
-start.
+start. That one is started with SIGINT and SIGTERM blocked, and takes them once it can answer in a line: until then an
+interrupt would end in the middle of an import, with a traceback.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    import subprocess
 
 CRASHED = 70
 """As `options.UNEXPECTED`: a fault, and no verdict."""
+
+HELD = ("SIGINT", "SIGTERM")
+"""What waits until the one that works can answer: `options.exit_codes` lets them through."""
 
 FORWARDED = ("SIGINT", "SIGTERM", "SIGHUP")
 """What a user or a system asks this process for, the other one is asked for."""
@@ -95,6 +100,7 @@ LEFT = {
 
 def naflex_main() -> NoReturn:
     """Run `naflex`: list the other commands, or be one of them."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     asked = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if asked in COMMANDS:
         sys.argv = [f"naflex-{asked}", *sys.argv[2:]]
@@ -139,18 +145,23 @@ def work(name: str) -> None:
         name: of the command, without `naflex-`.
     """
     if sys.platform == "linux":
+        import ctypes
+
         ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGTERM)
     command = getattr(import_module(f"naflex_export.cli.{name}"), f"{name}_command")
     command(prog_name=f"naflex-{name}")
 
 
-def supervise(command: Sequence[str], left: str = NOTHING_PUBLISHED) -> int:
+def supervise(command: Sequence[str], left: str = NOTHING_PUBLISHED, held: Sequence[str] = ()) -> int:
     """Run a command in a process of its own and return the exit code to end with; say so where a signal ended it.
 
     Args:
         command: what to run, with its arguments.
         left: what a crash leaves behind, in words.
+        held: signals that the command is started with blocked, and lets through by itself.
     """
+    import subprocess
+
     asked: list[int] = []
     child: list[subprocess.Popen[bytes]] = []
 
@@ -161,8 +172,10 @@ def supervise(command: Sequence[str], left: str = NOTHING_PUBLISHED) -> int:
 
     for signal_name in FORWARDED:
         signal.signal(getattr(signal, signal_name), forward)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {getattr(signal, name) for name in held})
     # in a group of its own, or Ctrl-C would reach it twice
     child.append(subprocess.Popen(command, process_group=0))
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
     for number in asked:
         child[0].send_signal(number)
     code = child[0].wait()
@@ -175,6 +188,7 @@ def supervise(command: Sequence[str], left: str = NOTHING_PUBLISHED) -> int:
 
 
 def _main(name: str) -> NoReturn:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends without a word where no work has begun
     if os.name != "posix" or _SHOWN_AT_ONCE.intersection(sys.argv[1:]):
         work(name)
         sys.exit(0)
@@ -182,7 +196,9 @@ def _main(name: str) -> NoReturn:
     # -P: without it the current folder would come first, and a file there named as a package is
     sys.exit(
         supervise(
-            [sys.executable, "-P", "-X", "faulthandler", "-c", code, *sys.argv[1:]], LEFT.get(name, NOTHING_PUBLISHED)
+            [sys.executable, "-P", "-X", "faulthandler", "-c", code, *sys.argv[1:]],
+            LEFT.get(name, NOTHING_PUBLISHED),
+            HELD,
         )
     )
 

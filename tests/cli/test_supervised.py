@@ -69,6 +69,28 @@ def test_what_a_user_asks_for_is_asked_of_the_worker(number: signal.Signals, cod
         os.kill(worker, 0)
 
 
+@pytest.mark.parametrize(
+    ("number", "code", "said"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
+    ids=["int", "term"],
+)
+def test_what_is_asked_while_python_starts_is_answered_in_a_line(
+    number: signal.Signals, code: int, said: str, tmp_path: Path
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys, time\nif sys.flags.safe_path:\n    print('starting', flush=True)\n    time.sleep(0.5)\n"
+    )
+    process = started(
+        f"import os, sys; sys.argv = ['naflex-export', 'tiny:siglip', '--target', 'onnx', '--out', {str(tmp_path)!r}]\n"
+        f"os.environ['PYTHONPATH'] = {str(tmp_path)!r} + os.pathsep + os.environ['PYTHONPATH']\n"
+        "from naflex_export.cli.supervised import export_main; export_main()"
+    )
+    assert process.stdout is not None and process.stdout.readline() == "starting\n"
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == code and stderr == f"error: {said}; nothing was published\n"
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the worker goes on, and is not waited for")
 def test_the_worker_ends_where_the_command_is_killed(tmp_path: Path) -> None:
     (tmp_path / "naflex_export_slow.py").write_text("import time\nprint('here', flush=True)\ntime.sleep(60)\n")
