@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import shutil
 import warnings
 from collections.abc import Callable, Sequence
@@ -21,6 +22,7 @@ from naflex_export.accuracy.photos import photos_for
 from naflex_export.accuracy.precision_trials import Trials
 from naflex_export.accuracy.report.card import write_card
 from naflex_export.accuracy.report.formats import verdict, write
+from naflex_export.accuracy.report.phrases import rerun_command
 from naflex_export.accuracy.results import GateReport, PrecisionSearch
 from naflex_export.accuracy.text_gate import PREFIX
 from naflex_export.errors import BackendError, GateFailure, RequestError
@@ -37,6 +39,7 @@ from naflex_export.models import adapter_of, family_of, packed_of
 from naflex_export.models.adapter import ModelAdapter
 from naflex_export.models.exportable import refuse_modes, refuse_unexportable
 from naflex_export.models.kept_parts import kept_of
+from naflex_export.models.model_sources import why_untrusted
 from naflex_export.models.quantized import quantized_layers
 from naflex_export.models.rounding import refuse_rounded, remark_on_precision
 from naflex_export.models.tower_names import IMAGE
@@ -265,7 +268,9 @@ class Exporter:
             report = self.judge(adapter, folder, draft)
         if self.text is not None:
             report = merged({"": report, PREFIX: self.judge_text(self.text, folder)})
-        report = dataclasses.replace(report, search=self.search, folder=str(self.request.out) if report.passed else "")
+        report = dataclasses.replace(
+            report, search=self.search, folder=str(self.request.out) if report.passed else "", again=self.again
+        )
         describe_onnx(folder, dataclasses.replace(draft, gate=verdict(report)))
         if not report.passed and self.request.keep_rejected:
             report = self.keep(folder, draft, report)
@@ -380,6 +385,17 @@ class Exporter:
         own = GateSettings.of(draft, self.request.cases)
         return dataclasses.replace(own, preprocessing=self.request.preprocessing, announce=self.observer.announce)
 
+    @property
+    def again(self) -> tuple[str, ...]:
+        """What a command needs, beside the artifact's folder, to judge on the same cases again."""
+        noted = self.request.source.get("model")
+        asked = ["--reference", "MODEL", "--weights", "WEIGHTS"] if noted is None else []
+        if noted is not None and why_untrusted(noted):
+            asked.append("--trust-source")
+        if self.request.tokenizer is not None:
+            asked += ["--tokenizer", self.request.tokenizer]
+        return (*asked, *(["--images", str(self.request.images)] if self.request.images is not None else []))
+
     def keep(self, folder: Path, draft: Manifest, report: GateReport) -> GateReport:
         """Return the report on an artifact that the gate rejects, once that is kept beside where it would have been.
 
@@ -423,7 +439,8 @@ class Exporter:
             named.raise_for_failure()
         except GateFailure as failure:
             kept = (
-                f"the artifact is kept in {report.folder}, to be looked into and not for use"
+                f"the artifact is kept in {report.folder}, to be looked into and not for use; to judge it again: "
+                f"{rerun_command(report) or shlex.join(['naflex-gate', report.folder, *self.again])}"
                 if report.folder
                 else "the artifact is not kept (--keep-rejected, or keep_rejected=True, keeps it)"
             )

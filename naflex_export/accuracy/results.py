@@ -355,6 +355,7 @@ class GateReport:
             few photos.
         folder: of the artifact, for a command that judges it again: "ARTIFACT" where it is not known, empty where the
             artifact was rejected and is not kept.
+        again: options that such a command needs besides, such as the folder of the photos that were judged on.
     """
 
     dtype: str
@@ -381,6 +382,7 @@ class GateReport:
     keep_unquantized: tuple[str, ...] = ()
     neighbours: Neighbours | None = None
     folder: str = "ARTIFACT"
+    again: tuple[str, ...] = ()
     fault: str = ""
     diagnosis: str = ""
     survey: Survey | None = field(default=None, compare=False)

@@ -129,15 +129,17 @@ def print_artifact(artifact: Artifact, stages: Stages) -> None:
 
 def _next(artifact: Artifact) -> list[str]:
     """Return what to do with an artifact; the bench takes padded batches, which a vision tower does not."""
+    from naflex_export.models.model_sources import why_untrusted
     from naflex_export.serving.known_formats import input_format_of
 
     folder, inputs = shlex.quote(str(artifact.path)), artifact.manifest.inputs
+    trusted = " --trust-source" if why_untrusted(artifact.manifest.model["source"].get("model", "")) else ""
     has_masks = input_format_of([spec.name for spec in inputs], inputs[0].shape).masks
-    lines = [f"naflex-bench {folder}"] if has_masks else []
+    lines = [f"naflex-bench {folder}{trusted}"] if has_masks else []
     said = [] if artifact.manifest.text is None else [f"naflex-classify {folder} PHOTO --labels 'cat,dog'"]
     return [
         *lines,
-        f"naflex-gate {folder} --report gate.html",
+        f"naflex-gate {folder}{trusted} --report gate.html",
         *said,
         f"python: run = naflex_export.load({str(artifact.path)!r})",
     ]

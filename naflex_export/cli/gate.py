@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +179,15 @@ def gate_command(
                 tokenizer,
             ),
         )
+    again = [
+        *(["--reference", judged_by] if judged_by else []),
+        *(["--weights", weights] if weights else []),
+        *(part for given in model_args for part in ("--model-args", given)),
+        *(["--trust-source"] if trust_source else []),
+        *(["--tokenizer", tokenizer] if tokenizer else []),
+        *(["--images", str(images)] if images else []),
+    ]
+    found = replace(found, again=tuple(again))
     print_report(found)
     for path in reports:
         write(found, path)

@@ -72,7 +72,7 @@ class ModelSource:
             RequestError: neither says it, or only the manifest does, and is not trusted to.
         """
         noted = manifest.model["source"]
-        if model is None and not trusted and (reason := _why_untrusted(noted.get("model", ""))):
+        if model is None and not trusted and (reason := why_untrusted(noted.get("model", ""))):
             raise RequestError(
                 f"{MANIFEST} names {noted['model'][:200]!r} as the model, {reason}; whoever made the artifact chose "
                 "it: say the model yourself with --reference MODEL, or give --trust-source if you know who made it"
@@ -254,7 +254,7 @@ def weights_sha256(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _why_untrusted(model: str) -> str:
+def why_untrusted(model: str) -> str:
     """Return what loading a model by this name would do that a stranger must not choose; empty where nothing."""
     if model.startswith(TRANSFORMERS_PREFIX):
         is_local = Path(model.removeprefix(TRANSFORMERS_PREFIX)).is_absolute()

@@ -312,39 +312,47 @@ def test_a_folder_that_is_not_there_is_told_from_one_without_a_manifest(artifact
 def test_a_rejection_says_where_its_page_is_and_how_to_go_on(
     kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The command in the page is run as it stands there."""
+    """The command in the page is run as it stands there: on the same photos, and by whoever named the factory."""
     import html
     import re
     import shlex
 
+    from PIL import Image
+
     from naflex_export.serving.onnx_runner import OnnxRunner
 
+    rejected = tmp_path / "it's a.rejected"
+    photos = tmp_path / "my photos"
+    photos.mkdir()
+    Image.new("RGB", (9, 7), (200, 20, 90)).save(photos / "one.png")
     with monkeypatch.context() as wrong:
         true = OnnxRunner.run
         wrong.setattr(OnnxRunner, "run", lambda *arguments: [1.1 * out for out in true(*arguments)])
         failed = export(
             "tiny:shallow", "--target", "onnx", "--weights", "random", "--bucket", "9:1,2,2", "--quick",
-            "--out", tmp_path / "a", *(["--keep-rejected"] if kept else []),
+            "--out", tmp_path / "it's a", *(["--keep-rejected"] if kept else []), "--images", photos,
         )  # fmt: skip
-    assert failed.exit_code == 1 and f"report: {tmp_path / 'a.rejected.html'} (open it" in flat(failed.stderr)
-    page = (tmp_path / "a.rejected.html").read_text()
+    assert failed.exit_code == 1 and f"report: {rejected}.html (open it" in flat(failed.stderr)
+    page = Path(f"{rejected}.html").read_text()
     [command] = re.findall(r"<pre>(naflex-gate .*?)</pre>", page)
     _, folder, *cases = shlex.split(html.unescape(command))
-    assert not (tmp_path / "a").exists()
+    assert not (tmp_path / "it's a").exists()
     if not kept:
         assert folder == "OUT.rejected" and "export again with --keep-rejected" in page
         assert "the artifact is not kept (--keep-rejected" in flat(failed.stderr)
         return
-    assert folder == str(tmp_path / "a.rejected") and f"is kept in {folder}" in flat(failed.stderr)
-    again = gate(folder, *cases, "--report", tmp_path / "r.html")
+    assert folder == str(rejected) and f"is kept in {folder}" in flat(failed.stderr)
+    assert f"to judge it again: {html.unescape(command)}" in flat(failed.stderr)
+    again = CliRunner().invoke(gate_command, [folder, *cases, "--report", str(tmp_path / "r.html")])
     assert again.exit_code == 0, again.output
     assert f"wrote {tmp_path / 'r.html'} (open it in a browser)" in again.stdout
-    assert json.loads((tmp_path / "a.rejected" / "manifest.json").read_text())["gate"]["passed"] is False
+    assert json.loads((rejected / "manifest.json").read_text())["gate"]["passed"] is False
 
 
 def test_an_export_ends_with_what_to_do_next(done: Result, artifact: Path) -> None:
     assert "MiB in all, with" in done.stdout
-    assert f"next: naflex-bench {artifact}" in done.stdout and f"naflex-gate {artifact} --report" in done.stdout
+    assert f"next: naflex-bench {artifact} --trust-source" in done.stdout
+    assert f"naflex-gate {artifact} --trust-source --report" in done.stdout
 
 
 def test_a_report_of_no_format_is_refused_ahead_of_all_work(artifact: Path, tmp_path: Path) -> None:

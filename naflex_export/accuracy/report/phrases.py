@@ -212,7 +212,7 @@ def rerun_command(report: GateReport, most: int = 3) -> str:
     cases = [case for problem in report.problems if not (case := case_of(problem)).endswith(GOLDEN)]
     cases += [result.case for result in report.results if result.exceeded]
     named = [part for case in list(dict.fromkeys(cases))[:most] for part in ("--case", case)]
-    return shlex.join(["naflex-gate", report.folder or "OUT.rejected", *named]) if named else ""
+    return shlex.join(["naflex-gate", report.folder or "OUT.rejected", *report.again, *named]) if named else ""
 
 
 def rerun_line(report: GateReport) -> str:
