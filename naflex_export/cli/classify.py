@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+from functools import partial
 from pathlib import Path
 
 import click
 
 from naflex_export.cli.options import device_option, exit_codes, untrusted_option, verify_option
+from naflex_export.cli.supervised import LEFT
 from naflex_export.errors import PhotosFailed, RequestError
 from naflex_export.version import __version__
 
@@ -35,7 +37,7 @@ from naflex_export.version import __version__
 @untrusted_option
 @verify_option
 @click.version_option(__version__, package_name="naflex_export")
-@exit_codes
+@partial(exit_codes, left=LEFT["classify"])
 def classify_command(
     artifact: Path,
     photos: tuple[Path, ...],

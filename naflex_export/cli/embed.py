@@ -16,6 +16,7 @@ from naflex_export.cli.options import (
     verbose_option,
     verify_option,
 )
+from naflex_export.cli.supervised import LEFT
 from naflex_export.version import __version__
 
 SHOWN = 5
@@ -57,7 +58,7 @@ SHOWN = 5
 @verify_option
 @verbose_option
 @click.version_option(__version__, package_name="naflex_export")
-@partial(exit_codes, left="the shards that are done are kept: begin again to go on")
+@partial(exit_codes, left=LEFT["embed"])
 def embed_command(
     artifact: Path,
     photos: tuple[Path, ...],

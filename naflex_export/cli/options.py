@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import Any, NoReturn, ParamSpec
 
 import click
 
@@ -47,28 +47,35 @@ def exit_codes(command: Callable[P, None], left: str = "nothing was published") 
 
     @wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
+        asked: list[int] = []
         try:
-            with _sigterm_raises():
+            with _signals_raise(asked):
                 command(*args, **kwargs)
-        except NaflexExportError as error:
-            _exit(error, error.exit_code)
-        except (click.ClickException, click.exceptions.Exit):
+        except (click.exceptions.Exit, click.ClickException):
             raise
-        except (KeyboardInterrupt, click.Abort):
-            _exit(NaflexExportError(f"interrupted; {left}"), INTERRUPTED)
-        except Terminated:
-            _exit(NaflexExportError(f"terminated; {left}"), TERMINATED)
-        except SystemExit as error:
-            said = f"code that it ran asked to exit with {error.code!r} before there was a result"
-            _exit(NaflexExportError(said), NaflexExportError.exit_code)
         except BaseException as error:
-            if isinstance(error, OSError) and (why := _output_lost(error)):
-                said = f"standard output cannot be written ({why}); {left}"
-                _exit(NaflexExportError(said), UNREAD if isinstance(error, BrokenPipeError) else UNEXPECTED)
-            traceback.print_exception(error)
-            _exit(NaflexExportError(f"unexpected {type(error).__name__}, as above; there is no result"), UNEXPECTED)
+            if asked:  # whatever a library made of it, in the middle of an import for instance
+                said, code = _STOPPED[asked[0]]
+                _exit(NaflexExportError(f"{said}; {left}"), code)
+            _exit_by(error, left)
 
     return wrapped
+
+
+def _exit_by(error: BaseException, left: str) -> NoReturn:
+    """Say what ended a command, and end with its exit code."""
+    if isinstance(error, NaflexExportError):
+        _exit(error, error.exit_code)
+    if isinstance(error, KeyboardInterrupt | click.Abort):
+        _exit(NaflexExportError(f"interrupted; {left}"), INTERRUPTED)
+    if isinstance(error, SystemExit):
+        said = f"code that it ran asked to exit with {error.code!r} before there was a result"
+        _exit(NaflexExportError(said), NaflexExportError.exit_code)
+    if isinstance(error, OSError) and (why := _output_lost(error)):
+        said = f"standard output cannot be written ({why}); {left}"
+        _exit(NaflexExportError(said), UNREAD if isinstance(error, BrokenPipeError) else UNEXPECTED)
+    traceback.print_exception(error)
+    _exit(NaflexExportError(f"unexpected {type(error).__name__}, as above; there is no result"), UNEXPECTED)
 
 
 def _output_lost(error: OSError) -> str:
@@ -86,29 +93,46 @@ _PRINTERS = ("click", "rich")
 """What a command prints with: an error of the system that is raised there is one of the output."""
 
 
-def _exit(error: Exception, code: int) -> None:
+def _exit(error: Exception, code: int) -> NoReturn:
     from naflex_export.cli.console import print_error
 
     print_error(error)
     sys.exit(code)
 
 
+_STOPPED: dict[int, tuple[str, int]] = {
+    signal.SIGINT: ("interrupted", INTERRUPTED),
+    signal.SIGTERM: ("terminated", TERMINATED),
+}
+
+
 @contextlib.contextmanager
-def _sigterm_raises() -> Iterator[None]:
+def _signals_raise(asked: list[int]) -> Iterator[None]:
+    """Have SIGINT and SIGTERM end what runs as an error does; note them, for a library may make another of it."""
+
+    def interrupt(number: int, frame: object) -> None:
+        asked.append(number)
+        raise KeyboardInterrupt
+
     def stop(number: int, frame: object) -> None:
+        asked.append(number)
         raise Terminated
 
+    before: dict[int, Any] = {}
     try:
-        before = signal.signal(signal.SIGTERM, stop)
+        before[signal.SIGTERM] = signal.signal(signal.SIGTERM, stop)
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # in the background it is ignored
+            before[signal.SIGINT] = signal.signal(signal.SIGINT, interrupt)
     except ValueError:  # not in the main thread, where signals come to
         yield
         return
     try:
         if hasattr(signal, "pthread_sigmask"):  # Windows has none
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, set(_STOPPED))
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 trust_source_option = click.option(

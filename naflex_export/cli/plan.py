@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from naflex_export.cli.options import exit_codes, quiet_libraries
+from naflex_export.cli.supervised import LEFT
 from naflex_export.errors import RequestError
 from naflex_export.grid import Bucket
 from naflex_export.version import __version__
@@ -41,7 +43,7 @@ SHOWN = 5
 @click.option("--batch", default="1,8,32", show_default=True, metavar="MIN,OPT,MAX", help="Of each bucket.")
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw histogram and waste to this .svg, .png or .pdf.")
 @click.version_option(__version__, package_name="naflex_export")
-@exit_codes
+@partial(exit_codes, left=LEFT["plan"])
 def plan_command(
     photos: tuple[Path, ...],
     tokens: int,

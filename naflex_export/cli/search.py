@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import click
 
 from naflex_export.cli.options import device_option, exit_codes, untrusted_option, verify_option
+from naflex_export.cli.supervised import LEFT
 from naflex_export.version import __version__
 
 SHOWN = 5
@@ -44,7 +46,7 @@ SHOWN = 5
 @untrusted_option
 @verify_option
 @click.version_option(__version__, package_name="naflex_export")
-@exit_codes
+@partial(exit_codes, left=LEFT["search"])
 def search_command(
     vectors: Path,
     queries: tuple[str, ...],

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from functools import partial
 from pathlib import Path
 
 import click
 
 from naflex_export.cli.options import Terminated, device_option, exit_codes, quiet_libraries, verbose_option
+from naflex_export.cli.supervised import LEFT
 from naflex_export.errors import BackendError
 from naflex_export.version import __version__
 
@@ -41,7 +43,7 @@ NEEDED = ("fastapi", "uvicorn", "prometheus_client", "python_multipart", "orjson
 @click.option("--access-log", is_flag=True, help="Write a line for each request.")
 @verbose_option
 @click.version_option(__version__, package_name="naflex_export")
-@exit_codes
+@partial(exit_codes, left=LEFT["serve"])
 def serve_command(
     artifact: Path,
     host: str,

@@ -175,6 +175,30 @@ def test_output_that_nobody_takes_is_no_verdict_and_no_traceback(printer: str, i
     ]
 
 
+MADE_ANOTHER = """
+import os, signal
+from naflex_export.cli.options import exit_codes
+from naflex_export.errors import RequestError
+
+@exit_codes
+def command():
+    try:
+        os.kill(os.getpid(), signal.{name})
+        signal.pause()
+    except BaseException as error:
+        raise RequestError("an import failed") from None
+
+command()
+"""
+
+
+@pytest.mark.parametrize(("name", "code", "said"), [("SIGINT", 130, "interrupted"), ("SIGTERM", 143, "terminated")])
+def test_a_library_that_makes_another_error_of_a_signal_hides_it_from_nobody(name: str, code: int, said: str) -> None:
+    words = [sys.executable, "-c", MADE_ANOTHER.format(name=name)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == code and done.stderr == f"error: {said}; nothing was published\n"
+
+
 def test_help_takes_no_second_process() -> None:
     code = (
         "import subprocess, sys; sys.argv = ['naflex-gate', '--help']; subprocess.Popen = None\n"
