@@ -53,12 +53,16 @@ def _list_models(ctx: click.Context, param: click.Parameter, pattern: str | None
     if not found:
         why = "timm is not installed" if names is None else "'naflex-export --list' without a pattern shows all"
         raise click.BadParameter(f"no model matches {pattern!r}: {why}.", ctx, param)
+    exit_codes(_print_models, left="not all models were listed")(found)
+    ctx.exit(0)
+
+
+def _print_models(found: dict[str, tuple[str, ...]]) -> None:
     for name, tags in found.items():
         click.echo(f"{name}  {' '.join(tags)}".rstrip())
     click.echo(
         f"{len(found)} models of timm's, each with the tags of its weights. NAME or NAME.TAG is taken.", err=True
     )
-    ctx.exit(0)
 
 
 @click.command(cls=ArgumentsCommand, context_settings={"help_option_names": ["-h", "--help"]})

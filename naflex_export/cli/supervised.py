@@ -86,6 +86,9 @@ COMMANDS = {
 }
 """What `naflex` runs, `naflex NAME` as `naflex-NAME`, and what each does in a line."""
 
+OF_GATE = ("pack", "judge", "compare")
+"""Commands that `naflex gate` has in its turn."""
+
 NOTHING_PUBLISHED = "nothing half-made was published, and there is no verdict"
 
 LEFT = {
@@ -101,7 +104,11 @@ LEFT = {
 def naflex_main() -> NoReturn:
     """Run `naflex`: list the other commands, or be one of them."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    asked = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    given = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    asked = given.lower().replace("_", "-").removeprefix("naflex-")
+    if asked == "help":
+        sys.argv[1:] = [*sys.argv[2:], "--help"]
+        naflex_main()
     if asked in COMMANDS:
         sys.argv = [f"naflex-{asked}", *sys.argv[2:]]
         _main(asked)
@@ -109,13 +116,14 @@ def naflex_main() -> NoReturn:
         print(f"naflex, version {import_module('naflex_export.version').__version__}")
         sys.exit(0)
     if asked in _SHOWN_AT_ONCE:
-        print(_listing())
+        with contextlib.suppress(BrokenPipeError):  # whoever reads no further has seen enough
+            print(_listing(), flush=True)
         sys.exit(0)
     from difflib import get_close_matches
 
-    close = get_close_matches(asked, COMMANDS, n=1)
+    close = [f"gate {asked}"] if asked in OF_GATE else get_close_matches(asked, COMMANDS, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
-    print(f"error: naflex has no command {asked!r}: expected one of {', '.join(COMMANDS)}.{hint}", file=sys.stderr)
+    print(f"error: naflex has no command {given!r}: expected one of {', '.join(COMMANDS)}.{hint}", file=sys.stderr)
     sys.exit(2)
 
 

@@ -44,11 +44,20 @@ def understood(text: str) -> Understood:
     Raises:
         RequestError: it is a checkpoint or another file, a folder without a model, or a name that timm does not know.
     """
-    name = _HUB.sub("", text.strip(), count=1)
+    name = _without_address(text.strip())
+    if not name:
+        raise RequestError(f"model {text!r} names nothing: expected a model's name; naflex-export --list shows timm's")
     prefix, colon, rest = name.partition(":")
     if colon:
-        known = _PREFIXES.get(prefix.lower())
-        return Understood(f"{known}:{_HUB.sub('', rest, count=1)}" if known else name)
+        known, rest = _PREFIXES.get(prefix.lower()), _without_address(rest)
+        if known is None:
+            _check_factory(name)
+            return Understood(name)
+        if not rest:
+            raise RequestError(f"model {text!r} names nothing behind {known}: expected a folder, or a hub id there")
+        return Understood(f"{known}:{rest}")
+    if not Path(name).is_dir():
+        name = name.rstrip("/")
     architecture = name.partition(".")[0]
     names = timm_names()
     if names is not None and architecture.lower() in names.naflex:
@@ -70,6 +79,29 @@ def understood(text: str) -> Understood:
         )
     check_timm_name(name)
     return Understood(name)
+
+
+def _without_address(name: str) -> str:
+    """Return what an address on the hub names, without the branch or file that it shows; another name as it is."""
+    rest = _HUB.sub("", name, count=1)
+    return name if rest == name else re.sub(r"(/(tree|blob|resolve)/.*|/*[?#].*|/+)$", "", rest)
+
+
+def _check_factory(name: str) -> None:
+    """Check that `module:factory` has both, and that there is such a module; none is imported."""
+    module, _, factory = name.partition(":")
+    if not all(part.isidentifier() for part in [*module.split("."), factory]):
+        raise RequestError(
+            f"model {name!r} is no module:factory: expected the names of both, or hf:, hf-hub: or local-dir: and where "
+            "the model is"
+        )
+    top = module.partition(".")[0]
+    here = Path.cwd() / top
+    if not (here.is_dir() or here.with_suffix(".py").is_file() or importlib.util.find_spec(top)):
+        raise RequestError(
+            f"factory {name!r} cannot be imported (No module named {top!r}): expected module:callable, of a module in "
+            "this folder or one that is installed"
+        )
 
 
 def source_and_name(model: str) -> tuple[str, str]:
@@ -139,10 +171,12 @@ def _closest(name: str, there: list[str]) -> str:
 def _hub_id(text: str, name: str) -> Understood:
     owner, _, rest = name.partition("/")
     names = timm_names()
-    if owner == "timm":
+    if owner.lower() == "timm":
+        rest = rest.lower() if names is not None and rest.lower().partition(".")[0] in names.naflex else rest
         if names is not None and rest.partition(".")[0] in names.naflex:
             check_timm_name(rest)
             return Understood(rest, _said(text, rest, "timm's"))
+        name = f"timm/{rest}"
         return Understood(f"hf-hub:{name}", _said(text, f"hf-hub:{name}", "a repository of timm's on the hub"))
     taken = f"{TRANSFORMERS_PREFIX}{name}"
     said = _said(text, taken, "a model of transformers on the hub")

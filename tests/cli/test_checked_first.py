@@ -50,7 +50,7 @@ OF_AN_ARTIFACT = [
 
 def test_what_is_asked_of_an_artifact_is_refused_before_torch_is_imported(tmp_path: Path) -> None:
     artifacts.fill(tmp_path / "a")
-    source = {"model": "tiny:siglip", "weights": "random"}
+    source = {"model": "os:getcwd", "weights": "random"}
     artifacts.edit(tmp_path / "a", lambda fields: fields["model"].update(source=source))
     asked = [(command, ["a", "--trust-source", *given.split()]) for command, given, _ in OF_AN_ARTIFACT]
     said = refused([*asked, ("gate", ["judge", "nopack", "answers"])], tmp_path)
@@ -79,7 +79,7 @@ EXPORTS = [
 def test_an_export_is_refused_before_torch_is_imported(tmp_path: Path) -> None:
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "a.txt").write_text("no photo")
-    always = ["tiny:siglip", "--target", "onnx", "--weights", "random", "--out", "a"]
+    always = ["os:getcwd", "--target", "onnx", "--weights", "random", "--out", "a"]
     said = refused([("export", [*always, *given.split()]) for given, _ in EXPORTS], tmp_path)
     for (_, expected), line in zip(EXPORTS, said, strict=True):
         assert expected in line

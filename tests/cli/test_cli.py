@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -174,7 +175,9 @@ def test_folders_that_are_no_artifacts_are_never_touched(tmp_path: Path) -> None
 
 
 def test_a_missing_backend_is_exit_code_3(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("naflex_export.targets.onnx.importlib.util.find_spec", lambda name: None)
+    there = importlib.util.find_spec
+    missing = ("onnx", "onnxscript", "onnxruntime")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in missing else there(name))
     refused = export("tiny:siglip", "--target", "onnx", "--weights", "random", "--out", tmp_path / "a")
     assert refused.exit_code == 3 and "package 'onnx' is missing: pip install onnx" in flat(refused.stderr)
 

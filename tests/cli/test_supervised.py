@@ -199,6 +199,17 @@ def test_a_library_that_makes_another_error_of_a_signal_hides_it_from_nobody(nam
     assert done.returncode == code and done.stderr == f"error: {said}; nothing was published\n"
 
 
+def test_a_list_that_nobody_reads_to_its_end_is_no_failed_gate() -> None:
+    """Click would exit with 1, which means a verdict."""
+    code = "from naflex_export.cli.supervised import work; work('export')"
+    script = '{ "$0" -c "$1" --list; echo "ended with $?" >&2; } | true'
+    done = subprocess.run(["sh", "-c", script, sys.executable, code], capture_output=True, text=True, check=False)
+    assert done.stderr.splitlines() == [
+        "error: standard output cannot be written (Broken pipe); not all models were listed",
+        "ended with 141",
+    ]
+
+
 def test_help_takes_no_second_process() -> None:
     code = (
         "import subprocess, sys; sys.argv = ['naflex-gate', '--help']; subprocess.Popen = None\n"
@@ -219,7 +230,11 @@ NAFLEX = "from naflex_export.cli.supervised import naflex_main; naflex_main()"
         (["--help"], 0, "naflex COMMAND is naflex-COMMAND"),
         (["export", "--help"], 0, "Usage: naflex-export"),
         (["plan", "--help"], 0, "Usage: naflex-plan"),
+        (["help"], 0, "Usage: naflex COMMAND"),
+        (["help", "plan"], 0, "Usage: naflex-plan"),
+        (["Naflex_Plan", "-h"], 0, "Usage: naflex-plan"),
         (["exprot"], 2, "naflex has no command 'exprot'"),
+        (["compare"], 2, "Did you mean 'gate compare'?"),
         (["gate", "/no/such/folder"], 2, "there is no folder '/no/such/folder'"),
     ],
 )
