@@ -99,9 +99,11 @@ def embed_command(
 
     quiet_libraries(verbose)
     if sheet is not None:
+        from naflex_export.accuracy.report.suffix import check_can_be_written
         from naflex_export.embed.contact_sheet import check_sheet
 
         check_sheet(sheet, out)
+        check_can_be_written(sheet)
     chosen = {"exif": exif, "fast_jpeg": fast_jpeg or None, "most_pixels": most_pixels}
     request = EmbedRequest(
         artifact,

@@ -68,6 +68,7 @@ def search_command(
     Exit codes: 0 done, 2 the request was wrong, 3 a backend or device is missing, 70 something unexpected,
     130 and 143 interrupted.
     """
+    from naflex_export.accuracy.report.suffix import check_can_be_written
     from naflex_export.embed.search import SearchRequest, photos_of, search
     from naflex_export.embed.sources import source_of
 
@@ -76,6 +77,7 @@ def search_command(
         from naflex_export.embed.contact_sheet import check_sheet
 
         check_sheet(sheet, vectors)
+        check_can_be_written(sheet)
         if photos:
             source_of(photos)
     result = search(request)

@@ -9,6 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import artifacts
+import click
+
+from naflex_export.cli.classify import classify_command
 
 RUN = """
 import json, sys
@@ -83,3 +86,17 @@ def test_an_export_is_refused_before_torch_is_imported(tmp_path: Path) -> None:
     said = refused([("export", [*always, *given.split()]) for given, _ in EXPORTS], tmp_path)
     for (_, expected), line in zip(EXPORTS, said, strict=True):
         assert expected in line
+
+
+def test_a_contact_sheet_that_cannot_be_written_is_refused_first(tmp_path: Path) -> None:
+    """Ahead of the vectors, which are not there."""
+    (tmp_path / "file").write_text("no folder")
+    sheet = ["--contact-sheet", "file/page.html"]
+    asked = [("search", ["vectors", "a cat", *sheet]), ("embed", ["a", "photos", "--out", "vectors", *sheet])]
+    assert [line.count("'file/page.html' cannot be written: ") for line in refused(asked, tmp_path)] == [1, 1]
+
+
+def test_a_photo_that_may_not_be_read_is_left_to_the_command() -> None:
+    """Click would refuse all of them; here one that cannot be read is its own failure, as one that is missing is."""
+    [photos] = [param for param in classify_command.params if param.name == "photos"]
+    assert isinstance(photos.type, click.Path) and not photos.type.readable and not photos.type.exists
