@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn, ParamSpec
 
 import click
+from click.shell_completion import CompletionItem
 
 from naflex_export.errors import NaflexExportError
 from naflex_export.grid import SEEDS
@@ -215,6 +216,11 @@ class Word(click.types.StringParamType):
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
         return ",".join(dict.fromkeys(self._one(one, param, ctx) for one in value.split(",")))
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Return the words that may end what was typed, behind its last comma."""
+        before, comma, last = incomplete.rpartition(",")
+        return [CompletionItem(f"{before}{comma}{word}") for word in self.words if word.startswith(last.lower())]
 
     def _one(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
         found = self._meant(value)

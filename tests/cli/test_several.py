@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 
@@ -110,3 +111,13 @@ def test_a_file_with_other_words_is_refused(text: str, message: str, tmp_path: P
     (tmp_path / "c.toml").write_text(text)
     refused = export("--config", tmp_path / "c.toml")
     assert refused.exit_code == 2 and message in flat(refused.stderr)
+
+
+@pytest.mark.parametrize(
+    ("typed", "ends"),
+    [("", ["compile", "aot", "onnx", "trt"]), ("o", ["onnx"]), ("onnx,T", ["onnx,trt"]), ("x", [])],
+)
+def test_a_shell_completes_the_words_of_a_target(typed: str, ends: list[str]) -> None:
+    [target] = [param for param in export_command.params if param.name == "targets"]
+    context = click.Context(export_command)
+    assert [item.value for item in target.type.shell_complete(context, target, typed)] == ends
