@@ -176,15 +176,17 @@ def test_output_that_nobody_takes_is_no_verdict_and_no_traceback(printer: str, i
 
 
 MADE_ANOTHER = """
-import os, signal
+import os, signal, time
 from naflex_export.cli.options import exit_codes
 from naflex_export.errors import RequestError
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs the tests may ignore it, and is inherited from
 
 @exit_codes
 def command():
     try:
         os.kill(os.getpid(), signal.{name})
-        signal.pause()
+        time.sleep(20)
     except BaseException as error:
         raise RequestError("an import failed") from None
 
