@@ -139,13 +139,6 @@ def check_request(request: ExportRequest) -> None:
     check_opset(request)
     if request.packed:
         refuse_quantized(request.precision, packed=True)
-    if request.precision.quantized and request.images is None:
-        raise RequestError(
-            f"dtype {request.precision.quantized!r} is calibrated on photos of yours, and none were given: expected a "
-            f"folder of {LEAST} or more, like those that will be served, as images, on the command line --images"
-        )
-    if request.images is not None:
-        check_folder(request.images)
     if request.keep_rejected:
         if request.patch_sizes is not None:
             raise RequestError(
@@ -153,6 +146,23 @@ def check_request(request: ExportRequest) -> None:
                 "patch size; export that size alone"
             )
         check_destination(request.rejected)
+
+
+def check_images(request: ExportRequest) -> None:
+    """Check that the photos of a request are there, and that it has some where layers are calibrated on them.
+
+    Where the model is at hand, what it cannot be asked for is said first.
+
+    Raises:
+        RequestError: they are not.
+    """
+    if request.precision.quantized and request.images is None:
+        raise RequestError(
+            f"dtype {request.precision.quantized!r} is calibrated on photos of yours, and none were given: expected a "
+            f"folder of {LEAST} or more, like those that will be served, as images, on the command line --images"
+        )
+    if request.images is not None:
+        check_folder(request.images)
 
 
 def check_opset(request: ExportRequest) -> None:

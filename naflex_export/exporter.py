@@ -27,7 +27,7 @@ from naflex_export.accuracy.results import GateReport, PrecisionSearch
 from naflex_export.accuracy.text_gate import PREFIX
 from naflex_export.errors import BackendError, GateFailure, RequestError
 from naflex_export.export_manifest import drafted, drafted_together
-from naflex_export.export_request import ExportRequest, check_request, refuse_quantized
+from naflex_export.export_request import ExportRequest, check_images, check_request, refuse_quantized
 from naflex_export.graph.build_settings import BuildSettings
 from naflex_export.graph.calibration import require_modelopt
 from naflex_export.graph.onnx_about import describe_onnx
@@ -184,6 +184,7 @@ class Exporter:
         self.adapters = {
             size: adapter_of(model, size).prepared_by(request.preprocessing) for size in request.patch_sizes or (None,)
         }
+        check_images(request)
         if request.precision.quantized and request.images is not None:
             check_photos(request.precision, request.images, self.photos)
             require_modelopt()

@@ -256,7 +256,7 @@ def export_command(
     70 something unexpected, 130 and 143 interrupted.
     """
     from naflex_export.accuracy.efforts import STANDARD
-    from naflex_export.export_request import ExportRequest, check_request
+    from naflex_export.export_request import ExportRequest, check_images, check_request
     from naflex_export.graph.build_settings import BuildSettings
     from naflex_export.models.model_args import parse_model_args
     from naflex_export.models.model_sources import ModelSource
@@ -307,6 +307,7 @@ def export_command(
     ]
     for request in requests:
         check_request(request)
+        check_images(request)
     begin(f"{model} to {targets.replace(',', ', ')} in {dtypes.replace(',', ', ')}")
 
     from naflex_export.cli.console import print_note, spoken_on_stderr

@@ -108,9 +108,11 @@ def test_what_is_not_ours_is_left_alone(tmp_path: Path) -> None:
     assert artifacts.names(repository) == ["theirs"]
 
 
-def test_the_command_refuses_before_it_loads_a_model(tmp_path: Path) -> None:
+def test_the_command_refuses_before_it_loads_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken.py").write_text("raise AssertionError('the model was loaded')")
+    monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "models" / "a").mkdir(parents=True)
-    arguments = ["no:such", "--target", "onnx", "--out", str(tmp_path / "a"), "--triton", str(tmp_path / "models")]
+    arguments = ["broken:model", "--target", "onnx", "--out", str(tmp_path / "a"), "--triton", str(tmp_path / "models")]
     for more, message in (([], "is a model that was not written by"), (["--patch-size", "8,16"], "one patch size")):
         done = CliRunner().invoke(export_command, [*arguments, "--weights", "random", *more])
         assert done.exit_code == 2 and message in " ".join(done.stderr.split()), done.stderr

@@ -82,7 +82,7 @@ P, C, V = inputs()
     ("given", "message"),
     [
         ((P, C), r"got 2 inputs: expected 3, patches, patch_coord, patch_valid"),
-        ((P.numpy(), C, V), "patches is a ndarray: expected a torch tensor"),
+        ((P.numpy(), C, V), "patches is a numpy array and patch_coord a torch tensor: expected all of one kind"),
         ((P.half(), C, V), r"patches is float16: expected float32; cast it with .to\(torch.float32\)"),
         ((P, C.int(), V), "patch_coord is int32: expected int64"),
         ((P, C, V.float()), "patch_valid is float32: expected bool"),
