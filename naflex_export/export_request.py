@@ -12,7 +12,7 @@ from naflex_export.accuracy.photos import LEAST, check_folder
 from naflex_export.errors import RequestError
 from naflex_export.graph.build_settings import BuildSettings
 from naflex_export.grid import Bucket, check_buckets, check_patch_sizes
-from naflex_export.models.output_names import check_outputs
+from naflex_export.models.output_names import check_outputs_of_some
 from naflex_export.models.preprocessing import settings_of
 from naflex_export.models.tower_names import IMAGE, check_towers
 from naflex_export.precision import FLOAT32, Precision
@@ -88,7 +88,7 @@ class ExportRequest:
         if self.patch_sizes is not None:
             object.__setattr__(self, "patch_sizes", check_patch_sizes(self.patch_sizes))
         if self.outputs is not None:
-            check_outputs(self.outputs)
+            check_outputs_of_some(self.outputs)
         if not isinstance(self.upscale, bool):
             raise RequestError(f"upscale={self.upscale!r}: expected True or False")
         object.__setattr__(self, "towers", check_towers(self.towers))

@@ -37,6 +37,7 @@ from naflex_export.accuracy.comparison import Comparison
 from naflex_export.bench.techniques import Bench
 from naflex_export.cli import dry_run
 from naflex_export.cli.export import export_command
+from naflex_export.export_request import ExportRequest
 from naflex_export.graph.trace import trace
 from naflex_export.grid import Grid
 from naflex_export.models import adapter_of, towers_in, whole_model
@@ -159,6 +160,15 @@ def test_a_subclass_and_a_new_module_are_refused_by_name(tower: nn.Module) -> No
     tower.__class__ = type("Mine", (kind,), {})
     with pytest.raises(nx.UnsupportedModelError, match=f"Mine is a subclass of {kind.__name__}"):
         nx.vectorize(tower)
+
+
+def test_every_output_of_a_tower_can_be_asked_for(any_tower: nn.Module, tmp_path: Path) -> None:
+    """What is checked ahead of the model knows of all that a family gives."""
+    outputs = adapter_of(any_tower).default_outputs
+    assert ExportRequest("onnx", tmp_path / "a", (nx.Bucket(40),), FLOAT32, outputs=outputs).outputs == outputs
+    for wrong in ("deepstack", "deepstack_x", "token"):
+        with pytest.raises(nx.RequestError, match=f"{wrong}.*: expected 'features', 'tokens' or both, and of a vision"):
+            ExportRequest("onnx", tmp_path / "a", (nx.Bucket(40),), FLOAT32, outputs=(*outputs, wrong))
 
 
 @pytest.mark.filterwarnings(NO_PHOTOS)
