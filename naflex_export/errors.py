@@ -27,10 +27,8 @@ class PhotoError(RequestError):
     """A photo cannot be read, is larger than the limit, or is of a kind that has no plain meaning as RGB."""
 
 
-class PhotosFailed(NaflexExportError):
-    """Some photos could not be embedded, and all were asked for."""
-
-    exit_code = 1
+class PhotosFailed(RequestError):
+    """Some photos could not be read, and all were asked for."""
 
 
 class UnsupportedModelError(RequestError):
@@ -44,7 +42,10 @@ class BackendError(NaflexExportError):
 
 
 class RejectedError(NaflexExportError):
-    """The candidate was rejected, by a graph check, by a backend's builder or by the gate; nothing is published."""
+    """The candidate was rejected, by a graph check, by a backend's builder or by the gate; nothing is published.
+
+    Its exit code is that of a verdict, and no other error has it.
+    """
 
     exit_code = 1
 

@@ -57,7 +57,7 @@ def classify_command(
     Each label has the probability that the model's training gives the pair. SigLIP judges each pair by itself: those
     of a photo need not sum to 1, and none may be likely.
 
-    Exit codes: 0 done, 1 a photo could not be read, 2 the request was wrong, 3 a backend or device is missing,
+    Exit codes: 0 done, 2 the request was wrong or a photo could not be read, 3 a backend or device is missing,
     70 something unexpected, 130 and 143 interrupted.
     """
     from naflex_export.embed.classify import Classifier, check_labels

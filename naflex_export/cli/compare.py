@@ -49,7 +49,8 @@ def compare_command(
 ) -> None:
     """Say whether an index built with artifact OLD may be searched with NEW.
 
-    Exit codes: 0 it may, 1 it must be built anew, 2 the request was wrong, 3 a backend or device is missing.
+    Exit codes: 0 it may, 1 it must be built anew, 2 the request was wrong, 3 a backend or device is missing,
+    70 something unexpected, 130 and 143 interrupted.
     """
     from naflex_export.accuracy.report.suffix import check_report
     from naflex_export.cli.console import err, out, print_written

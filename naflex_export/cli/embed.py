@@ -47,7 +47,7 @@ SHOWN = 5
     "--fast-jpeg", is_flag=True, help="Decode large JPEGs at part of their size, never below twice the target."
 )
 @click.option("--most-pixels", type=click.IntRange(1), help="Of a photo; a larger one is a failure.")
-@click.option("--strict", is_flag=True, help="Exit with 1 if a photo failed.")
+@click.option("--strict", is_flag=True, help="Exit with 2 if a photo failed.")
 @click.option(
     "--contact-sheet",
     "sheet",
@@ -87,7 +87,7 @@ def embed_command(
 
     A photo that cannot be read has an error in place of its vector, and fails nothing but itself.
 
-    Exit codes: 0 done, 1 a photo failed and --strict was given, 2 the request was wrong, 3 a backend or device is
+    Exit codes: 0 done, 2 the request was wrong, or a photo failed and --strict was given, 3 a backend or device is
     missing or Ray does not answer, 70 something unexpected, 130 and 143 interrupted: begin again to go on.
     """
     from naflex_export.cli.console import err

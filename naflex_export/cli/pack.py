@@ -30,7 +30,11 @@ from naflex_export.errors import RequestError
 def pack_command(
     model: str, out: Path, weights: str, small: bool, model_args: tuple[str, ...], seed: int, verbose: bool
 ) -> None:
-    """Write a golden pack of MODEL: inputs and right answers, for ports in any language."""
+    """Write a golden pack of MODEL: inputs and right answers, for ports in any language.
+
+    Exit codes: 0 written, 2 the request was wrong, 3 a backend is missing, 70 something unexpected, 130 and 143
+    interrupted.
+    """
     from naflex_export.models.checkpoint_paths import check_weights
     from naflex_export.models.model_args import parse_model_args
     from naflex_export.models.model_names import understood
@@ -113,7 +117,10 @@ def judge_command(
 ) -> None:
     """Judge a port by PACK: ANSWERS is the folder or .safetensors file that it wrote.
 
-    Or give --onnx, --command or --url. Exit codes: 0 right, 1 wrong, 2 the request was wrong.
+    Or give --onnx, --command or --url.
+
+    Exit codes: 0 right, 1 wrong, 2 the request was wrong, 3 a backend is missing, 70 something unexpected,
+    130 and 143 interrupted.
     """
     from naflex_export.accuracy.report.suffix import SUFFIXES_OF_VERDICTS, check_report, write_report
     from naflex_export.packs import answers as origins

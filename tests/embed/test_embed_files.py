@@ -104,7 +104,7 @@ def test_a_folder_becomes_shards(artifact: Path, folder: Path, tmp_path: Path) -
     (line,) = [line for line in done.output.splitlines() if line.startswith("failed") and names[BAD_AT] in line]
     assert line.count(names[BAD_AT]) == 1 and "cannot be read" in line
     strict = run(artifact, folder, "--out", out, "--shard", SHARD, "--strict")
-    assert strict.exit_code == 1 and "3 of 45 photos failed, and --strict was given" in strict.output
+    assert strict.exit_code == 2 and "3 of 45 photos failed, and --strict was given" in strict.output
     assert f"; {COUNT} were there before" in strict.output
 
 

@@ -401,13 +401,13 @@ def test_labels_have_the_probabilities_of_the_model_itself(artifact: Path, folde
 
 def test_a_bad_photo_is_said_and_the_others_are_classified(artifact: Path, photos: Path) -> None:
     done = run(classify_command, artifact, photos / "broken.png", photos / "1.png", "--labels", "cat,dog")
-    assert done.exit_code == 1 and "1 of 2 photos could not be read" in flat(done.stderr)
+    assert done.exit_code == 2 and "1 of 2 photos could not be read" in flat(done.stderr)
     assert f"{photos / '1.png'}\n" in done.stdout
 
 
 def test_folders_are_classified_photo_by_photo(artifact: Path, photos: Path) -> None:
     done = run(classify_command, artifact, photos, "--labels", "cat,dog", "--json")
-    assert done.exit_code == 1 and "1 of 8 photos could not be read" in flat(done.stderr)
+    assert done.exit_code == 2 and "1 of 8 photos could not be read" in flat(done.stderr)
     rows = json.loads(done.stdout)
     assert [Path(row["photo"]).name for row in rows] == [*(f"{number}.png" for number in range(7)), "broken.png"]
     assert all(("labels" in row) == ("broken" not in row["photo"]) for row in rows)
