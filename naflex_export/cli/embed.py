@@ -80,7 +80,7 @@ def embed_command(
     verify: str,
     verbose: bool,
 ) -> None:
-    """Embed PHOTOS with ARTIFACT: into --out go parquet shards of path, grid (height, width), vector and error.
+    """Embed PHOTOS with ARTIFACT: into --out go parquet shards of path, grid (height, width), vector, error and sha256.
 
     PHOTOS are folders, .txt lists of paths, WebDataset .tar files, .parquet files with a column of image bytes, or
     photos. A shard is there whole or not at all. Whatever ends a run, the same command goes on where it was.

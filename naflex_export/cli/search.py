@@ -69,7 +69,7 @@ def search_command(
     130 and 143 interrupted.
     """
     from naflex_export.accuracy.report.suffix import check_can_be_written
-    from naflex_export.embed.search import SearchRequest, photos_of, search
+    from naflex_export.embed.search import SearchRequest, search
     from naflex_export.embed.sources import source_of
 
     request = SearchRequest(vectors, queries, artifact, top=top, device=device, trusted=not untrusted, verify=verify)
@@ -91,6 +91,14 @@ def search_command(
                 click.echo(f"  {one.likeness:6.3f}  {one.name}")
     if not no_sheet:
         from naflex_export.embed.contact_sheet import write_found
+        from naflex_export.embed.found_photos import FoundPhotos
 
-        write_found(sheet, result.run, photos_of(result, photos), result.found)
+        shown = (one for nearest in result.found.values() for one in nearest)
+        pictures = FoundPhotos(result.run, result.origin, shown, photos)
+        missing = pictures.check()
+        write_found(sheet, result.run, pictures, result.found)
+        for name, why in missing[:SHOWN]:
+            click.echo(f"not shown {name}: {why}", err=True)
+        if len(missing) > SHOWN:
+            click.echo(f"and {len(missing) - SHOWN} more photos, whose gaps on the contact sheet say why", err=True)
         click.echo(f"contact sheet: {sheet}", err=for_programs)

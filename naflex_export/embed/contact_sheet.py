@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from naflex_export.embed.decode import Photo
+from naflex_export.embed.found_photos import Found, FoundPhotos
 from naflex_export.embed.parquet import require_pyarrow
 from naflex_export.embed.shards import Run, shard_paths
 from naflex_export.embed.sources import Source
@@ -31,27 +33,11 @@ h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; overflow-wrap: anywhere; }
 .row { display: flex; gap: .5rem; align-items: flex-start; margin-bottom: 1rem; overflow-x: auto; }
 figure { margin: 0; width: 168px; flex: none; }
 .row figure:first-child { border-right: 3px solid #888; margin-right: .5rem; }
+.gap { border: 1px dashed #888; padding: .5rem; min-height: 80px; font-size: 12px; overflow-wrap: anywhere; }
 img { max-width: min(160px, 100%); max-height: 160px; display: block; }
 figcaption { font-size: 11px; color: #666; overflow-wrap: anywhere; }
 @media (prefers-color-scheme: dark) { body { background: #181818; color: #ddd; } figcaption { color: #999; } }
 """
-
-
-@dataclass(frozen=True)
-class Found:
-    """A photo that a search found.
-
-    Attributes:
-        place: of the photo in its source.
-        name: as its shard has it.
-        likeness: cosine of its vector with the query's.
-        probability: that the query is true of it, as the model's training has it.
-    """
-
-    place: int
-    name: str
-    likeness: float
-    probability: float
 
 
 def check_sheet(path: Path, out: Path) -> None:
@@ -92,7 +78,10 @@ def write_sheet(path: Path, out: Path, run: Run, source: Source) -> None:
         likeness[index] = np.inf  # itself first
         nearest = np.argsort(-likeness, kind="stable")[: 1 + NEIGHBOURS]
         captions = ["" if np.isinf(likeness[one]) else f"{likeness[one]:.3f}" for one in nearest]
-        figures = (_figure(source, int(one), caption) for one, caption in zip(places[nearest], captions, strict=True))
+        figures = (
+            _figure(source.names[one], partial(_read, source, int(one)), caption)
+            for one, caption in zip(places[nearest], captions, strict=True)
+        )
         rows.append("".join(figures))
     body = "\n".join(f'<div class="row">{row}</div>' for row in rows)
     title = f"{len(rows)} of {run.count} photos beside their nearest neighbours"
@@ -100,21 +89,24 @@ def write_sheet(path: Path, out: Path, run: Run, source: Source) -> None:
     _write_page(path, title, among, body)
 
 
-def write_found(path: Path, run: Run, source: Source, found: Mapping[str, Sequence[Found]]) -> None:
-    """Write a page with what a search found.
+def write_found(path: Path, run: Run, photos: FoundPhotos, found: Mapping[str, Sequence[Found]]) -> None:
+    """Write a page with what a search found; in the place of a photo that is another by now, its name and why.
 
     Args:
         path: of the page.
         run: what the searched vectors are of.
-        source: of the photos.
+        photos: reads what was found.
         found: for each query the photos, the best first.
 
     Raises:
         RequestError: the page cannot be written.
     """
     parts = []
-    for query, photos in found.items():
-        figures = "".join(_figure(source, one.place, f"{one.likeness:.3f}, {one.probability:.0%}") for one in photos)
+    for query, nearest in found.items():
+        figures = "".join(
+            _figure(one.name, partial(photos.read, one), f"{one.likeness:.3f}, {one.probability:.0%}")
+            for one in nearest
+        )
         parts.append(f'<h2>{html.escape(query)}</h2>\n<div class="found">{figures}</div>')
     said = (
         f"The nearest of {run.count} photos: cosine of the photo's vector with the text's, and the probability that "
@@ -155,14 +147,21 @@ def _sampled(out: Path, run: Run) -> tuple[NDArray[np.int64], NDArray[np.float32
     return np.array(places), stacked / np.maximum(np.linalg.norm(stacked, axis=1, keepdims=True), 1e-12)
 
 
-def _figure(source: Source, place: int, said: str) -> str:
-    name = source.names[place]
+def _read(source: Source, place: int) -> Photo:
+    (photo,) = source.read(place, place + 1)
+    return photo
+
+
+def _figure(name: str, read: Callable[[], Photo], said: str) -> str:
     caption = html.escape(name.rsplit("/", 1)[-1]) + (f"<br>{said}" if said else "")
     try:
-        (photo,) = source.read(place, place + 1)
-        picture = thumbnail(photo)
+        picture = thumbnail(read())
     except PhotoError as error:
-        return f"<figure>{html.escape(str(error))}<figcaption>{caption}</figcaption></figure>"
+        why = html.escape(str(error))
+        return (
+            f'<figure title="{html.escape(name)}"><div class="gap">{why}</div>'
+            f"<figcaption>{caption}</figcaption></figure>"
+        )
     return (
         f'<figure title="{html.escape(name)}"><img src="{picture}" alt="{html.escape(name)}">'
         f"<figcaption>{caption}</figcaption></figure>"

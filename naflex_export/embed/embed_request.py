@@ -9,6 +9,7 @@ from typing import Any
 
 from naflex_export.embed import shards
 from naflex_export.embed.embedder import Embedded, Embedder
+from naflex_export.embed.photo_digest import Digests
 from naflex_export.embed.sources import Source
 from naflex_export.errors import RequestError
 
@@ -73,7 +74,8 @@ def make_shard(embedder: Embedder, photos: Source, out: Path, number: int, tell:
         tell: is told of each photo.
     """
     found: list[Embedded] = []
-    for one in embedder.results(photos.read(0, len(photos.names))):
-        found.append(one)
-        tell(1, int(one.error is not None))
-    shards.write(out, number, photos.names, found, embedder.width)
+    with Digests() as digests:
+        for one in embedder.results(digests.of(photos.read(0, len(photos.names)))):
+            found.append(one)
+            tell(1, int(one.error is not None))
+        shards.write(out, number, photos.names, found, embedder.width, digests=digests.all())

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import heapq
-import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from naflex_export.embed.contact_sheet import Found
+from naflex_export.embed.found_photos import Found
 from naflex_export.embed.parquet import require_pyarrow
 from naflex_export.embed.run_arrays import open_text_run
 from naflex_export.embed.shards import Origin, Run, read_run, shard_paths
-from naflex_export.embed.sources import Source, source_of
 from naflex_export.errors import RequestError
 from naflex_export.serving.manifest import MANIFEST, Manifest, sha256_of
 
@@ -77,11 +74,13 @@ def search(request: SearchRequest) -> SearchResult:
     text = open_text_run(path, device=request.device, trusted=request.trusted, verify=request.verify)
     queries = list(dict.fromkeys(request.queries))
     texts = text.encode(queries)
-    best: list[list[tuple[float, int, str]]] = [[] for _ in queries]
+    best: list[list[tuple[float, int, str, str | None]]] = [[] for _ in queries]
     for number, shard in zip(run.shards, shard_paths(request.vectors, run), strict=True):
         start, _ = run.places(number)
-        table = pq.read_table(shard, columns=["path", "vector"])
+        with pq.ParquetFile(shard) as file:  # of an earlier release without digests, which it leaves out
+            table = file.read(columns=["path", "vector", "sha256"])
         names, vectors = table["path"].to_pylist(), table["vector"]
+        digests = table["sha256"].to_pylist() if "sha256" in table.column_names else [None] * len(names)
         rows = np.flatnonzero(np.array(vectors.is_valid().to_pylist(), bool))
         if not len(rows):
             continue
@@ -90,17 +89,18 @@ def search(request: SearchRequest) -> SearchResult:
         for column, heap in enumerate(best):
             for row in np.argsort(-likeness[:, column], kind="stable")[: request.top]:
                 # negative places: of equal ones the first photo is kept
-                entry = (float(likeness[row, column]), -(start + int(rows[row])), names[rows[row]])
+                place = int(rows[row])
+                entry = (float(likeness[row, column]), -(start + place), names[place], digests[place])
                 heapq.heappush(heap, entry)
                 if len(heap) > request.top:
                     heapq.heappop(heap)
     found = {}
     for query, heap in zip(queries, best, strict=True):
         ordered = sorted(heap, reverse=True)
-        probabilities = text.scoring.of_cosines(np.array([likeness for likeness, _, _ in ordered]))
+        probabilities = text.scoring.of_cosines(np.array([likeness for likeness, *_ in ordered]))
         found[query] = tuple(
-            Found(-place, name, likeness, float(probability))
-            for (likeness, place, name), probability in zip(ordered, probabilities, strict=True)
+            Found(-place, name, likeness, float(probability), digest)
+            for (likeness, place, name, digest), probability in zip(ordered, probabilities, strict=True)
         )
     return SearchResult(run, origin, found)
 
@@ -129,30 +129,3 @@ def _artifact_of(request: SearchRequest, run: Run, origin: Origin | None) -> Pat
             "were embedded with, or embed them again"
         )
     return path
-
-
-def photos_of(result: SearchResult, given: Sequence[Path] = ()) -> Source:
-    """Return the photos that a search found, to be shown.
-
-    Args:
-        result: of the search.
-        given: folders, lists, tars or photos, as they were given to `naflex-embed`, where they have been moved.
-
-    Raises:
-        RequestError: they are not where they were, or are others.
-    """
-    origin = result.origin
-    if given:
-        source, base = source_of(given), ""
-    elif origin is None or not origin.photos:
-        raise RequestError("the folder of vectors does not say where its photos are: give --photos")
-    else:
-        source, base = source_of([Path(origin.base, photo) for photo in origin.photos]), origin.base
-    for one in (one for photos in result.found.values() for one in photos):
-        there = source.names[one.place] if one.place < len(source.names) else "none"
-        if os.path.join(base, one.name) != there and (not given or Path(one.name).name != Path(there).name):  # noqa: PTH118
-            raise RequestError(
-                f"photo {one.place} was {one.name!r} when the vectors were made, and now it is {there!r}: give the "
-                "photos that were embedded with --photos, embed these, or take --no-sheet for paths alone"
-            )
-    return source

@@ -230,8 +230,16 @@ def _check_same(folder: Path, run: Run) -> None:
             )
 
 
-def write(folder: Path, number: int, names: Sequence[str], found: Sequence[Embedded], width: int) -> None:
-    """Write a shard: `path`, `grid` as (height, width), `vector` and `error` of each photo.
+def write(
+    folder: Path,
+    number: int,
+    names: Sequence[str],
+    found: Sequence[Embedded],
+    width: int,
+    *,
+    digests: Sequence[str | None],
+) -> None:
+    """Write a shard: `path`, `grid` as (height, width), `vector`, `error` and `sha256` of each photo.
 
     Args:
         folder: of the run.
@@ -239,12 +247,14 @@ def write(folder: Path, number: int, names: Sequence[str], found: Sequence[Embed
         names: of its photos.
         found: what became of them.
         width: values in a vector.
+        digests: the sha256 of each photo's bytes, as `photo_digest` has them.
 
     Raises:
         RequestError: it cannot be written, as on a full disk; nothing is left of it.
     """
     pa, pq = require_pyarrow(), require_pyarrow("parquet")
-    table = pa.table({"path": pa.array([_text(name) for name in names], pa.string()), **columns_of(found, width)})
+    path = pa.array([text_of(name) for name in names], pa.string())
+    table = pa.table({"path": path, **columns_of(found, width), "sha256": pa.array(digests, pa.string())})
     try:  # a dictionary of vectors, of which none is there twice, would add a fifth to a file and take most of the time
         _commit(
             folder, f"part-{number:08d}.parquet", lambda path: pq.write_table(table, path, use_dictionary=["error"])
@@ -269,8 +279,12 @@ def columns_of(found: Sequence[Embedded], width: int) -> dict[str, Any]:
     }
 
 
-def _text(name: str) -> str:
-    """Return a name as text that parquet can hold, whatever bytes a file's name has."""
+def text_of(name: str) -> str:
+    """Return a name as text that parquet can hold, whatever bytes a file's name has.
+
+    Args:
+        name: of a photo.
+    """
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 

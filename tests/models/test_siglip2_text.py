@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shlex
 import shutil
 import subprocess
@@ -512,10 +513,55 @@ def test_a_folder_that_is_none_or_was_moved_says_what_to_do(
     found = run(search_command, old, "a cat", "--artifact", artifact, "--photos", moved, "--contact-sheet", sheet)
     assert found.exit_code == 0 and sheet.is_file(), found.output
     (moved / "0.png").unlink()
+    fewer = run(search_command, old, "a cat", "--artifact", artifact, "--photos", moved, "--contact-sheet", sheet)
+    assert fewer.exit_code == 0 and f"not shown {photos / '0.png'}: it is not there any more" in flat(fewer.stderr)
+    assert sheet.read_text().count("<img") == 6
+    for photo in moved.glob("?.png"):
+        photo.write_bytes((photos / "0.png").read_bytes())  # of every name there is one, and it is another
     others = run(search_command, old, "a cat", "--artifact", artifact, "--photos", moved, "--contact-sheet", sheet)
-    assert others.exit_code == 2 and "give the photos that were embedded with --photos" in flat(others.stderr)
+    assert others.exit_code == 2 and "Give the photos that were embedded with --photos" in flat(others.stderr)
     empty = run(search_command, vectors, " ")
     assert empty.exit_code == 2 and "a query is empty" in flat(empty.stderr)
+
+
+def pictures(sheet: Path) -> dict[str, str]:
+    """Return what a contact sheet shows in the place of each photo: its picture, or why there is none."""
+    found = re.findall(r'<figure title="([^"]*)">(?:<img src="([^"]*)"|<div class="gap">([^<]*)<)', sheet.read_text())
+    return {Path(name).name: picture or why for name, picture, why in found}
+
+
+def test_a_contact_sheet_never_shows_another_photo_under_a_score(
+    artifact: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder that has changed since keeps what can be proved to be the same, and has gaps by name for the others."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(photos, "here")
+    assert run(embed_command, artifact, "here", "--out", "out", "--shard", 3).exit_code == 0
+    search = ("out", "a cat", "--contact-sheet", "s.html")
+    assert run(search_command, *search).exit_code == 0
+    whole = pictures(Path("s.html"))
+    assert len(whole) == 7 and all(one.startswith("data:") for one in whole.values())
+    Image.new("RGB", (9, 9)).save("here/00.png")  # every other place is another photo's now
+    Path("here/5.png").unlink()
+    Path("here/1.png").rename("here/x.png")
+    Path("here/2.png").rename("here/1.png")
+    Path("here/x.png").rename("here/2.png")
+    shutil.copytree("here", "there/deeper")
+    gone, other = "it is not there any more", "it has changed since it was embedded"
+    expected = {**whole, "1.png": other, "2.png": other, "5.png": gone}
+    for more in ((), ("--photos", "there")):
+        done = run(search_command, *search, *more)
+        assert done.exit_code == 0, done.output
+        assert pictures(Path("s.html")) == expected
+        assert "not shown here/5.png: it is not there any more" in flat(done.stderr)
+    for shard in Path("out").glob("*.parquet"):  # as an earlier release wrote them
+        pq.write_table(pq.read_table(shard).drop_columns(["sha256"]), shard)
+    assert run(search_command, *search).exit_code == 0 and pictures(Path("s.html"))["5.png"] == gone
+    untold = run(search_command, *search, "--photos", "there")
+    assert untold.exit_code == 2 and "nothing tells it from others of its name" in flat(untold.stderr)
+    shutil.copytree(photos, "as it was")
+    assert run(search_command, *search, "--photos", "as it was").exit_code == 0
+    assert pictures(Path("s.html")) == whole
 
 
 def test_what_the_page_on_zero_shot_says_runs(
