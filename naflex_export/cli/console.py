@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.markup import escape
 
+from naflex_export.cli.amounts import bytes_in_words
+
 if TYPE_CHECKING:
     from naflex_export.accuracy.results import GateReport, Location, PrecisionSearch
     from naflex_export.exporter import Artifact
@@ -114,13 +116,13 @@ def print_artifact(artifact: Artifact, stages: Stages) -> None:
     out.print(f"[bold green]passed[/], published {escape(str(artifact.path))}", soft_wrap=True)
     for name, file in manifest.files.items():
         if Path(name).name not in (MANIFEST, REPORT.name):
-            out.print(f"  {name}  {file['bytes'] / 2**20:.1f} MiB", soft_wrap=True, highlight=False)
+            out.print(f"  {name}  {bytes_in_words(file['bytes'])}", soft_wrap=True, highlight=False)
     for spec in manifest.inputs:
         out.print(f"  in   {escape(str(spec))}", highlight=False, soft_wrap=True)
     for spec in manifest.outputs:
         out.print(f"  out  {escape(str(spec))}", highlight=False, soft_wrap=True)
     total = sum(file["bytes"] for file in manifest.files.values())
-    out.print(f"  {total / 2**20:.1f} MiB in all, with {artifact.path / REPORT}", soft_wrap=True, highlight=False)
+    out.print(f"  {bytes_in_words(total)} in all, with {artifact.path / REPORT}", soft_wrap=True, highlight=False)
     times = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in stages.seconds.items())
     out.print(f"  {times}", highlight=False, soft_wrap=True)
     for number, line in enumerate(_next(artifact)):

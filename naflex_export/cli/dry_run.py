@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 
 from naflex_export.accuracy.cases import cases_of
+from naflex_export.cli.amounts import bytes_in_words, parameters_in_words, seconds_in_words
 from naflex_export.exporter import Exporter
 from naflex_export.graph.trace import EXAMPLE, example_inputs
 from naflex_export.models.adapter import ModelAdapter
@@ -21,7 +22,7 @@ def plan_lines(exporters: list[Exporter]) -> Iterator[str]:
     adapters = list(first.adapters.values())
     for adapter in adapters:
         parameters = sum(parameter.numel() for parameter in adapter.model.parameters())
-        yield f"model: {adapter.describe()['architecture']}, {parameters / 1e6:.1f} million parameters"
+        yield f"model: {_name(adapter, first)}, {parameters_in_words(parameters)}"
         for spec in _inputs(adapter, first):
             yield f"  in   {spec}"
     if first.text is not None:
@@ -39,14 +40,21 @@ def plan_lines(exporters: list[Exporter]) -> Iterator[str]:
         width = 1 if exporter.precision.quantized else 2 if low else 4
         size = sum(_bytes(adapter, width) for adapter in [*adapters, *texts])
         judged = exporter.target.cannot_run(exporter.precision)
-        yield f"{request.target} in {exporter.precision}: about {size / 2**20:.0f} MiB, to {request.out}"
+        yield f"{request.target} in {exporter.precision}: about {bytes_in_words(size)}, to {request.out}"
         yield f"  judged: {f'what stands in for it ({judged})' if judged else 'the artifact itself'}"
         work = sum(
             count * bucket.tokens * bucket.batch[1] for bucket, count in zip(request.buckets, cases, strict=True)
         )
         expected = len(adapters) * work * seconds * (3 if low else 2)
-        yield f"  gate: {sum(cases) * len(adapters)} cases, about {expected:.0f} s on this CPU, after the build"
+        yield f"  gate: {sum(cases) * len(adapters)} cases, {seconds_in_words(expected)} on this CPU, after the build"
     yield "nothing was built: leave out --dry-run to build it"
+
+
+def _name(adapter: ModelAdapter, exporter: Exporter) -> str:
+    """Return what a model was asked for by, and what it is where that says more."""
+    asked = exporter.request.source.get("model", "")
+    kind = adapter.describe()["architecture"] or type(adapter.model).__name__
+    return kind if asked in ("", kind) else f"{asked} ({kind})"
 
 
 def _inputs(adapter: ModelAdapter, exporter: Exporter) -> Iterator[TensorSpec]:

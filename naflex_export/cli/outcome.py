@@ -6,6 +6,8 @@ import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+from naflex_export.cli.amounts import bytes_in_words
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -93,14 +95,14 @@ def outcome_table(outcomes: list[Outcome]) -> Table:
     rows = Table(box=SIMPLE, padding=(0, 1, 0, 0))
     rows.add_column("target")
     rows.add_column("dtype")
-    for heading in ("rel L2", "MiB", "s", ""):
+    for heading in ("rel L2", "size", "s", ""):
         rows.add_column(heading, justify="right", no_wrap=True)
     for one in outcomes:
         rows.add_row(
             one.target,
             one.dtype,
             "-" if one.relative_l2 is None else f"{one.relative_l2:.1e}",
-            f"{one.bytes / 2**20:.1f}" if one.bytes else "-",
+            bytes_in_words(one.bytes) if one.bytes else "-",
             f"{one.seconds:.0f}",
             "[green]passed[/]" if one.published else "[bold red]REJECTED[/]",
         )

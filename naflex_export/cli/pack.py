@@ -47,6 +47,7 @@ def pack_command(
 
     from rich.markup import escape
 
+    from naflex_export.cli.amounts import bytes_in_words
     from naflex_export.cli.console import err
     from naflex_export.cli.console import out as console
     from naflex_export.models.model_sources import ModelSource
@@ -61,7 +62,7 @@ def pack_command(
     size = sum(found["bytes"] for found in manifest["files"].values())
     console.print(
         f"[bold green]written[/] {escape(str(out))}: {len(manifest['cases'])} cases, "
-        f"{len(manifest['fingerprints'])} typical faults, {size / 2**20:.1f} MiB",
+        f"{len(manifest['fingerprints'])} typical faults, {bytes_in_words(size)}",
         soft_wrap=True,
         highlight=False,
     )

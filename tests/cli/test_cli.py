@@ -353,7 +353,7 @@ def test_a_rejection_says_where_its_page_is_and_how_to_go_on(
 
 
 def test_an_export_ends_with_what_to_do_next(done: Result, artifact: Path) -> None:
-    assert "MiB in all, with" in done.stdout
+    assert "KiB in all, with" in done.stdout
     assert f"next: naflex-bench {artifact} --trust-source" in done.stdout
     assert f"naflex-gate {artifact} --trust-source --report" in done.stdout
 

@@ -38,7 +38,7 @@ def test_pairs_of_targets_and_dtypes_share_a_trace_and_end_in_a_table(
         str(tmp_path / "a" / f"onnx-{d}") for d in ("float32", "float16")
     ]
     assert [precision.dtype for precision in traced] == ["float32", "float16"]
-    assert "rel L2 MiB s" in flat(done.stderr) and max(map(len, done.stderr.splitlines()[-6:])) <= 60
+    assert "rel L2 size s" in flat(done.stderr) and max(map(len, done.stderr.splitlines()[-6:])) <= 60
 
 
 @pytest.mark.full
@@ -76,13 +76,18 @@ def test_one_that_is_rejected_does_not_stop_the_others(tmp_path: Path, monkeypat
     assert "REJECTED" in failed.stderr and "passed" in failed.stderr
 
 
-def test_a_dry_run_prints_the_plan_and_builds_nothing(tmp_path: Path) -> None:
+def test_a_dry_run_prints_the_plan_and_builds_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("naflex_export.cli.dry_run._seconds_of_eager", lambda adapter: 1e-6)
     done = export(*BASE, "--target", "onnx,aot", "--dtype", "bf16", "--out", tmp_path / "a", "--dry-run")
     assert done.exit_code == 0, done.output
     assert "in patches: bfloat16 [batch, tokens, 48]" in flat(done.stdout)
     assert "bucket and profile: 9 tokens, batches of 1 to 2, tuned for 2" in done.stdout
-    assert f"onnx in bfloat16: about 0 MiB, to {tmp_path / 'a' / 'onnx'}" in done.stdout
-    assert "gate: 4 cases, about" in done.stdout
+    assert f"onnx in bfloat16: about 52.5 KiB, to {tmp_path / 'a' / 'onnx'}" in done.stdout
+    assert "gate: 4 cases, under a second on this CPU" in done.stdout
+    assert (
+        "model: tiny:shallow (naflexvit_base_patch16_siglip), 26,880 parameters" in done.stdout
+        and " 0 " not in done.stdout
+    )
     assert not any(tmp_path.iterdir())
 
 
