@@ -16,6 +16,7 @@ import naflex_export as nx
 from naflex_export.accuracy.report.formats import table
 from naflex_export.accuracy.report.tables import baseline_table
 from naflex_export.accuracy.results import MOST_FAILURES, BaselineResult, Location
+from naflex_export.cli.console import Lines
 from naflex_export.progress import Stages
 
 
@@ -70,6 +71,35 @@ def test_the_verdict_is_never_cut(width: int) -> None:
     assert max(map(len, lines)) <= width
     failed = sum(bool(result.exceeded) for result in report.results)
     assert sum(line.rstrip().endswith("FAIL") for line in lines) == failed > 0
+
+
+@pytest.mark.parametrize("width", [60, 70, 80, 90, 120])
+def test_no_name_of_a_case_is_broken_in_the_midst_of_a_word(width: int) -> None:
+    """Of a classifier, whose table is the widest: it has a column of top-1 too."""
+    one = reports.failing().results[0]
+    measures = replace(one.measures, top1_agreement=1.0)
+    cases = ("largest-batch-16-seed0", "one-column-16-seed0", "every-grid-16-10-seed0")
+    grids = ("15x1", "4x4", "2x8", "1x16")
+    results = tuple(replace(one, case=case, bucket="16:1,2,4", grids=grids, measures=measures) for case in cases)
+    screen = io.StringIO()
+    console = Console(file=screen, width=width)
+    console.print(table(replace(reports.failing(), results=results), width))
+    lines = screen.getvalue().splitlines()
+    assert all(any(line.startswith(f" {name} ") for line in lines) for name in ("largest-batch", "one-column"))
+    assert max(map(len, lines)) <= width
+    assert ("1x16" in screen.getvalue() or "images, grids" in screen.getvalue()) == (width >= 80)
+    assert ("max abs" in screen.getvalue()) == (width >= 90)
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_note_is_broken_between_words_on_a_terminal_and_nowhere_else(terminal: bool) -> None:
+    screen = io.StringIO()
+    console = Lines(file=screen, force_terminal=terminal, width=40, no_color=True, color_system=None)
+    said = "effort: quick, seed 0: without one-row, square, smallest, padding, large-values, largest-batch"
+    console.print(said, soft_wrap=True, highlight=False)
+    lines = screen.getvalue().splitlines()
+    assert " ".join(line.strip() for line in lines) == said
+    assert (len(lines) > 1 and max(map(len, lines)) <= 40) if terminal else len(lines) == 1
 
 
 def test_a_ratio_that_is_no_number_has_no_times() -> None:

@@ -6,7 +6,7 @@ import contextlib
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -19,15 +19,22 @@ if TYPE_CHECKING:
     from naflex_export.progress import Stages
 
 
-class _Output(Console):
-    """Standard output. rich ends the process with 1 where nobody reads it any more, which is a failed gate's code."""
+class Lines(Console):
+    """Where a command prints. What is a line of its own in a pipe or a file is broken between words on a terminal.
+
+    rich ends the process with 1 where nobody reads standard output any more, which is a failed gate's code.
+    """
+
+    def print(self, *objects: Any, soft_wrap: bool | None = None, **options: Any) -> None:
+        """Print as rich does; a terminal itself would break a line in the midst of a word."""
+        super().print(*objects, soft_wrap=bool(soft_wrap) and not self.is_terminal, **options)
 
     def on_broken_pipe(self) -> None:
         raise  # noqa: PLE0704  # rich calls this while it handles the error
 
 
-out = _Output()
-err = Console(stderr=True)
+out = Lines()
+err = Lines(stderr=True)
 
 MOST_SHOWN = 8000
 """Characters of a text that are printed."""
@@ -125,8 +132,9 @@ def print_artifact(artifact: Artifact, stages: Stages) -> None:
     out.print(f"  {bytes_in_words(total)} in all, with {artifact.path / REPORT}", soft_wrap=True, highlight=False)
     times = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in stages.seconds.items())
     out.print(f"  {times}", highlight=False, soft_wrap=True)
-    for number, line in enumerate(_next(artifact)):
-        out.print(f"{'      ' if number else 'next: '}{line}", markup=False, highlight=False, soft_wrap=True)
+    for number, line in enumerate(_next(artifact)):  # to be copied, and so whole: a break of ours would be copied too
+        command = f"{'      ' if number else 'next: '}{line}"
+        out.print(command, markup=False, highlight=False, no_wrap=True, overflow="ignore", crop=False)
 
 
 def _next(artifact: Artifact) -> list[str]:

@@ -35,34 +35,56 @@ def print_timed(timed: TimedArtifact, manifest: Manifest) -> None:
 
 def print_figures(found: list[Figures], size: tuple[int, int]) -> None:
     """Print the figures of all techniques on batches of one size, as a table."""
-    rows = Table(
-        title=named(size),
-        title_justify="left",
-        box=SIMPLE,
-        padding=(0, 1, 0, 0),
-    )
-    rows.add_column("", no_wrap=True)
-    for heading in ("ms", "", "images/s", "speed", "error", "MiB", "position"):
-        rows.add_column(heading, justify="right", no_wrap=True)
-    for figures in found:
-        timing = figures.timing
-        if timing is None:
-            rows.add_row(figures.technique, "not measured")
-            continue
-        rows.add_row(
-            escape(figures.technique),
-            f"{timing.ms:.1f}",
-            f"± {timing.spread:.0%}" if len(timing.seconds) > 1 else "",
-            text(figures.images_per_second, 1),
-            f"{text(figures.speedup, 2)}x",
-            f"{figures.error:.1e}",
-            mib(figures.peak_bytes),
-            "" if figures.position_share is None else f"{figures.position_share:.1%}",
-        )
-    out.print(rows)
+    out.print(figures_table(found, named(size), out.width))
     for figures in found:
         if figures.failure:
             out.print(f"[yellow]not measured:[/] {figures.technique}: {escape(figures.failure)}", soft_wrap=True)
+
+
+def figures_table(found: list[Figures], title: str, width: int) -> Table:
+    """Return the figures of all techniques as a table. No number is cut: where there is little room it has fewer.
+
+    Args:
+        found: a technique's each.
+        title: of the table.
+        width: columns that there are for it.
+    """
+    cells_of = [_cells(figures) for figures in found]
+    shown = {heading: [cells[heading] for cells in cells_of] for heading in HEADINGS}
+    names = [figures.technique for figures in found]
+    for heading in LEFT_OUT:
+        columns = [names, *([head, *cells] for head, cells in shown.items())]
+        if 1 + sum(max(map(len, cells)) + 2 for cells in columns) <= width:
+            break
+        del shown[heading]
+    rows = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
+    rows.add_column("", no_wrap=True)
+    for heading in shown:
+        rows.add_column(heading.strip("±"), justify="right", no_wrap=True)
+    for index, name in enumerate(names):
+        rows.add_row(escape(name), *(cells[index] for cells in shown.values()))
+    return rows
+
+
+HEADINGS = ("ms", "±", "images/s", "speed", "error", "MiB", "position")
+LEFT_OUT = ("position", "MiB", "images/s", "±")
+"""Columns that a narrow screen goes without, the first at first."""
+
+
+def _cells(figures: Figures) -> dict[str, str]:
+    """Return a technique's cells by the headings of their columns."""
+    timing = figures.timing
+    if timing is None:
+        return {heading: "" for heading in HEADINGS} | {"ms": "-"}
+    return {
+        "ms": f"{timing.ms:.1f}",
+        "±": f"± {timing.spread:.0%}" if len(timing.seconds) > 1 else "",
+        "images/s": text(figures.images_per_second, 1),
+        "speed": f"{text(figures.speedup, 2)}x",
+        "error": f"{figures.error:.1e}",
+        "MiB": mib(figures.peak_bytes),
+        "position": "" if figures.position_share is None else f"{figures.position_share:.1%}",
+    }
 
 
 def named(size: tuple[int, int]) -> str:
