@@ -164,7 +164,9 @@ def unknown_model(name: str) -> str:
 
 
 def _closest(name: str, there: list[str]) -> str:
-    close = difflib.get_close_matches(name.lower(), list(dict.fromkeys(there)), n=3, cutoff=0.5) or there[:3]
+    close = difflib.get_close_matches(name.lower(), list(dict.fromkeys(there)), n=3, cutoff=0.5)
+    if not close:
+        return "no name of a NaFlexVit is close to it"
     return f"the closest {'is' if len(close) == 1 else 'are'} {', '.join(close)}"
 
 

@@ -144,7 +144,10 @@ def test_an_artifact_from_python_needs_its_reference_named(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nope", "--target", "onnx"], "model 'nope' does not exist; the closest are naflexvit"),
+        (
+            ["nope", "--target", "onnx"],
+            "model 'nope' does not exist; no name of a NaFlexVit is close to it; naflex-export --list",
+        ),
         (["--target", "onnx", "--weights", "w.pth"], "checkpoint 'w.pth' does not exist"),
         (["--target", "onnx", "--bucket", "256:1,8"], "bucket '256:1,8' is malformed"),
         (["--target", "onnx", "--bucket", "64", "--bucket", "64"], "have the same tokens"),
