@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
 import venv
 import zipfile
@@ -76,6 +77,24 @@ def test_the_page_is_of_the_rows_and_every_system_resolves() -> None:
     assert not [row for row in rows if row["why_not"]]
     asked = {(row["system"], row["python"]) for row in rows if not row["extra"]}
     assert asked == {(system, python) for system in check_install.SYSTEMS for python in check_install.PYTHONS}
+
+
+def test_a_source_distribution_is_the_whole_repository(tmp_path: Path) -> None:
+    """Tests need their helpers, tools, pages and goldens: whoever packages the sources runs them from there."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a checkout of the repository: nothing says what belongs to it")
+    listed = subprocess.run(["git", "-C", str(ROOT), "ls-files"], capture_output=True, text=True, check=True)
+    tracked = {name for name in listed.stdout.splitlines() if (ROOT / name).exists()}
+    for name in tracked:
+        (tmp_path / "tree" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / name, tmp_path / "tree" / name)
+    command = [sys.executable, "-c", "from setuptools import build_meta; build_meta.build_sdist('dist')"]
+    subprocess.run(command, cwd=tmp_path / "tree", check=True, capture_output=True)
+    (source,) = (tmp_path / "tree" / "dist").glob("*.tar.gz")
+    with tarfile.open(source) as held:
+        inside = {member.name.partition("/")[2] for member in held if member.isfile()}
+    assert tracked - inside == set()
+    assert {name for name in inside - tracked if ".egg-info/" not in name} <= {"MANIFEST.in", "PKG-INFO", "setup.cfg"}
 
 
 ALONE = """
