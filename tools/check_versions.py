@@ -206,9 +206,8 @@ def share(found: Tensor, expected: Tensor) -> float:
 PYTHON_314 = """## Python 3.14
 
 The default tests were run on Python 3.14.8 too, with torch 2.14.1, Triton 3.8.0 and transformers 5.24.0, without a GPU,
-on 2026-11-27. Two things failed and fail still: Triton did not compile three of the kernels for GPUs
-(`tests/resample/test_resample_gpu.py`), so take an older Python where there is one; and of the golden packs of
-transformers' own models one did not show the fault of a resize without antialias."""
+on 2026-11-27. One thing failed and fails still: Triton did not compile three of the kernels for GPUs
+(`tests/resample/test_resample_gpu.py`), so take an older Python where there is one."""
 """What no row says: of the tests themselves."""
 
 

@@ -63,7 +63,7 @@ def features_of(adapter: ModelAdapter, batch: Batch) -> Tensor:
 def _resized(**options: Any) -> Callable[[ModelAdapter, Batch], Tensor]:
     def run(adapter: ModelAdapter, batch: Batch) -> Tensor:
         with _OtherResize(**options):
-            return features_of(adapter, batch)
+            return features_of(adapter.by_interpolate(), batch)
 
     return run
 

@@ -92,6 +92,14 @@ class ModelAdapter(EncoderAdapter):
     def without_position(self) -> Self:
         """Return the adapter of the model with no position embedding of any kind, all else the same and shared."""
 
+    def by_interpolate(self) -> Self:
+        """Return the adapter of the model that resizes a learned position by `F.interpolate`, image by image.
+
+        It is what typical faults change. By default the model itself: a family overrides this where its library has
+        a release that resizes in another way.
+        """
+        return self
+
     @property
     def original(self) -> Original:
         """What a vectorized model was made from, to warn where it has changed since."""

@@ -99,6 +99,32 @@ class VectorizedSiglip2VisionEmbeddings(Siglip2VisionEmbeddings):
         return add_resampled(zero_BNC, positional_embeddings, coord_BN2, BILINEAR, grid_B2, fill_padding=True)
 
 
+class InterpolatedSiglip2VisionEmbeddings(Siglip2VisionEmbeddings):
+    """`Siglip2VisionEmbeddings` as transformers had it before 5.24: one `F.interpolate` for each image."""
+
+    @staticmethod
+    def resize_positional_embeddings(positional_embeddings: Tensor, spatial_shapes: Tensor, max_length: int) -> Tensor:
+        """Return the position embedding of each token.
+
+        Args:
+            positional_embeddings: [H, W, C] the learned grid, resampled in float32.
+            spatial_shapes: [B, 2] integer (height, width) of each image, in patches.
+            max_length: number of tokens N.
+
+        Returns:
+            [B, N, C] in the grid's dtype; padding holds the embedding of the image's first token.
+        """
+        grid_1CHW = positional_embeddings.permute(2, 0, 1).unsqueeze(0).float()
+        rows = []
+        for shape in spatial_shapes.tolist():
+            resized_1CHW = nn.functional.interpolate(
+                grid_1CHW, size=tuple(shape), mode="bilinear", align_corners=False, antialias=True
+            )
+            token_TC = resized_1CHW[0].flatten(1).T
+            rows.append(torch.cat([token_TC, token_TC[:1].expand(max_length - len(token_TC), -1)]))
+        return torch.stack(rows).to(positional_embeddings.dtype)
+
+
 class PatchesOnly(Siglip2VisionEmbeddings):
     """`Siglip2VisionEmbeddings` that adds no position embedding."""
 
@@ -270,6 +296,11 @@ class Siglip2(ModelAdapter):
     def without_position(self) -> Self:
         twin = self.of(shared_copy(self.model))
         twin._vision.embeddings.__class__ = PatchesOnly
+        return twin
+
+    def by_interpolate(self) -> Self:
+        twin = self.of(shared_copy(self.model))
+        twin._vision.embeddings.__class__ = InterpolatedSiglip2VisionEmbeddings
         return twin
 
     def unpack(self, output: Any) -> Any:

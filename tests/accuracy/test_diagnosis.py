@@ -15,7 +15,10 @@ from torch import Tensor, nn
 import naflex_export as nx
 from naflex_export.accuracy import candidate_fault
 from naflex_export.accuracy.diagnosis import KnownFault, diagnose
+from naflex_export.accuracy.faults import FAULTS, features_of
 from naflex_export.accuracy.report.formats import write
+from naflex_export.batch import noise_batch
+from naflex_export.grid import Grid
 
 pytestmark = pytest.mark.usefixtures("diagnosed")
 
@@ -61,6 +64,23 @@ def test_the_gate_names_a_candidates_fault_in_every_report(fault: str, tmp_path:
         said = (tmp_path / f"r{suffix}").read_text(encoding="utf-8")
         assert report.diagnosis.removeprefix("diagnosis: ")[1:40].strip("`") in said.replace("\\", "")
     assert "<h2>Diagnosis</h2>" in (tmp_path / "r.html").read_text(encoding="utf-8")
+
+
+def test_a_release_without_interpolate_shows_the_same_faults(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In transformers 5.24 SigLIP 2 resizes by matrices of its own, which no option of `interpolate` changes."""
+    siglip2 = pytest.importorskip("naflex_export.models.siglip2")
+    adapter = siglip2.Siglip2(tiny.siglip2())
+    batch = noise_batch("faults", [Grid(2, 3), Grid(3, 2), Grid(7, 7), Grid(4, 1)], tokens=50, token_width=48)
+    names = ("no-antialias", "align-corners", "bicubic", "bicubic-no-antialias", "nearest")
+    right = features_of(adapter, batch)
+    found = {name: FAULTS[name].run(adapter, batch) for name in names}
+    assert torch.equal(features_of(adapter, batch), right)  # a fault leaves the model as it was
+    torch.testing.assert_close(features_of(adapter.by_interpolate(), batch), right, atol=1e-5, rtol=1e-5)
+    assert min(float((wrong - right).abs().max()) for wrong in found.values()) > 1e-3
+    matrices = staticmethod(siglip2.VectorizedSiglip2VisionEmbeddings.resize_positional_embeddings)
+    monkeypatch.setattr(siglip2.Siglip2VisionEmbeddings, "resize_positional_embeddings", matrices)
+    for name in names:
+        assert torch.equal(FAULTS[name].run(adapter, batch), found[name]), name
 
 
 def test_what_is_right_or_wrong_in_another_way_has_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
