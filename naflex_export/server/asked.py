@@ -25,6 +25,9 @@ DRAINED = 8
 
 NPZ = ("application/x-npz", "application/zip")
 
+IMAGES_ALONE = "this server takes images alone, vectors of texts are what run.text([...]) of a loaded artifact gives"
+"""What is said to whoever sends a text."""
+
 
 @dataclass(frozen=True)
 class Image:
@@ -104,7 +107,7 @@ async def images_of(body: bytes, content_type: str, most: int) -> list[Image]:
         raise Refused(
             415,
             f"content type {kind or 'none'!r} is not taken: expected multipart/form-data, application/json, image/*, "
-            f"application/octet-stream or {NPZ[0]}",
+            f"application/octet-stream or {NPZ[0]}" + (f"; {IMAGES_ALONE}" if kind.startswith("text/") else ""),
         )
     if not found:
         raise Refused(400, "the request has no image: expected at least one")
@@ -173,7 +176,7 @@ def decoded(value: object, name: str) -> bytes:
     try:
         photo = base64.b64decode(value, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise Refused(400, f"{name} is no base64 ({error}): expected a photo, not text") from error
+        raise Refused(400, f"{name} is no base64 ({error}): expected a photo; {IMAGES_ALONE}") from error
     if not photo:
         raise Refused(400, f"{name} is empty: expected a photo")
     return photo
@@ -182,7 +185,9 @@ def decoded(value: object, name: str) -> bytes:
 def _of_json(given: dict[str, Any]) -> list[Image]:
     ways = [way for way in ("images", "inputs", "patches") if way in given]
     if len(ways) != 1:
-        raise Refused(400, f"the body has {' and '.join(ways) or 'none'} of images, inputs and patches: expected one")
+        hint = f"; {IMAGES_ALONE}" if {"text", "texts", "input"} & given.keys() else ""
+        found = " and ".join(ways) or "none"
+        raise Refused(400, f"the body has {found} of images, inputs and patches: expected one{hint}")
     if ways == ["patches"]:
         return [Image("the body", arrays=given)]
     several = given[ways[0]]

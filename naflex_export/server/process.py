@@ -112,7 +112,10 @@ def serve(
     server = uvicorn.Server(config)
     host, port = at.getsockname()[:2]
     buckets = ", ".join(map(str, manifest.buckets))
-    _announce_start(server, lambda: announce(f"serving {manifest.target}, buckets {buckets}, at http://{host}:{port}"))
+    said = f"serving {manifest.target}, buckets {buckets}, at http://{host}:{port}"
+    if manifest.text is not None:
+        said += "\nimages alone are served: for texts take run.text([...]) of the loaded artifact"
+    _announce_start(server, lambda: announce(said))
     try:
         server.run(sockets=[at])
     except OSError as error:  # the address was taken while the artifact was loaded

@@ -94,6 +94,18 @@ def test_texts_have_the_vectors_that_transformers_gives_them(artifact: Path, mod
     assert isinstance(arrays, np.ndarray) and np.array_equal(arrays, found.numpy())
 
 
+def test_a_server_says_that_it_serves_images_alone(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    process = pytest.importorskip("naflex_export.server.process")
+    said: list[str] = []
+    monkeypatch.setattr(process, "_announce_start", lambda server, announce: announce())
+    monkeypatch.setattr(process.uvicorn.Server, "run", lambda *given, **named: None)
+    with process.listening("127.0.0.1", 0) as at, pytest.raises(nx.BackendError, match="did not start"):
+        process.serve(artifact, at, process.ServeSettings(), announce=said.append)
+    assert len(said) == 1 and said[0].endswith(
+        "images alone are served: for texts take run.text([...]) of the loaded artifact"
+    )
+
+
 def test_more_texts_than_a_batch_takes_go_in_parts(artifact: Path) -> None:
     run = nx.load(artifact)
     texts = [f"text number {number}" for number in range(150)]

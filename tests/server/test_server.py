@@ -25,6 +25,7 @@ from PIL import Image
 
 import naflex_export as nx
 from naflex_export.cli.serve import serve_command
+from naflex_export.server.asked import IMAGES_ALONE
 
 for package in ("fastapi", "uvicorn", "prometheus_client", "python_multipart", "orjson", "httpx"):
     pytest.importorskip(package, reason=f"{package} is of the extra 'serve' and not installed")
@@ -195,6 +196,9 @@ def test_one_bad_photo_refuses_its_own_request_and_is_named(client: httpx.Client
         ({"json": {"images": "x"}}, 400, "'images' is a str: expected a list"),
         ({"json": {"images": [5]}}, 400, "images[0] is a int: expected a photo in base64"),
         ({"json": {"images": ["hello!"]}}, 400, "images[0] is no base64"),
+        ({"json": {"images": ["a cat"]}}, 400, IMAGES_ALONE),
+        ({"json": {"texts": ["a cat"]}}, 400, IMAGES_ALONE),
+        ({"content": b"a cat", "headers": {"content-type": "text/plain"}}, 415, IMAGES_ALONE),
         ({"json": {"images": ["data:image/png,x"]}}, 400, "images[0] is a data URL without ';base64,'"),
         ({"json": {"inputs": [{"patches": [[1.0]]}]}}, 400, "inputs[0] has 'patches': expected patches, and grid or"),
         ({"json": {"patches": [[1.0], [1.0, 2.0]], "grid": [1, 2]}}, 400, "patches has rows of different lengths"),
@@ -232,6 +236,7 @@ def test_other_addresses_and_methods(client: httpx.Client) -> None:
     assert (
         client.post("/v1/embeddings", json={"model": "x"}).json()["error"]["message"].startswith("'input' is missing")
     )
+    assert IMAGES_ALONE in client.post("/v1/embeddings", json={"input": "a cat"}).json()["error"]["message"]
     asked = {"input": "eA==", "encoding_format": "hex"}
     assert "expected float or base64" in client.post("/v1/embeddings", json=asked).json()["error"]["message"]
     assert "/embed" in client.get("/openapi.json").json()["paths"]
