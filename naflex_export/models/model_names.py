@@ -149,7 +149,8 @@ def check_timm_name(name: str) -> None:
     elif names.builds_otherwise(architecture):
         raise RequestError(
             f"model {name!r} cannot be built as a NaFlexVit: it is another kind of model of timm's; "
-            f"{_closest(architecture, list(names.naflex))}; naflex-export --list shows all"
+            f"{_closest(architecture, list(names.naflex))}; naflex-export --list shows all "
+            "(docs/errors.md#not-a-naflexvit)"
         )
     elif not names.knows(architecture):
         raise RequestError(unknown_model(name))
