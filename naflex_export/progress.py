@@ -136,4 +136,4 @@ def shown_progress() -> Stages:
     """Return what shows on standard error how far an export or a gate is, for `progress=True`."""
     from rich.console import Console
 
-    return Stages(Console(stderr=True))
+    return Stages(Console(stderr=True, emoji=False))

@@ -33,8 +33,8 @@ class Lines(Console):
         raise  # noqa: PLE0704  # rich calls this while it handles the error
 
 
-out = Lines()
-err = Lines(stderr=True)
+out = Lines(emoji=False)  # a word between colons is a word, as in module:factory
+err = Lines(stderr=True, emoji=False)
 
 MOST_SHOWN = 8000
 """Characters of a text that are printed."""

@@ -97,7 +97,8 @@ _PRINTERS = ("click", "rich")
 def _exit(error: Exception, code: int) -> NoReturn:
     from naflex_export.cli.console import print_error
 
-    print_error(error)
+    with contextlib.suppress(OSError):  # where nobody reads this either, the code alone says it
+        print_error(error)
     sys.exit(code)
 
 
