@@ -71,6 +71,18 @@ def survey_names(bucket: Bucket, selection: CaseSelection) -> list[str]:
     return names + _numbered(FRESH, bucket, selection.fresh_seed, len(fresh))
 
 
+def tokens_of(name: str, bucket: Bucket) -> int:
+    """Return how many tokens a generated batch has, those of padding too, without making it.
+
+    Args:
+        name: the batch's, as for `generated_batch`.
+        bucket: what the candidate serves.
+    """
+    kind, number, seed = _parsed(name)
+    plan = plan_of(kind, number, bucket, seed)
+    return len(plan.grids) * plan.tokens
+
+
 def generated_batch(name: str, bucket: Bucket, token_width: int) -> Batch:
     """Return the seeded batch of a name that `cases_of` gave, such as `mixed-256-seed0`.
 

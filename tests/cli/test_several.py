@@ -9,7 +9,11 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
+import naflex_export as nx
 from naflex_export import exporter
+from naflex_export.accuracy.cases import cases_of, generated_batch, survey_names
+from naflex_export.accuracy.efforts import CaseSelection
+from naflex_export.cli.dry_run import tokens_run
 from naflex_export.cli.export import export_command
 
 BASE = ("tiny:shallow", "--weights", "random", "--bucket", "9:1,2,2", "--quick")
@@ -89,6 +93,14 @@ def test_a_dry_run_prints_the_plan_and_builds_nothing(tmp_path: Path, monkeypatc
         and " 0 " not in done.stdout
     )
     assert not any(tmp_path.iterdir())
+
+
+def test_a_plan_counts_the_tokens_of_the_batches_that_are_judged() -> None:
+    bucket, selection = nx.Bucket(16, (1, 2, 5)), CaseSelection(seed=3)
+    names = [*cases_of(bucket, selection, 2)[1:], *survey_names(bucket, selection)]  # the photos are one batch
+    tokens = sum(generated_batch(name, bucket, 1).patch_valid.numel() for name in names)
+    one, both = (tokens_run(bucket, selection, 2, models) for models in (1, 2))
+    assert both - one == tokens + 2 * 16 and one > both - one
 
 
 def test_options_come_from_a_file_and_the_command_line_wins(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import tiny
 from click.testing import CliRunner
+from PIL import Image
 from timm.data.config import resolve_data_config
 from timm.models import NaFlexVit
 from timm.models.naflexvit import NaFlexVitCfg
@@ -94,6 +95,7 @@ def test_the_command_lines_export_and_judge_a_model_of_4_channels(
     assert "no photos: the model takes images of 4 channels" in done.output
     done = CliRunner().invoke(gate_command, ["a", "--trust-source", "--quick"])
     assert done.exit_code == 0 and "no photos: the model takes images of 4 channels" in done.output
+    Image.new("RGB", (64, 48), "teal").save(tmp_path / "photo.png")
     done = CliRunner().invoke(gate_command, ["a", "--trust-source", "--images", str(tmp_path)])
     assert done.exit_code == 2 and "cannot be judged on: the model takes images of 4 channels" in done.output
 
