@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
@@ -19,9 +18,6 @@ from naflex_export.cli.options import (
 from naflex_export.errors import RequestError
 from naflex_export.grid import GRID_RULES, SEEDS
 from naflex_export.version import __version__
-
-if TYPE_CHECKING:
-    pass
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
