@@ -7,6 +7,7 @@ import pickle
 import random
 import re
 from collections.abc import Callable
+from itertools import cycle
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -446,7 +447,7 @@ def test_glm_4_6v_holds_the_tower_of_4v() -> None:
 
 
 def test_the_time_of_a_token_counts_tokens(tower: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    ticks = iter((0.0, 29.0))  # what a pack of `EXAMPLE` has, whatever the values of a patch
+    ticks = cycle((0.0, 29.0))  # what a pack of `EXAMPLE` has, whatever the values of a patch
     monkeypatch.setattr(dry_run, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
     assert dry_run._seconds_of_eager(adapter_of(tower)) == 1
 
