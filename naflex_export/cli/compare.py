@@ -6,7 +6,14 @@ from pathlib import Path
 
 import click
 
-from naflex_export.cli.options import device_option, exit_codes, quiet_libraries, untrusted_option, verbose_option
+from naflex_export.cli.options import (
+    device_option,
+    exit_codes,
+    json_option,
+    quiet_libraries,
+    untrusted_option,
+    verbose_option,
+)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -33,6 +40,7 @@ from naflex_export.cli.options import device_option, exit_codes, quiet_libraries
     type=click.Path(path_type=Path),
     help="Write the report here: .html (a page with photos), .json, .md or .xml (JUnit). May be repeated.",
 )
+@json_option
 @verbose_option
 @exit_codes
 def compare_command(
@@ -45,6 +53,7 @@ def compare_command(
     device: str | None,
     untrusted: bool,
     reports: tuple[Path, ...],
+    for_programs: bool,
     verbose: bool,
 ) -> None:
     """Say whether an index built with artifact OLD may be searched with NEW.
@@ -53,10 +62,10 @@ def compare_command(
     70 something unexpected, 130 and 143 interrupted.
     """
     from naflex_export.accuracy.report.suffix import check_report
-    from naflex_export.cli.console import err, out, print_written
+    from naflex_export.cli.console import err, out, print_written, spoken_on_stderr
     from naflex_export.progress import Stages
     from naflex_export.reindex.compare import CompareRequest, compare_artifacts
-    from naflex_export.reindex.report_formats import lines, write
+    from naflex_export.reindex.report_formats import as_json, lines, write
     from naflex_export.serving.publish import check_outside_artifacts
 
     quiet_libraries(verbose)
@@ -67,10 +76,14 @@ def compare_command(
     with stages.stage("compare"):
         request = CompareRequest(k, min_recall, tokens, device, not untrusted, stages.announce)
         found = compare_artifacts(old, new, photos, request)
-    for line in lines(found):
-        out.print(line, highlight=False, markup=False, soft_wrap=True)
-    for path in reports:
-        write(found, path)
-        print_written(path)
+    with spoken_on_stderr(for_programs):
+        for line in lines(found):
+            out.print(line, highlight=False, markup=False, soft_wrap=True)
+        for path in reports:
+            write(found, path)
+            print_written(path)
+        if found.passed:
+            out.print("[bold green]passed[/]: the index may be kept")
+    if for_programs:
+        click.echo(as_json(found), nl=False)
     found.raise_for_failure()
-    out.print("[bold green]passed[/]: the index may be kept")

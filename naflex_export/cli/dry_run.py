@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 
 import torch
 
@@ -20,38 +22,129 @@ from naflex_export.models.encoder_adapter import EncoderAdapter
 from naflex_export.serving.signature import TensorSpec
 
 
-def plan_lines(exporters: list[Exporter]) -> Iterator[str]:
-    """Yield the plan of a run, a line each: the model, its inputs, buckets, and each artifact that would be made."""
+@dataclass(frozen=True)
+class PlannedArtifact:
+    """An artifact that a run would make.
+
+    Attributes:
+        target: it would be built for.
+        dtype: of its weights.
+        folder: where it would be.
+        bytes: that its weights take.
+        not_run: why the gate would judge what stands in for it; empty where it judges the artifact itself.
+        cases: of the gate.
+        gate_seconds: that the gate takes after the build, as fast as eager ran here just now.
+    """
+
+    target: str
+    dtype: str
+    folder: str
+    bytes: int
+    not_run: str
+    cases: int
+    gate_seconds: float
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What a run would make, and of what.
+
+    Attributes:
+        models: of each patch size its name, parameters and inputs.
+        text: the text tower's architecture and tokens of a text; None where there is none.
+        outputs: that the artifacts would have.
+        buckets: that they would serve.
+        artifacts: that would be made.
+    """
+
+    models: tuple[tuple[str, int, tuple[TensorSpec, ...]], ...]
+    text: tuple[str, int] | None
+    outputs: tuple[str, ...]
+    buckets: tuple[Bucket, ...]
+    artifacts: tuple[PlannedArtifact, ...]
+
+    def lines(self) -> Iterator[str]:
+        """Yield the plan in words, a line each."""
+        for name, parameters, inputs in self.models:
+            yield f"model: {name}, {parameters_in_words(parameters)}"
+            for spec in inputs:
+                yield f"  in   {spec}"
+        if self.text is not None:
+            architecture, length = self.text
+            yield f"text tower: {architecture}, texts of {length} tokens"
+        yield f"outputs: {', '.join(self.outputs)}"
+        for bucket in self.buckets:
+            smallest, usual, largest = bucket.batch
+            yield f"bucket and profile: {bucket.tokens} tokens, batches of {smallest} to {largest}, tuned for {usual}"
+        for one in self.artifacts:
+            seconds = seconds_in_words(one.gate_seconds)
+            yield f"{one.target} in {one.dtype}: about {bytes_in_words(one.bytes)}, to {one.folder}"
+            yield f"  judged: {f'what stands in for it ({one.not_run})' if one.not_run else 'the artifact itself'}"
+            yield f"  gate: {one.cases} cases, {seconds} on this CPU, after the build"
+        yield "nothing was built: leave out --dry-run to build it"
+
+    def as_json(self) -> str:
+        """Return the plan as JSON; an axis of any length is a name in place of a number."""
+        told = {
+            "models": [
+                {"model": name, "parameters": parameters, "inputs": [asdict(spec) for spec in inputs]}
+                for name, parameters, inputs in self.models
+            ],
+            "text": None if self.text is None else dict(zip(("architecture", "tokens"), self.text, strict=True)),
+            "outputs": self.outputs,
+            "buckets": [asdict(bucket) for bucket in self.buckets],
+            "artifacts": [asdict(one) for one in self.artifacts],
+        }
+        return json.dumps(told, indent=2)
+
+
+def plan_of(exporters: list[Exporter]) -> RunPlan:
+    """Return the plan of a run; eager runs a few times on a small batch, to tell how long a gate takes.
+
+    Args:
+        exporters: of each artifact asked for, all of one model.
+    """
     first = exporters[0]
     adapters = list(first.adapters.values())
-    for adapter in adapters:
-        parameters = sum(parameter.numel() for parameter in adapter.model.parameters())
-        yield f"model: {_name(adapter, first)}, {parameters_in_words(parameters)}"
-        for spec in _inputs(adapter, first):
-            yield f"  in   {spec}"
-    if first.text is not None:
-        yield f"text tower: {first.text.tower.describe()['architecture']}, texts of {first.text.tower.length} tokens"
-    yield f"outputs: {', '.join(first.outputs)}"
-    for bucket in first.request.buckets:
-        smallest, usual, largest = bucket.batch
-        yield f"bucket and profile: {bucket.tokens} tokens, batches of {smallest} to {largest}, tuned for {usual}"
-    cases = _cases(first)
     seconds = _seconds_of_eager(adapters[0])
-    texts = [] if first.text is None else [first.text.tower]
-    for exporter in exporters:
-        request = exporter.request
-        low = exporter.precision.is_low
-        width = 1 if exporter.precision.quantized else 2 if low else 4
-        size = sum(_bytes(adapter, width) for adapter in [*adapters, *texts])
-        judged = exporter.target.cannot_run(exporter.precision)
-        yield f"{request.target} in {exporter.precision}: about {bytes_in_words(size)}, to {request.out}"
-        yield f"  judged: {f'what stands in for it ({judged})' if judged else 'the artifact itself'}"
-        work = sum(
-            tokens_run(bucket, request.cases, len(first.photos.images), 3 if low else 2) for bucket in request.buckets
-        )
-        expected = len(adapters) * work * seconds
-        yield f"  gate: {sum(cases) * len(adapters)} cases, {seconds_in_words(expected)} on this CPU, after the build"
-    yield "nothing was built: leave out --dry-run to build it"
+    return RunPlan(
+        tuple(
+            (
+                _name(adapter, first),
+                sum(parameter.numel() for parameter in adapter.model.parameters()),
+                tuple(_inputs(adapter, first)),
+            )
+            for adapter in adapters
+        ),
+        None if first.text is None else (first.text.tower.describe()["architecture"], first.text.tower.length),
+        tuple(first.outputs),
+        tuple(first.request.buckets),
+        tuple(_planned(exporter, seconds) for exporter in exporters),
+    )
+
+
+def _planned(exporter: Exporter, seconds: float) -> PlannedArtifact:
+    """Return what one export would make.
+
+    Args:
+        exporter: of the artifact.
+        seconds: that eager takes for a token.
+    """
+    request, adapters = exporter.request, list(exporter.adapters.values())
+    low = exporter.precision.is_low
+    width = 1 if exporter.precision.quantized else 2 if low else 4
+    texts = [] if exporter.text is None else [exporter.text.tower]
+    photos = len(exporter.photos.images)
+    work = sum(tokens_run(bucket, request.cases, photos, 3 if low else 2) for bucket in request.buckets)
+    return PlannedArtifact(
+        request.target,
+        str(exporter.precision),
+        str(request.out),
+        sum(_bytes(adapter, width) for adapter in [*adapters, *texts]),
+        exporter.target.cannot_run(exporter.precision),
+        sum(_cases(exporter)) * len(adapters),
+        len(adapters) * work * seconds,
+    )
 
 
 def _name(adapter: ModelAdapter, exporter: Exporter) -> str:

@@ -18,6 +18,7 @@ from naflex_export.cli.options import (
     config_option,
     exit_codes,
     images_option,
+    json_option,
     model_args_option,
     preprocessing_option,
     quick_option,
@@ -204,12 +205,7 @@ def _print_models(found: dict[str, tuple[str, ...]]) -> None:
     is_flag=True,
     help="Load the model and print the plan: its inputs, profiles, sizes and how long the gate takes; build nothing.",
 )
-@click.option(
-    "--json",
-    "for_programs",
-    is_flag=True,
-    help="Print what came of it as JSON on standard output, and all else on standard error.",
-)
+@json_option
 @config_option
 @verbose_option
 @click.version_option(__version__, package_name="naflex_export")
@@ -353,10 +349,13 @@ def _export(
     described = opened.source.describe()
     exporters = [Exporter(opened.model, replace(one, source=described), stages, traced) for one in requests]
     if dry_run:
-        from naflex_export.cli.dry_run import plan_lines
+        from naflex_export.cli.dry_run import plan_of
 
-        for line in plan_lines(exporters):
+        plan = plan_of(exporters)
+        for line in plan.lines():
             out.print(line, markup=False, highlight=False, soft_wrap=True)
+        if for_programs:
+            click.echo(plan.as_json())
         return
     outcomes, failures = _run_all(exporters, stages, reports)
     if len(exporters) > 1:

@@ -14,6 +14,7 @@ from naflex_export.cli.options import (
     begin,
     exit_codes,
     images_option,
+    json_option,
     locate_option,
     model_args_option,
     quick_option,
@@ -95,6 +96,7 @@ COMMANDS: dict[str, click.Command] = {"pack": pack_command, "judge": judge_comma
 @thorough_option
 @locate_option
 @require_run_option
+@json_option
 @verbose_option
 @click.version_option(__version__, package_name="naflex_export")
 @exit_codes
@@ -114,6 +116,7 @@ def gate_command(
     effort: str | None,
     locate: bool,
     require_run: bool,
+    for_programs: bool,
     verbose: bool,
 ) -> None:
     """Judge ARTIFACT again, against the eager model it was exported from.
@@ -139,8 +142,8 @@ def gate_command(
         check_outside_artifacts(path)
     arguments = parse_model_args(model_args)
     judged_by = reference and understood(reference).name
-    if card and (reports or cases):
-        raise RequestError("--card judges nothing, and --report or --case was given too: give one of them")
+    if card and (reports or cases or for_programs):
+        raise RequestError("--card judges nothing, and --report, --case or --json was given too: give one of them")
     manifest = opened(artifact, lambda folder: folder.manifest, SIZE)
     if card:
         _renew_card(artifact)
@@ -155,8 +158,8 @@ def gate_command(
     begin(str(artifact))
 
     from naflex_export.accuracy.judge_artifact import JudgeRequest, judge_artifact
-    from naflex_export.accuracy.report.formats import write
-    from naflex_export.cli.console import err, out, print_report, print_written
+    from naflex_export.accuracy.report.formats import as_json, write
+    from naflex_export.cli.console import err, out, print_report, print_written, spoken_on_stderr
     from naflex_export.progress import Stages
     from naflex_export.serving.load import check_trusted
 
@@ -188,12 +191,16 @@ def gate_command(
         *(["--images", str(images)] if images else []),
     ]
     found = replace(found, again=tuple(again))
-    print_report(found)
-    for path in reports:
-        write(found, path)
-        print_written(path)
+    with spoken_on_stderr(for_programs):
+        print_report(found)
+        for path in reports:
+            write(found, path)
+            print_written(path)
+        if found.passed:
+            out.print("[bold green]passed[/]")
+    if for_programs:
+        click.echo(as_json(found), nl=False)
     found.raise_for_failure()
-    out.print("[bold green]passed[/]")
 
 
 def _renew_card(artifact: Path) -> None:

@@ -218,6 +218,9 @@ class Word(click.types.StringParamType):
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
         return ",".join(dict.fromkeys(self._one(one, param, ctx) for one in value.split(",")))
 
+    def get_missing_message(self, param: click.Parameter, ctx: click.Context | None) -> str:
+        return f"Choose from {', '.join(self.words)}."
+
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         """Return the words that may end what was typed, behind its last comma."""
         before, comma, last = incomplete.rpartition(",")
@@ -288,6 +291,12 @@ untrusted_option = click.option(
 )
 verify_option = click.option(
     "--verify", default="full", show_default=True, type=click.Choice(["full", "size"]), help="Of the artifact's files."
+)
+json_option = click.option(
+    "--json",
+    "for_programs",
+    is_flag=True,
+    help="Print what came of it as JSON on standard output, and all else on standard error.",
 )
 verbose_option = click.option("--verbose", is_flag=True, help="Let the backends' own logs through.")
 require_run_option = click.option(

@@ -10,6 +10,7 @@ from naflex_export.cli.options import (
     ArgumentsCommand,
     begin,
     exit_codes,
+    json_option,
     model_args_option,
     quiet_libraries,
     seed_option,
@@ -35,30 +36,30 @@ def pack_command(
     Exit codes: 0 written, 2 the request was wrong, 3 a backend is missing, 70 something unexpected, 130 and 143
     interrupted.
     """
-    from naflex_export.models.checkpoint_paths import check_weights
     from naflex_export.models.model_args import parse_model_args
     from naflex_export.models.model_names import understood
+    from naflex_export.models.model_sources import ModelSource
     from naflex_export.packs.opened import check_place
 
-    arguments, model = parse_model_args(model_args), understood(model).name
+    arguments, meant = parse_model_args(model_args), understood(model)
     check_place(out)
-    check_weights(weights, model)
-    begin(f"a golden pack of {model}")
+    source = ModelSource(meant.name, weights, seed, model_args=arguments)
+    source.check()
+    begin(f"a golden pack of {meant.name}")
 
     from rich.markup import escape
 
     from naflex_export.cli.amounts import bytes_in_words
-    from naflex_export.cli.console import err
     from naflex_export.cli.console import out as console
-    from naflex_export.models.model_sources import ModelSource
+    from naflex_export.cli.console import print_note
     from naflex_export.packs.write import write_pack
 
     quiet_libraries(verbose)
-    source = ModelSource(model, weights, seed, model_args=arguments)
-    source.check()
+    if meant.note:
+        print_note(meant.note)
     if weights == "random":
-        err.print("[bold yellow]random weights:[/] a dry run; the pack proves nothing of use", soft_wrap=True)
-    manifest = write_pack(source.load(), out, small, model)
+        print_note("a dry run; the pack proves nothing of use", "random weights")
+    manifest = write_pack(source.load(), out, small, meant.name)
     size = sum(found["bytes"] for found in manifest["files"].values())
     console.print(
         f"[bold green]written[/] {escape(str(out))}: {len(manifest['cases'])} cases, "
@@ -101,6 +102,7 @@ def pack_command(
     help="The port scales its vectors to length 1, as most endpoints of embeddings do: judge their directions.",
 )
 @click.option("--report", "reports", multiple=True, type=click.Path(path_type=Path), help="Write .json or .html here.")
+@json_option
 @exit_codes
 def judge_command(
     pack: Path,
@@ -115,6 +117,7 @@ def judge_command(
     dtype: str,
     normalized: bool,
     reports: tuple[Path, ...],
+    for_programs: bool,
 ) -> None:
     """Judge a port by PACK: ANSWERS is the folder or .safetensors file that it wrote.
 
@@ -148,17 +151,22 @@ def judge_command(
         from naflex_export.packs.endpoints import from_url
 
         found = from_url(opened, url, url_model, protocol, pairs)
-    from naflex_export.cli.console import out
+    from naflex_export.cli.console import out, print_written, spoken_on_stderr
     from naflex_export.packs.judge import judge_answers
-    from naflex_export.packs.report import FORMATS, lines
+    from naflex_export.packs.report import FORMATS, as_json, lines
 
     verdict = judge_answers(opened, found, dtype, normalized)
-    for path in reports:
-        write_report(verdict, path, FORMATS)
-    for line in lines(verdict):
-        out.print(line, highlight=False, markup=False, soft_wrap=True)
+    with spoken_on_stderr(for_programs):
+        for line in lines(verdict):
+            out.print(line, highlight=False, markup=False, soft_wrap=True)
+        for path in reports:
+            write_report(verdict, path, FORMATS)
+            print_written(path)
+        if verdict.passed:
+            out.print("[bold green]passed[/]")
+    if for_programs:
+        click.echo(as_json(verdict), nl=False)
     verdict.raise_for_failure()
-    out.print("[bold green]passed[/]")
 
 
 def _pair(text: str) -> tuple[str, str]:

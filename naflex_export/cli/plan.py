@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from naflex_export.cli.options import exit_codes, quiet_libraries
+from naflex_export.cli.options import exit_codes, json_option, quiet_libraries
 from naflex_export.cli.supervised import LEFT
 from naflex_export.errors import RequestError
 from naflex_export.grid import Bucket
@@ -42,6 +44,7 @@ SHOWN = 5
 @click.option("--most", "k", default=4, show_default=True, type=click.IntRange(1, MOST_PLANNED), help="Buckets to use.")
 @click.option("--batch", default="1,8,32", show_default=True, metavar="MIN,OPT,MAX", help="Of each bucket.")
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw histogram and waste to this .svg, .png or .pdf.")
+@json_option
 @click.version_option(__version__, package_name="naflex_export")
 @partial(exit_codes, left=LEFT["plan"])
 def plan_command(
@@ -52,6 +55,7 @@ def plan_command(
     k: int,
     batch: str,
     plot: Path | None,
+    for_programs: bool,
 ) -> None:
     """Say which buckets suit PHOTOS: folders, .txt lists of paths, or files.
 
@@ -81,13 +85,19 @@ def plan_command(
     plans = plans_up_to(counts, MOST_PLANNED, tokens, batch=usual)
     taken = worthwhile(plans, k)
     enlarged = "never enlarged" if no_upscale else "enlarged to fill it"
-    click.echo(f"{_photos(len(sizes))}, a budget of {tokens} tokens of {patch_size}x{patch_size} pixels, {enlarged}\n")
-    _print_histogram(counts, tokens)
-    _print_plans(plans)
-    _print_advice(plans, taken, k, no_upscale)
+    said = chain(
+        [f"{_photos(len(sizes))}, a budget of {tokens} tokens of {patch_size}x{patch_size} pixels, {enlarged}", ""],
+        _histogram(counts, tokens),
+        _costs(plans),
+        _advice(plans, taken, k, no_upscale),
+    )
+    for line in said:
+        click.echo(line, err=for_programs)
     if plot is not None:
         draw(counts, plans, taken, plot)
-        click.echo(f"\ndrawn to {click.format_filename(plot)}")
+        click.echo(f"\ndrawn to {click.format_filename(plot)}", err=for_programs)
+    if for_programs:
+        click.echo(_as_json(counts, plans, taken, unreadable))
 
 
 def _counted(sizes: Iterator[tuple[int, int]]) -> Iterator[tuple[int, int]]:
@@ -108,7 +118,7 @@ def _tell_unreadable(unreadable: dict[Path, str]) -> None:
         click.echo(f"skipped {len(unreadable) - SHOWN} more: {len(unreadable)} files are no photos", err=True)
 
 
-def _print_histogram(counts: dict[int, int], tokens: int) -> None:
+def _histogram(counts: dict[int, int], tokens: int) -> Iterator[str]:
     width = -(-tokens // ROWS)
     rows = [0] * -(-tokens // width)
     for count, photos in counts.items():
@@ -116,33 +126,54 @@ def _print_histogram(counts: dict[int, int], tokens: int) -> None:
     numbers = [str(photos) for photos in rows]
     labels = [f"{row * width + 1}-{min((row + 1) * width, tokens)}" for row in range(len(rows))]
     room = max(map(len, [*labels, "tokens"]))
-    click.echo(f"{'tokens':>{room}}  photos")
+    yield f"{'tokens':>{room}}  photos"
     for label, number, photos in zip(labels, numbers, rows, strict=True):
         bar = "#" * -(-BAR * photos // max(rows))
-        click.echo(f"{label:>{room}}  {number:>{max(map(len, [*numbers, 'photos']))}}  {bar}".rstrip())
+        yield f"{label:>{room}}  {number:>{max(map(len, [*numbers, 'photos']))}}  {bar}".rstrip()
 
 
-def _print_plans(plans: Sequence[BucketPlan]) -> None:
-    click.echo("\nbuckets  padding  tokens  of")
+def _costs(plans: Sequence[BucketPlan]) -> Iterator[str]:
+    yield "\nbuckets  padding  tokens  of"
     for found in plans:
         of = " ".join(str(bucket.tokens) for bucket in found.buckets)
         share = found.cost / plans[0].cost
-        click.echo(f"{len(found.buckets):>7}  {found.waste:>7.1%}  {share:>6.1%}  {of}")
+        yield f"{len(found.buckets):>7}  {found.waste:>7.1%}  {share:>6.1%}  {of}"
 
 
-def _print_advice(plans: Sequence[BucketPlan], taken: BucketPlan, k: int, no_upscale: bool) -> None:
+def _advice(plans: Sequence[BucketPlan], taken: BucketPlan, k: int, no_upscale: bool) -> Iterator[str]:
     waste = f"One bucket pads {plans[0].waste:.1%} of the tokens"
     best = max((found for found in plans if len(found.buckets) <= k), key=lambda found: len(found.buckets))
     if len(taken.buckets) > 1:
-        click.echo(f"\n{waste}; {len(taken.buckets)} buckets save {1 - taken.cost / plans[0].cost:.1%} of all:\n")
+        yield f"\n{waste}; {len(taken.buckets)} buckets save {1 - taken.cost / plans[0].cost:.1%} of all:\n"
     elif len(best.buckets) > 1:
-        click.echo(f"\n{waste}. {len(best.buckets)} buckets would save {1 - best.cost / plans[0].cost:.1%} of all,")
-        click.echo("which their smaller batches cost again: more buckets gain nothing here.\n")
+        yield f"\n{waste}. {len(best.buckets)} buckets would save {1 - best.cost / plans[0].cost:.1%} of all,"
+        yield "which their smaller batches cost again: more buckets gain nothing here.\n"
     else:
-        click.echo(f"\n{waste}, and more buckets would save none of it.\n")
+        yield f"\n{waste}, and more buckets would save none of it.\n"
     options = [*(["--no-upscale"] if no_upscale else []), *(f"--bucket {bucket}" for bucket in taken.buckets)]
     pairs = [" ".join(options[start : start + 2]) for start in range(0, len(options), 2)]
-    click.echo("  " + " \\\n  ".join(pairs))
+    yield "  " + " \\\n  ".join(pairs)
+
+
+def _as_json(
+    counts: Mapping[int, int], plans: Sequence[BucketPlan], taken: BucketPlan, unreadable: Mapping[Path, str]
+) -> str:
+    """Return the plan as JSON: how many photos have so many tokens, each plan with its padding, and the one to take."""
+    told = {
+        "photos": sum(counts.values()),
+        "unreadable": {str(path): why for path, why in unreadable.items()},
+        "tokens": {str(count): counts[count] for count in sorted(counts)},
+        "plans": [
+            {
+                "buckets": [str(bucket) for bucket in found.buckets],
+                "padding": found.waste,
+                "cost": found.cost / plans[0].cost,
+                "taken": found == taken,
+            }
+            for found in plans
+        ],
+    }
+    return json.dumps(told, indent=2)
 
 
 def _photos(count: int) -> str:

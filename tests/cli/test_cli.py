@@ -123,6 +123,22 @@ def test_gate_fails_with_exit_code_1(artifact: Path, monkeypatch: pytest.MonkeyP
     assert "first deviation: embeds.proj, relative L2 1.0e-01" in failed.stderr
 
 
+def test_programs_get_the_report_alone_on_standard_output(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from naflex_export.serving.onnx_runner import OnnxRunner
+
+    done = gate(artifact, "--quick", "--json")
+    report = json.loads(done.stdout)
+    assert done.exit_code == 0 and report["passed"] and report["effort"] == "quick"
+    assert "rel L2" in done.stderr and done.stderr.rstrip().endswith("passed")
+    true = OnnxRunner.run
+    monkeypatch.setattr(OnnxRunner, "run", lambda *arguments: [1.1 * out for out in true(*arguments)])
+    failed = gate(artifact, "--quick", "--json")
+    assert failed.exit_code == 1 and not json.loads(failed.stdout)["passed"]
+    assert "error: the gate failed" in failed.stderr and "passed" not in failed.stderr
+    refused = gate(artifact, "--card", "--json")
+    assert refused.exit_code == 2 and refused.stdout == ""
+
+
 def test_gate_looks_into_an_artifact_that_passes_where_asked_to(artifact: Path, tmp_path: Path) -> None:
     quick = flat(gate(artifact, "--quick").stdout)
     assert "first deviation" not in quick and "effort: quick, seed 0: without one-row, square" in quick
@@ -153,7 +169,7 @@ def test_an_artifact_from_python_needs_its_reference_named(tmp_path: Path) -> No
         (["--target", "onnx", "--bucket", "64", "--bucket", "64"], "have the same tokens"),
         (["tiny:siglip", "--target", "onnx", "--images", "nowhere"], "image folder 'nowhere' cannot be read"),
         (["tiny:siglip", "--target", "tpu"], "'tpu' is not one of"),
-        (["tiny:siglip"], "Missing option '--target'"),
+        (["tiny:siglip"], "Missing option '--target'. Choose from compile, aot, onnx, trt"),
         (["tiny:siglip", "--target", "onnx", "--dtype", "int4"], "'int4' is not one of"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -45,6 +46,18 @@ def test_it_shows_the_histogram_the_padding_and_the_buckets_to_take(photos: Path
     assert "1 48.4% 100.0% 256 2 1.5% 52.3% 12 256 3 0.0% 51.6% 12 252 256" in said
     assert "One bucket pads 48.4% of the tokens; 2 buckets save 47.7% of all:" in said
     assert said.endswith("--no-upscale --bucket 12:1,8,32 \\ --bucket 256:1,8,32")
+
+
+def test_programs_get_the_plan_alone_on_standard_output(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "broken.jpg").write_bytes(b"no photo")
+    done = plan(photos, tmp_path, "--no-upscale", "--json")
+    assert done.exit_code == 0 and "2 buckets save 47.7% of all" in flat(done.stderr)
+    found = json.loads(done.stdout)
+    assert found["photos"] == 24 and found["tokens"] == {"12": 12, "252": 12}
+    assert list(found["unreadable"]) == [str(tmp_path / "broken.jpg")]
+    [taken] = [one for one in found["plans"] if one["taken"]]
+    assert taken["buckets"] == ["12:1,8,32", "256:1,8,32"]
+    assert (round(taken["padding"], 3), round(taken["cost"], 3)) == (0.015, 0.523)
 
 
 def test_it_says_when_buckets_gain_nothing(photos: Path) -> None:

@@ -92,6 +92,13 @@ def test_a_dry_run_prints_the_plan_and_builds_nothing(tmp_path: Path, monkeypatc
         "model: tiny:shallow (naflexvit_base_patch16_siglip), 26,880 parameters" in done.stdout
         and " 0 " not in done.stdout
     )
+    told = export(*BASE, "--target", "onnx,trt", "--outputs", "tokens", "--out", tmp_path / "a", "--dry-run", "--json")
+    plan = json.loads(told.stdout)
+    assert [one["target"] for one in plan["artifacts"]] == ["onnx", "trt"] and plan["outputs"] == ["tokens"]
+    assert plan["models"][0]["parameters"] == 26880 and plan["text"] is None
+    assert plan["models"][0]["inputs"][1] == {"name": "patch_coord", "dtype": "int64", "shape": ["batch", "tokens", 2]}
+    assert plan["buckets"] == [{"tokens": 9, "batch": [1, 2, 2]}] and 0 < plan["artifacts"][0]["gate_seconds"] < 1
+    assert "onnx in float32: about 105.0 KiB" in told.stderr
     assert not any(tmp_path.iterdir())
 
 

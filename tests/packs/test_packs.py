@@ -297,6 +297,8 @@ def test_the_command_line_judges_a_folder_and_a_file(pack: Pack, weights: dict[s
     html = page.read_text(encoding="utf-8")
     assert "Bgr: channels are read as blue" in html and "<script" not in html
     assert json.loads(data.read_text())["fault"] == "bgr"
+    told = CliRunner().invoke(gate_command, ["judge", str(pack.path), str(wrong), "--json"])
+    assert told.exit_code == 1 and told.stdout == data.read_text() and "FAIL" in told.stderr
     save_file(
         {case: value.astype(np.float32) for case, value in ported(pack, weights).features.items()},
         tmp_path / "a.safetensors",

@@ -155,6 +155,10 @@ def test_bad_photos_are_counted_and_named(old: Path, photos: Path, tmp_path: Pat
     assert code == 0 and "2 photos cannot be read, and are left out:" in said
     assert "broken.jpg: " in said and "cut.png: " in said and f"of {COUNT} photos" in said
     assert ElementTree.parse(tests).getroot().get("skipped") == "2" and "broken.jpg" in page.read_text()
+    words = ["compare", old, old, "--photos", photos, "--photos", tmp_path, "--json"]
+    told = CliRunner().invoke(gate_command, [str(word) for word in words])
+    found = json.loads(told.stdout)
+    assert found["passed"] and len(found["bad_photos"]) == 2 and "the index may be kept" in told.stderr
 
 
 def test_vectors_that_are_no_number_fail(old: Path, photos: Path, tmp_path: Path) -> None:
