@@ -109,7 +109,7 @@ def bench_command(
     if path is not None:
         check_columns(path, FIELDS)
     stages = Stages(err)
-    with stages.stage("load"):
+    with stages.stage(source.stage):
         timed = open_timed(artifact, resolve_device(None if device is None else check_device(device)), stand_in)
         loaded = source.load()
         check_same_weights(loaded, manifest)

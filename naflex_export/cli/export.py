@@ -341,7 +341,7 @@ def _export(
         print_report(report)
 
     stages = Stages(err, on_report=judged)
-    with stages.stage("load"):
+    with stages.stage(source.stage):
         opened = source.open()
     for note in (*opened.notes, *remarks_on(opened.model, requests[0].preprocessing)):
         print_note(note)

@@ -166,7 +166,7 @@ def gate_command(
     quiet_libraries(verbose)
     opened(artifact, lambda folder: check_trusted(folder.manifest, not untrusted))
     stages = Stages(err)
-    with stages.stage("load"):
+    with stages.stage(source.stage):
         loaded = source.load()
     with stages.stage("gate"):
         found = judge_artifact(

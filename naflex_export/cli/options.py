@@ -339,5 +339,6 @@ def quiet_libraries(verbose: bool) -> None:
         logging.getLogger("naflex_export").setLevel(logging.DEBUG)
     else:
         warnings.simplefilter("ignore")
+        os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # it sets its level anew where it is imported
         for name in ("torch", "timm", "huggingface_hub", "onnxscript", "onnx_ir"):
             logging.getLogger(name).setLevel(logging.ERROR)

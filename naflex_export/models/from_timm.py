@@ -15,7 +15,7 @@ from torch import nn
 from naflex_export.errors import RequestError, first_line
 from naflex_export.models import towers_in
 from naflex_export.models.checkpoints import some_keys
-from naflex_export.models.model_names import check_timm_name, source_and_name, unknown_model
+from naflex_export.models.model_names import NOT_HAD, check_timm_name, source_and_name, unknown_model
 
 
 def create_timm(text: str, pretrained: bool, patch_interpolator: bool, arguments: Mapping[str, Any]) -> nn.Module:
@@ -52,8 +52,7 @@ def create_timm(text: str, pretrained: bool, patch_interpolator: bool, arguments
         if from_hub:
             raise RequestError(
                 f"pretrained weights of {text!r} cannot be had: {first_line(error)}. "
-                "Give --weights FILE for a local checkpoint, or --weights random for a dry run "
-                "(docs/errors.md#pretrained-weights-cannot-be-had)"
+                f"Give --weights FILE for a local checkpoint, or --weights random for a dry run ({NOT_HAD})"
             ) from error
         told = f" with --model-args {given}" if given else ""
         raise RequestError(f"timm's {text!r} cannot be built{told}: {first_line(error)}") from error
@@ -79,7 +78,8 @@ def _architecture_of(source: str, name: str) -> str:
         else:
             found = load_model_config_from_hf(name)[1]
     except Exception as error:  # the hub's client raises classes of many libraries
-        raise RequestError(f"model '{source}:{name}' cannot be had: {first_line(error)}") from error
+        elsewhere = f". Give local-dir: and a folder that holds it ({NOT_HAD})" if source == "hf-hub" else ""
+        raise RequestError(f"model '{source}:{name}' cannot be had: {first_line(error)}{elsewhere}") from error
     if not isinstance(found, str):
         raise RequestError(f"config.json of '{source}:{name}' names no architecture: is it a model of timm's?")
     return found

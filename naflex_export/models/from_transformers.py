@@ -14,6 +14,7 @@ from torch import nn
 from naflex_export.errors import BackendError, RequestError, first_line
 from naflex_export.models import adapter_of
 from naflex_export.models.checkpoints import some_keys
+from naflex_export.models.model_names import NOT_HAD
 
 
 def create_transformers(name: str, weights: str) -> nn.Module:
@@ -31,10 +32,17 @@ def create_transformers(name: str, weights: str) -> nn.Module:
     with _quiet_transformers(local=Path(name).is_dir()):
         try:
             config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        except Exception as error:  # transformers and the hub's client raise classes of many libraries
+            if Path(name).is_dir():
+                raise RequestError(f"model 'hf:{name}' cannot be built: {first_line(error)}") from error
+            raise RequestError(
+                f"model 'hf:{name}' cannot be had: {first_line(error)}. Give hf: and a folder that holds it ({NOT_HAD})"
+            ) from error
+        try:
             saved = _saved_class(config)
             with torch.device("meta"):
                 outline = _uninitialized(saved, config)
-        except Exception as error:  # transformers and the hub's client raise classes of many libraries
+        except Exception as error:
             raise RequestError(f"model 'hf:{name}' cannot be built: {first_line(error)}") from error
         adapter_of(outline)  # before any weights are fetched
         if weights != "pretrained":
@@ -46,7 +54,8 @@ def create_transformers(name: str, weights: str) -> nn.Module:
         except Exception as error:
             raise RequestError(
                 f"weights of 'hf:{name}' cannot be had as safetensors: {first_line(error)}. "
-                "Give --weights FILE for a local checkpoint, or --weights random for a dry run"
+                "Give --weights FILE for a local checkpoint, or --weights random for a dry run "
+                f"({NOT_HAD})"
             ) from error
     missing = sorted(loading["missing_keys"])
     if missing:  # transformers would leave them random, and say so in a warning

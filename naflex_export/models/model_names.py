@@ -14,9 +14,14 @@ from naflex_export.models import TRANSFORMERS_PREFIX
 from naflex_export.models.timm_names import timm_names
 
 _HUB = re.compile(r"(https?://)?(www\.)?huggingface\.co/", re.IGNORECASE)
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
+_PART = r"\w(?:[\w.-]*\w)?"
+_HUB_ID = re.compile(rf"(?=.{{3,96}}$)(?!.*(?:--|\.\.)){_PART}/{_PART}", re.ASCII)
+"""What the hub takes for an owner and a name; `./folder` and `~/folder` are paths."""
 _PREFIXES = {"hf": "hf", "hf-hub": "hf-hub", "hf_hub": "hf-hub", "local-dir": "local-dir", "local_dir": "local-dir"}
-_OF_TRANSFORMERS = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_BARE_ID = re.compile(rf"(?=.{{1,96}}$)(?!.*(?:--|\.\.)){_PART}", re.ASCII)
+
+NOT_HAD = "docs/errors.md#pretrained-weights-cannot-be-had"
+"""Where it says what to do where the hub is not reached, or does not give what was asked for."""
 
 LOCAL_DIR = "local-dir"
 """Timm's word for a folder that holds a model of its own."""
@@ -55,7 +60,7 @@ def understood(text: str) -> Understood:
             return Understood(name)
         if not rest:
             raise RequestError(f"model {text!r} names nothing behind {known}: expected a folder, or a hub id there")
-        return Understood(f"{known}:{rest}")
+        return Understood(f"{known}:{Path(rest).expanduser() if rest.startswith('~') else rest}")
     if not Path(name).is_dir():
         name = name.rstrip("/")
     architecture = name.partition(".")[0]
@@ -126,7 +131,7 @@ def check_transformers(name: str) -> None:
     if path.exists():
         if not (path / "config.json").is_file():
             raise RequestError(f"model 'hf:{name}' is no transformers model: expected a folder with a config.json")
-    elif not _OF_TRANSFORMERS.fullmatch(name):
+    elif not (_HUB_ID.fullmatch(name) or _BARE_ID.fullmatch(name)):
         raise RequestError(f"model 'hf:{name}' does not exist: expected a folder, or a hub id such as owner/name")
 
 

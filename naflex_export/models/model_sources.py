@@ -172,6 +172,15 @@ class ModelSource:
         return described
 
     @property
+    def stage(self) -> str:
+        """What loading it is called; the hub is named where it is asked, for weights or what the model is made of."""
+        if self._is_transformers:
+            asks = not Path(self.model.removeprefix(TRANSFORMERS_PREFIX)).is_dir()
+        else:
+            asks = self._timm_source[0] == "hf-hub" or (self.weights == "pretrained" and ":" not in self.model)
+        return "load from the hub" if asks else "load"
+
+    @property
     def _is_transformers(self) -> bool:
         return self.model.startswith(TRANSFORMERS_PREFIX)
 

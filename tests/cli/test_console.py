@@ -23,3 +23,12 @@ def test_an_error_that_nobody_reads_keeps_its_code() -> None:
     script = '{ "$0" -c "$1" no_such_model --target onnx; echo "ended with $?" >&3; } 3>&2 2>&1 | true'
     done = subprocess.run(["sh", "-c", script, sys.executable, code], capture_output=True, text=True, check=False)
     assert done.stderr.strip() == "ended with 2"
+
+
+def test_the_hub_counts_its_retries_in_silence() -> None:
+    code = (
+        "from naflex_export.cli.options import quiet_libraries; quiet_libraries(False); "
+        "from huggingface_hub.utils import logging; logging.get_logger('huggingface_hub.x').warning('Retrying in 1s')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and done.stderr == ""

@@ -53,6 +53,7 @@ SIGLIP2 = "google/siglip2-base-patch16-naflex"
         ("TIMM/NaFlexViT_Base_Patch16_Siglip", "naflexvit_base_patch16_siglip", "timm's"),
         ("Timm/mine", "hf-hub:timm/mine", "a repository of timm's on the hub"),
         (f"HF:{SIGLIP2}", f"hf:{SIGLIP2}", ""),
+        ("hf:~/siglip", f"hf:{Path.home() / 'siglip'}", ""),
         ("hf_hub:timm/mine", "hf-hub:timm/mine", ""),
         ("tiny:siglip", "tiny:siglip", ""),
     ],

@@ -90,11 +90,44 @@ def test_pickled_weights_are_refused(model: Siglip2VisionModel, folder: Path, tm
         ModelSource(f"hf:{folder}", str(tmp_path / "weights.pth")).check()
 
 
+def test_a_hub_out_of_reach_is_one_error_with_its_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import AutoConfig
+
+    def unreached(*arguments: object, **options: object) -> None:
+        raise OSError("the hub is out of reach")
+
+    monkeypatch.setattr(AutoConfig, "from_pretrained", unreached)
+    with pytest.raises(nx.RequestError) as refused:
+        ModelSource("hf:owner/name", "random").load()
+    assert str(refused.value) == (
+        "model 'hf:owner/name' cannot be had: the hub is out of reach. Give hf: and a folder that holds it "
+        "(docs/errors.md#pretrained-weights-cannot-be-had)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("source", "stage"),
+    [
+        (ModelSource("hf:owner/name", "random"), "load from the hub"),
+        (ModelSource("hf-hub:owner/name", "random"), "load from the hub"),
+        (ModelSource("naflexvit_base_patch16_gap"), "load from the hub"),
+        (ModelSource("naflexvit_base_patch16_gap", "random"), "load"),
+        (ModelSource("local-dir:there"), "load"),
+        (ModelSource("module:factory"), "load"),
+    ],
+    ids=str,
+)
+def test_a_stage_says_where_the_hub_is_waited_for(source: ModelSource, stage: str) -> None:
+    assert source.stage == stage
+
+
 def test_what_is_no_model_is_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(nx.RequestError, match="is no transformers model: expected a folder with a config"):
         ModelSource(f"hf:{tmp_path}", "random").load()
-    with pytest.raises(nx.RequestError, match="does not exist: expected a folder, or a hub id"):
-        ModelSource(f"hf:{tmp_path / 'nowhere'}", "random").load()
+    paths = (str(tmp_path / "nowhere"), "./nowhere", "../nowhere", "~/nowhere")
+    for name in (*paths, "a--b/c", "-a/b", "a/b/c", "a" * 97):
+        with pytest.raises(nx.RequestError, match="does not exist: expected a folder, or a hub id"):
+            ModelSource(f"hf:{name}", "random").check()
     (folder / "config.json").write_text("{", encoding="utf-8")
     with pytest.raises(nx.RequestError, match=r"cannot be built: .*JSON"):
         ModelSource(f"hf:{folder}", "random").load()
