@@ -333,12 +333,17 @@ def begin(what: str) -> None:
     click.echo(f"{what}: loading torch", err=True)
 
 
+_QUIET = {"TORCH_LOGS": "-all", "HF_HUB_VERBOSITY": "error"}
+"""Of libraries that set their loggers' levels anew where they are imported, in this process and in those it starts."""
+
+
 def quiet_libraries(verbose: bool) -> None:
     """Keep the libraries' warnings off a user's screen, or ask the backends for their own logs."""
     if verbose:
         logging.getLogger("naflex_export").setLevel(logging.DEBUG)
     else:
         warnings.simplefilter("ignore")
-        os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # it sets its level anew where it is imported
+        for name, value in _QUIET.items():
+            os.environ.setdefault(name, value)
         for name in ("torch", "timm", "huggingface_hub", "onnxscript", "onnx_ir"):
             logging.getLogger(name).setLevel(logging.ERROR)

@@ -25,10 +25,15 @@ def test_an_error_that_nobody_reads_keeps_its_code() -> None:
     assert done.stderr.strip() == "ended with 2"
 
 
-def test_the_hub_counts_its_retries_in_silence() -> None:
-    code = (
-        "from naflex_export.cli.options import quiet_libraries; quiet_libraries(False); "
-        "from huggingface_hub.utils import logging; logging.get_logger('huggingface_hub.x').warning('Retrying in 1s')"
-    )
+def test_libraries_warn_nobody_of_what_is_not_for_them() -> None:
+    code = """
+import logging, warnings
+from naflex_export.cli.options import quiet_libraries
+quiet_libraries(False)
+import timm, torch, huggingface_hub
+for name in ("timm", "torch", "huggingface_hub"):
+    logging.getLogger(f"{name}.utils.some").warning(f"a warning of {name}")
+warnings.warn("no CUDA runtime is found")
+"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0 and done.stderr == ""
