@@ -61,6 +61,19 @@ def test_a_gate_from_python_counts_its_cases(
     assert capsys.readouterr() == ("", "")  # it was over before there was anything to say
 
 
+@pytest.mark.usefixtures("survey")
+def test_a_gate_says_where_it_is_from_the_first_call_to_the_last(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "naflex_export")
+    model = tiny.shallow()
+    assert nx.gate(model, model, buckets=[nx.Bucket(4, (1, 1, 2))]).passed
+    said = caplog.messages
+    count = next(line.rpartition(" of ")[2].partition(" ")[0] for line in said if line.startswith("survey: batch 1 "))
+    places = ["first call", "case 1 of", "invariances in", "survey: eager's answers", "survey: batch 1 of"]
+    places += [f"survey: batch {count} of {count} in 4:1,1,2", "survey: the same inputs again"]
+    found = [next(place for place, line in enumerate(said) if line.startswith(start)) for start in places]
+    assert found == sorted(found) and int(count) > 1
+
+
 @pytest.mark.parametrize("width", [60, 80, 200])
 def test_the_verdict_is_never_cut(width: int) -> None:
     screen = io.StringIO()

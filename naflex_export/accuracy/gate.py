@@ -238,6 +238,7 @@ def _judge(
     planned = sum(len(cases_of(bucket, cases, len(photos.images))) for bucket in settings.buckets)
     made = ((one, batch) for one in settings.buckets for batch in batches(adapter, one, photos, cases))
     if EFFORTS[cases.effort].sampled and not cases.only:
+        settings.announce("first call")
         _call_first(comparison, settings.buckets[0])
     for count, (bucket, batch) in enumerate(made, 1):
         settings.announce(f"case {count} of {planned}: {batch.name}")
@@ -255,7 +256,7 @@ def _judge(
             )
     neighbours = _neighbours(comparison, adapter, photos, settings) if not tally.problems else None
     found = replace(tally.report(), invariances=tuple(invariances), neighbours=neighbours)
-    surveyed = survey(tally, settings.buckets, cases, found.passed)
+    surveyed = survey(tally, settings.buckets, cases, found.passed, settings.announce)
     report = replace(
         tally.report(),
         invariances=tuple(invariances),

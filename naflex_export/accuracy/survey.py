@@ -13,7 +13,7 @@ import math
 import sys
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -49,7 +49,9 @@ HUGE = 1e30
 """Of values in padding whose squares float32 does not hold."""
 
 
-def survey(tally: Tally, buckets: Sequence[Bucket], cases: CaseSelection, passed: bool) -> Survey | None:
+def survey(
+    tally: Tally, buckets: Sequence[Bucket], cases: CaseSelection, passed: bool, announce: Callable[[str], None]
+) -> Survey | None:
     """Return what was found beside the cases, and add the batches that failed to the tally.
 
     Args:
@@ -57,17 +59,19 @@ def survey(tally: Tally, buckets: Sequence[Bucket], cases: CaseSelection, passed
         buckets: that the candidate serves.
         cases: which were asked for; its effort says how much is looked at.
         passed: whether the candidate has passed so far.
+        announce: given what is being looked at.
     """
     if cases.only or not EFFORTS[cases.effort].sampled:
         return None
     if not passed:
         return Survey(fresh_seed=cases.fresh_seed, not_done="the candidate failed before all sizes were looked at")
-    surveyor, comparison = _Surveyor(tally), tally.comparison
+    surveyor, comparison = _Surveyor(tally, announce), tally.comparison
     for bucket in buckets:
         names = survey_names(bucket, cases)
         names = names if comparison.input_format.masks else [one for one in names if not is_of_holes(one)]
         made = (generated_batch(name, bucket, comparison.reference.token_width) for name in names)
         surveyor.compare(bucket, [comparison.filled(batch) for batch in made])
+    announce("survey: the same inputs again, padding, threads")
     surveyor.behave(buckets[-1], cases.seed)
     return Survey(
         batches=surveyor.batches,
@@ -81,8 +85,9 @@ def survey(tally: Tally, buckets: Sequence[Bucket], cases: CaseSelection, passed
 class _Surveyor:
     """Goes through batches, and keeps what is wanted of them."""
 
-    def __init__(self, tally: Tally) -> None:
+    def __init__(self, tally: Tally, announce: Callable[[str], None]) -> None:
         self.tally, self.comparison = tally, tally.comparison
+        self.announce = announce
         self.batches = 0
         self.sizes: dict[Bucket, list[Sizes]] = {}
         self.behaviours: list[Invariance] = []
@@ -94,7 +99,10 @@ class _Surveyor:
         self.batches += len(batches)
         self.sizes[bucket] = [Sizes(batch.grids, batch.patch_valid.shape[1]) for batch in batches]
         twice = _twice(batches)
-        for batch, expected in zip(batches, self.comparison.references_of(batches), strict=True):
+        self.announce(f"survey: eager's answers to {len(batches)} batches in {bucket}")
+        pairs = zip(batches, self.comparison.references_of(batches), strict=True)
+        for count, (batch, expected) in enumerate(pairs, 1):
+            self.announce(f"survey: batch {count} of {len(batches)} in {bucket}")
             checked = not is_of_holes(batch.name)  # no loader makes such a mask, and a Runner refuses it
             given = self.tally.add_if_wrong(bucket, batch, expected, checked=checked)
             if given is None or not checked:
