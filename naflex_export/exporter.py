@@ -135,6 +135,9 @@ def export(
     return exporter.run()
 
 
+STAGES = ("trace", "build", "reload", "gate")
+"""Of an export, in order; for each patch size again, and a graph that is there already is not traced."""
+
 Traced = dict[tuple[int | str | None, Precision], Program]
 """Graphs of one model for the same buckets and outputs, by patch size, or "text", and precision."""
 
@@ -210,6 +213,7 @@ class Exporter:
 
     def run(self) -> Artifact:
         """Return the artifact of the model's own patch size, or of all patch sizes asked for, once it is published."""
+        self.observer.planned([*(["search"] if self.precision.is_auto else []), *STAGES])
         with staged(self.request.out) as staging:
             if self.precision.is_auto:
                 self.find_precision(next(iter(self.adapters.values())))

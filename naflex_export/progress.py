@@ -6,7 +6,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -22,6 +22,9 @@ INTERVAL = 10.0
 
 class Observer:
     """Is told what an export does while it does it. This one logs: override what is of interest."""
+
+    def planned(self, names: Sequence[str]) -> None:
+        """Take the names of the stages to come, in order; one may be left out, or come again."""
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -61,6 +64,7 @@ class Stages(Observer):
         self._console, self._on_report = console, on_report
         self._interval = INTERVAL if interval is None else interval
         self._stage = self._said = self._of = ""
+        self._plan: Sequence[str] = ()
         self._show: Callable[[], None] = _nothing
 
     def named(self, artifact: str) -> None:
@@ -69,11 +73,16 @@ class Stages(Observer):
         if self._console is not None and not self._console.is_terminal:
             self._console.print(artifact, markup=False, highlight=False, soft_wrap=True)
 
+    def planned(self, names: Sequence[str]) -> None:
+        """Count the stages to come, as 2/4 before the second of four."""
+        self._plan = names
+
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Show and time a stage for as long as the block runs."""
         started = time.perf_counter()
-        self._stage, self._said = name, f"{self._of}{name}"
+        place = f"{self._plan.index(name) + 1}/{len(self._plan)} " if name in self._plan else ""
+        self._stage = self._said = f"{self._of}{place}{name}"
         console = self._console
         with super().stage(name), contextlib.ExitStack() as stack:
             if console is not None:
@@ -89,7 +98,7 @@ class Stages(Observer):
     def announce(self, step: str) -> None:
         """Name what the present stage is doing."""
         super().announce(step)
-        self._said = f"{self._of}{self._stage}: {step}"
+        self._said = f"{self._stage}: {step}"
         self._show()
 
     def judged(self, report: GateReport) -> None:

@@ -6,6 +6,7 @@ import io
 import logging
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import reports
@@ -17,6 +18,10 @@ from naflex_export.accuracy.report.formats import table
 from naflex_export.accuracy.report.tables import baseline_table
 from naflex_export.accuracy.results import MOST_FAILURES, BaselineResult, Location
 from naflex_export.cli.console import Lines
+from naflex_export.export_request import ExportRequest
+from naflex_export.exporter import Exporter
+from naflex_export.graph.build_settings import BuildSettings
+from naflex_export.precision import Precision
 from naflex_export.progress import Stages
 
 
@@ -33,6 +38,27 @@ def test_a_log_gets_plain_lines_and_none_ahead_of_the_interval() -> None:
     assert 1 <= len(lines) <= 6
     assert lines[0] == "  gate: case 4 of 9: mixed-256 [seed0] (0 s)"
     assert list(stages.seconds) == ["load", "gate"]
+
+
+def test_an_export_counts_its_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The target builds nothing here: what is counted is the export's own."""
+    built: list[str] = []
+
+    def build(program: object, folder: Path, settings: BuildSettings) -> dict[str, str]:
+        settings.announce("translating")
+        time.sleep(0.1)
+        built.append(folder.name)
+        raise nx.BuildError("enough")
+
+    monkeypatch.setattr("naflex_export.targets.compile.build", build)
+    log = io.StringIO()
+    stages = Stages(Console(file=log, width=200), interval=0.02)
+    request = ExportRequest("compile", tmp_path / "a", [nx.Bucket(4)], Precision("float32"))
+    with pytest.raises(nx.BuildError, match="enough"):
+        Exporter(tiny.shallow(), request, stages).run()
+    lines = log.getvalue().splitlines()
+    assert built and all(line.startswith(("  1/4 trace (", "  2/4 build: translating (")) for line in lines)
+    assert any(line.startswith("  2/4") for line in lines)
 
 
 def test_a_terminal_shows_the_stage_and_how_far_it_is() -> None:
