@@ -45,6 +45,10 @@ class Pack:
         Raises:
             RequestError: the folder is no pack, or a file of it is missing or has changed; the message names it.
         """
+        if not path.is_dir():
+            raise RequestError(
+                f"there is no folder {str(path)!r}: expected the folder of a pack, as naflex-gate pack writes it"
+            )
         file = str(path / "manifest.json")
         try:
             manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
@@ -54,6 +58,11 @@ class Pack:
                 "writes it"
             ) from error
         schema = manifest.get("schema") if isinstance(manifest, dict) else None
+        if isinstance(manifest, dict) and "target" in manifest:
+            raise RequestError(
+                f"{str(path)!r} is an artifact: expected the folder of a pack, as naflex-gate pack writes it; "
+                f"naflex-gate {path} judges an artifact"
+            )
         if schema != SCHEMA:
             raise RequestError(f"pack {str(path)!r} has schema {schema!r}, expected {SCHEMA}: write it again")
         try:

@@ -31,7 +31,7 @@ from naflex_export.grid import Grid
 from naflex_export.models import adapter_of
 from naflex_export.models.adapter import ModelAdapter
 from naflex_export.models.model_sources import weights_sha256
-from naflex_export.packs.opened import check_place
+from naflex_export.packs.opened import SCHEMA, check_place
 from naflex_export.packs.photo_faults import PHOTO_FAULTS, TOKENS, PhotoFault
 from naflex_export.packs.readme import readme_of
 
@@ -44,7 +44,6 @@ Photos = dict[str, dict[str, bytes]]
 NO_STAGES = ("DropPath", "Dropout", "Identity", "ModuleList", "Sequential")
 """Classes of modules that give what they get, or what the last module in them gives."""
 
-SCHEMA = 1
 SMALL, FULL = 10 * 2**20, 200 * 2**20
 """The most bytes that a small pack and a full one may have."""
 

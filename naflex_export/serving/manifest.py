@@ -29,6 +29,9 @@ SCHEMA = 4
 MOST_BYTES = 16 * 2**20
 """Of a manifest: more is not read."""
 
+_OF_A_PACK = "noise_floors"
+"""What the manifest of a golden pack says and an artifact's does not; both are called the same."""
+
 _KIND_OF_OLD_SCHEMA = {1: ENCODER, 2: PATCH_SIZES}
 """Before schema 3 there was no kind, and the schema said what it says; all other fields are the same."""
 
@@ -133,6 +136,11 @@ class Manifest:
             fields = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise ArtifactError(f"{str(path)!r} cannot be read ({error}): export again") from error
+        if isinstance(fields, dict) and _OF_A_PACK in fields:
+            raise ArtifactError(
+                f"{str(folder)!r} is a golden pack: expected an artifact, as naflex-export writes it; "
+                f"naflex-gate judge {folder} ANSWERS judges a port by a pack"
+            )
         schema = fields.get("schema") if isinstance(fields, dict) else None
         if type(schema) is not int or not 1 <= schema <= SCHEMA:
             raise ArtifactError(f"{str(path)!r} has schema {str(schema)[:100]!s}: this release reads 1 to {SCHEMA}")

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from artifacts import fill_pooling
 from click.testing import CliRunner
 from packs.test_endpoints import OpenAI, Serving
 
@@ -236,4 +237,17 @@ def test_a_pack_and_answers_that_are_not_there_are_told(pack: Pack, tmp_path: Pa
     for path in (tmp_path, tmp_path / "nothing"):
         code, said = run(path, tmp_path)
         assert code == 2 and "expected the folder of a pack" in said
+    assert "there is no folder" in run(tmp_path / "nothing", tmp_path)[1]
     assert run(pack.path, tmp_path / "nothing")[0] == 2 and run(pack.path, tmp_path)[0] == 2
+
+
+def test_a_pack_and_an_artifact_are_not_taken_for_each_other(pack: Pack, tmp_path: Path) -> None:
+    for words in (["{}"], ["compare", "{}", "{}", "--photos", "."]):
+        asked = [word.format(pack.path) for word in words]
+        done = CliRunner().invoke(gate_command, asked)
+        assert done.exit_code == 2 and "is a golden pack: expected an artifact" in done.output, done.output
+        assert f"naflex-gate judge {pack.path} ANSWERS" in done.output
+    artifact = fill_pooling(tmp_path / "a")
+    code, said = run(artifact, tmp_path)
+    assert code == 2 and "is an artifact: expected the folder of a pack" in said
+    assert f"naflex-gate {artifact} judges" in said
