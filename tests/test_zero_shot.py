@@ -8,6 +8,7 @@ import pytest
 
 pytest.importorskip("transformers")
 
+import digest_cost
 import record
 import zero_shot
 
@@ -31,3 +32,11 @@ def test_the_table_of_the_page_is_of_the_rows() -> None:
     assert f"{zero_shot.BEGIN}\n{zero_shot.table(rows)}\n{zero_shot.END}" in page, "run python tools/zero_shot.py"
     for row in rows:
         assert row["right"] == row["eager_right"] or row["dtype"] != "float32"
+
+
+def test_the_cost_of_hashes_on_the_page_is_of_the_rows() -> None:
+    page = digest_cost.PAGE.read_text()
+    assert f"{digest_cost.BEGIN}\n{digest_cost.told()}\n{digest_cost.END}" in page, "run python tools/digest_cost.py"
+    assert all(float(row["ratio"]) < 0.02 for row in record.read(digest_cost.ROWS)), (
+        "the page says that they cost little"
+    )

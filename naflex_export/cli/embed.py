@@ -142,7 +142,12 @@ def embed_command(
     if sheet is not None:
         from naflex_export.embed.contact_sheet import write_sheet
 
-        write_sheet(sheet, out, found.run, found.source)
+        missing = write_sheet(sheet, out, found.run, found.source)
+        for name, why in missing[:SHOWN]:
+            err.print(f"not shown {name}: {why}", highlight=False, soft_wrap=True, markup=False)
+        if len(missing) > SHOWN:
+            more = f"and {len(missing) - SHOWN} more photos, whose gaps on the contact sheet say why"
+            err.print(more, highlight=False, soft_wrap=True)
         console.print(f"contact sheet: {sheet}", highlight=False, soft_wrap=True, markup=False)
     if failed and strict:
         raise PhotosFailed(f"{failed} of {found.run.count} photos failed, and --strict was given")

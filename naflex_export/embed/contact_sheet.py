@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from naflex_export.embed.decode import Photo
 from naflex_export.embed.found_photos import Found, FoundPhotos
 from naflex_export.embed.parquet import require_pyarrow
+from naflex_export.embed.photo_digest import proved
 from naflex_export.embed.shards import Run, shard_paths
 from naflex_export.embed.sources import Source
 from naflex_export.embed.thumbnail import thumbnail
@@ -57,8 +58,10 @@ def check_sheet(path: Path, out: Path) -> None:
     check_outside_artifacts(path)
 
 
-def write_sheet(path: Path, out: Path, run: Run, source: Source) -> None:
-    """Write a page with a sample of photos beside their nearest neighbours.
+def write_sheet(path: Path, out: Path, run: Run, source: Source) -> list[tuple[str, str]]:
+    """Write a page with a sample of photos beside their nearest neighbours, and return which are not shown and why.
+
+    A photo that is gone or another by now, which vectors of a run that went on may tell of, is a gap with its name.
 
     Args:
         path: of the page.
@@ -69,9 +72,18 @@ def write_sheet(path: Path, out: Path, run: Run, source: Source) -> None:
     Raises:
         RequestError: no photo has a vector, or the page cannot be written.
     """
-    places, vectors = _sampled(out, run)
+    places, vectors, digests = _sampled(out, run)
     if not len(places):
         raise RequestError("no photo has a vector: there is nothing to show on a contact sheet")
+    missing: dict[str, str] = {}
+
+    def read(place: int, sha256: str | None) -> Photo:
+        try:
+            return proved(_read(source, place), sha256)
+        except PhotoError as error:
+            missing[source.names[place]] = str(error)
+            raise
+
     rows = []
     for index in np.linspace(0, len(places) - 1, min(ROWS, len(places))).round().astype(int):
         likeness = vectors @ vectors[index]
@@ -79,14 +91,15 @@ def write_sheet(path: Path, out: Path, run: Run, source: Source) -> None:
         nearest = np.argsort(-likeness, kind="stable")[: 1 + NEIGHBOURS]
         captions = ["" if np.isinf(likeness[one]) else f"{likeness[one]:.3f}" for one in nearest]
         figures = (
-            _figure(source.names[one], partial(_read, source, int(one)), caption)
-            for one, caption in zip(places[nearest], captions, strict=True)
+            _figure(source.names[places[one]], partial(read, int(places[one]), digests[one]), caption)
+            for one, caption in zip(nearest, captions, strict=True)
         )
         rows.append("".join(figures))
     body = "\n".join(f'<div class="row">{row}</div>' for row in rows)
     title = f"{len(rows)} of {run.count} photos beside their nearest neighbours"
     among = f"Cosine of their vectors, among {len(places)} photos; the artifact's manifest is {run.artifact[:12]}."
     _write_page(path, title, among, body)
+    return list(missing.items())
 
 
 def write_found(path: Path, run: Run, photos: FoundPhotos, found: Mapping[str, Sequence[Found]]) -> None:
@@ -129,22 +142,27 @@ def _write_page(path: Path, title: str, said: str, body: str) -> None:
         raise RequestError(f"--contact-sheet {str(path)!r} cannot be written: {error.strerror}") from error
 
 
-def _sampled(out: Path, run: Run) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Return the places of photos that have a vector, evenly spread, and their vectors at length 1."""
+def _sampled(out: Path, run: Run) -> tuple[NDArray[np.int64], NDArray[np.float32], list[str | None]]:
+    """Return the places of photos that have a vector, evenly spread, their vectors at length 1, and their digests."""
     pq = require_pyarrow("parquet")
     step = -(-run.count // MOST_COMPARED)
     places: list[int] = []
     vectors: list[NDArray[np.float32]] = []
+    digests: list[str | None] = []
     for number, path in zip(run.shards, shard_paths(out, run), strict=True):
         start, _ = run.places(number)
-        for index, vector in enumerate(pq.read_table(path, columns=["vector"])["vector"]):
+        with pq.ParquetFile(path) as file:  # of an earlier release without digests, which it leaves out
+            table = file.read(columns=["vector", "sha256"])
+        there = table["sha256"].to_pylist() if "sha256" in table.column_names else [None] * len(table)
+        for index, vector in enumerate(table["vector"]):
             if (start + index) % step == 0 and vector.is_valid:
                 places.append(start + index)
                 vectors.append(np.asarray(vector.values, np.float32))
+                digests.append(there[index])
     if not places:
-        return np.empty(0, np.int64), np.empty((0, 0), np.float32)
+        return np.empty(0, np.int64), np.empty((0, 0), np.float32), []
     stacked = np.stack(vectors)
-    return np.array(places), stacked / np.maximum(np.linalg.norm(stacked, axis=1, keepdims=True), 1e-12)
+    return np.array(places), stacked / np.maximum(np.linalg.norm(stacked, axis=1, keepdims=True), 1e-12), digests
 
 
 def _read(source: Source, place: int) -> Photo:

@@ -22,6 +22,7 @@ from naflex_export.embed.shards import Run
 from naflex_export.embed.sources import Source, fingerprint, source_of
 from naflex_export.serving.device_name import check_device_name
 from naflex_export.serving.manifest import MANIFEST, Manifest, sha256_of
+from naflex_export.serving.text import tokenizer_sha256
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,7 @@ def embed_source(request: EmbedRequest, source: Source, tell: Tell, began: Any =
         if request.ray is not None:
             held.enter_context(cluster(request.ray))
         left = held.enter_context(shards.claimed(request.out, run))
-        if origin := _origin_of(request):
-            shards.note_origin(request.out, origin)
+        shards.note_origin(request.out, _origin_of(request))
         photos_left = sum(stop - start for start, stop in map(run.places, left))
         if began is not None:
             began(run.count, run.count - photos_left)
@@ -96,10 +96,13 @@ def embed_source(request: EmbedRequest, source: Source, tell: Tell, began: Any =
         return EmbedResult(run, source, run.count - photos_left, tuple(shards.failures(request.out, run)))
 
 
-def _origin_of(request: EmbedRequest) -> shards.Origin | None:
-    """Return what a search by words has to know; None where it has no use, for the artifact has no text tower."""
+def _origin_of(request: EmbedRequest) -> shards.Origin:
+    """Return what a search by words has to know, by the text tower of this artifact or of one of the same weights."""
     manifest = Manifest.read(request.artifact)
-    if manifest.text is None:
-        return None
-    photos = tuple(str(path) for path in request.photos)
-    return shards.Origin(str(request.artifact.resolve()), manifest.model["weights_sha256"], photos, str(Path.cwd()))
+    return shards.Origin(
+        artifact=str(request.artifact.resolve()),
+        weights=manifest.model["weights_sha256"],
+        photos=tuple(str(path) for path in request.photos),
+        base=str(Path.cwd()),
+        tokenizer=tokenizer_sha256(manifest),
+    )

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from naflex_export.embed.photo_digest import bytes_of, digest_of
+from naflex_export.embed.photo_digest import CHANGED, bytes_of, digest_of
 from naflex_export.embed.shards import Origin, Run, text_of
 from naflex_export.embed.sources import source_of
 from naflex_export.errors import PhotoError, RequestError
@@ -94,7 +94,7 @@ class FoundPhotos:
             there = self._read(place)
             if digest_of(there) == found.sha256:
                 return there
-        raise PhotoError("it has changed since it was embedded")
+        raise PhotoError(CHANGED)
 
     def check(self) -> list[tuple[str, str]]:
         """Return the name of each photo that was found and cannot be shown, and why.

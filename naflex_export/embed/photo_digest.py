@@ -30,6 +30,28 @@ def bytes_of(photo: Photo) -> bytes:
         raise PhotoError(f"{str(photo)!r} cannot be read ({error.strerror or error})") from error
 
 
+CHANGED = "it has changed since it was embedded"
+"""What is said of a photo of another digest."""
+
+
+def proved(photo: Photo, sha256: str | None) -> Photo:
+    """Return a photo once it is known to be the one that was embedded.
+
+    Args:
+        photo: a path or bytes, as a source gives them.
+        sha256: of its bytes when it was embedded; None of vectors of an earlier release, which nothing proves.
+
+    Raises:
+        PhotoError: its file cannot be read, or holds another photo by now.
+    """
+    if sha256 is None:
+        return photo
+    there = bytes_of(photo)
+    if digest_of(there) != sha256:
+        raise PhotoError(CHANGED)
+    return there
+
+
 def digest_of(photo: Photo) -> str | None:
     """Return the sha256 of a photo's bytes; None of a file that cannot be read.
 

@@ -14,6 +14,7 @@ from naflex_export.embed.run_arrays import open_text_run
 from naflex_export.embed.shards import Origin, Run, read_run, shard_paths
 from naflex_export.errors import RequestError
 from naflex_export.serving.manifest import MANIFEST, Manifest, sha256_of
+from naflex_export.serving.text import tokenizer_sha256
 
 
 @dataclass(frozen=True)
@@ -106,13 +107,17 @@ def search(request: SearchRequest) -> SearchResult:
 
 
 def _artifact_of(request: SearchRequest, run: Run, origin: Origin | None) -> Path:
-    """Return the artifact whose text tower is asked, once it is known that the vectors are of its model."""
+    """Return the artifact whose text tower is asked, once it is known that the vectors are of its model.
+
+    An artifact has the tokenizer that its export was given. Of two of the same weights that have not the same one, one
+    is wrong, and it is not known which.
+    """
     path = request.artifact
     if path is None:
         if origin is None:
             raise RequestError(
-                f"{str(request.vectors)!r} does not say where its artifact is, for that has no text tower, or an "
-                "earlier release made the vectors: give --artifact DIR"
+                f"{str(request.vectors)!r} does not say where its artifact is, for an earlier release made the "
+                "vectors: give --artifact DIR"
             )
         path = Path(origin.artifact)
         if not (path / MANIFEST).is_file():
@@ -120,12 +125,26 @@ def _artifact_of(request: SearchRequest, run: Run, origin: Origin | None) -> Pat
                 f"the artifact that {str(request.vectors)!r} was made with is not at {origin.artifact!r} any more: "
                 "give --artifact DIR"
             )
-    weights = Manifest.read(path).model["weights_sha256"]
-    same_model = origin is not None and origin.weights == weights
-    if sha256_of(path / MANIFEST) != run.artifact and not same_model:
+    manifest = Manifest.read(path)
+    if manifest.text is None:
+        raise RequestError(
+            f"the artifact {str(path)!r} has no text tower: export the model again with --tower image,text, and give "
+            "that artifact with --artifact; vectors of the same weights stay as they are"
+        )
+    if sha256_of(path / MANIFEST) == run.artifact:  # which lists the tokenizer's hash too
+        return path
+    if origin is None or origin.weights != manifest.model["weights_sha256"]:
         raise RequestError(
             f"{str(request.vectors)!r} holds vectors of another artifact (its manifest is {run.artifact[:12]}, that of "
             f"{str(path)!r} is {sha256_of(path / MANIFEST)[:12]}, of other weights): give the artifact that the photos "
             "were embedded with, or embed them again"
+        )
+    found = tokenizer_sha256(manifest)
+    if origin.tokenizer not in (None, found):
+        raise RequestError(
+            f"{str(path)!r} has the weights that the photos of {str(request.vectors)!r} were embedded with, and "
+            f"another tokenizer (its hash is {str(found)[:12]}, theirs {origin.tokenizer[:12]}): the words of a query "
+            "would be other tokens. Give the artifact that the photos were embedded with, or embed them again with "
+            "this one if its tokenizer is the right one"
         )
     return path

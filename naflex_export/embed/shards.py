@@ -138,15 +138,18 @@ class Origin:
 
     Attributes:
         artifact: its folder, from the root of the disk.
-        weights: sha256 of its model's weights, which artifacts of other targets share.
+        weights: sha256 of its model's weights, those of a text tower among them; artifacts of other targets share it.
         photos: what was given for photos.
         base: the folder that relative paths of photos, and names in shards, begin at.
+        tokenizer: sha256 of the file that makes tokens of texts; None of an artifact without a text tower, and where an
+            earlier release noted nothing.
     """
 
     artifact: str
     weights: str
     photos: tuple[str, ...]
     base: str
+    tokenizer: str | None = None
 
 
 def note_origin(folder: Path, origin: Origin) -> None:

@@ -147,6 +147,18 @@ def text_folder(folder: VerifiedFolder) -> VerifiedFolder:
     return found
 
 
+def tokenizer_sha256(manifest: Manifest) -> str | None:
+    """Return the hash of what makes tokens of texts; None of an artifact without a text tower.
+
+    Args:
+        manifest: the artifact's.
+    """
+    if manifest.text is None:
+        return None
+    found: str | None = manifest.files.get(f"{manifest.text['folder']}/{TOKENIZER}", {}).get("sha256")
+    return found
+
+
 def _tokenizer_of(folder: VerifiedFolder) -> Any:
     """Return the tokenizer of a text tower, once it is known to have the model's tokens and no others."""
     tokenizers = optional_package("tokenizers", "text")

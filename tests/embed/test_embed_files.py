@@ -92,6 +92,7 @@ def test_a_folder_becomes_shards(artifact: Path, folder: Path, tmp_path: Path) -
     assert len(names) == COUNT and names == sorted(names, key=lambda name: ("deep" in name, name))
     check(out, artifact, names, names)
     assert sorted(path.name for path in out.iterdir()) == [
+        "_made_from.json",
         "_run.json",
         *(f"part-{number:08d}.parquet" for number in range(6)),
     ]
@@ -257,7 +258,7 @@ def test_a_run_that_is_stopped_says_what_is_kept(
     monkeypatch.setattr(pq, "write_table", stopped)
     done = run(artifact, folder, "--out", tmp_path / "out")
     assert done.exit_code == 130 and "interrupted; the shards that are done are kept" in done.output
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["_run.json"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["_made_from.json", "_run.json"]
 
 
 def test_a_run_without_a_shard_binds_no_other(artifact: Path, folder: Path, tmp_path: Path) -> None:
@@ -351,3 +352,21 @@ def test_vectors_inside_the_photos_folder_are_no_photos(tmp_path: Path) -> None:
     for name in ("b.jpg", "vectors/_run.json", "vectors/part-00000000.parquet", "vectors/more/a.jpg", "a.jpg"):
         (tmp_path / name).touch()
     assert list(source_of([tmp_path]).names) == [str(tmp_path / "a.jpg"), str(tmp_path / "b.jpg")]
+
+
+def test_a_contact_sheet_shows_no_photo_that_is_another_by_now(artifact: Path, tmp_path: Path) -> None:
+    """A run that goes on, or is only asked for its page again, has vectors of photos as they were."""
+    photos, sheet = tmp_path / "photos", tmp_path / "sheet.html"
+    photos.mkdir()
+    for name, colour in {"red": (250, 0, 0), "blue": (0, 0, 250), "navy": (0, 0, 200)}.items():
+        Image.new("RGB", (16, 16), colour).save(photos / f"{name}.png")
+    command = (artifact, photos, "--out", tmp_path / "out", "--contact-sheet", sheet)
+    assert run(*command).exit_code == 0 and sheet.read_text().count("<img") == 9
+    Image.new("RGB", (16, 16), "green").save(photos / "blue.png")
+    done = run(*command)
+    assert done.exit_code == 0 and "; 3 were there before" in done.output
+    assert f"not shown {photos / 'blue.png'}: it has changed since it was embedded" in " ".join(done.stderr.split())
+    assert sheet.read_text().count("<img") == 6 and sheet.read_text().count('<div class="gap">it has changed') == 3
+    for shard in (tmp_path / "out").glob("*.parquet"):  # as an earlier release wrote it
+        pq.write_table(pq.read_table(shard).drop_columns(["sha256"]), shard)
+    assert run(*command).exit_code == 0 and sheet.read_text().count("<img") == 9

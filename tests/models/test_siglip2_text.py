@@ -490,6 +490,12 @@ def test_vectors_of_another_artifact_are_refused_by_their_weights(
     shutil.copytree(artifact, other)
     artifacts.edit(other, lambda fields: fields["versions"].update(torch="0"))  # another manifest, the same weights
     assert run(search_command, vectors, "a cat", "--artifact", other, "--no-sheet").exit_code == 0
+    another = json.loads((other / "text" / "tokenizer.json").read_text()) | {"normalizer": None}
+    (other / "text" / "tokenizer.json").write_text(json.dumps(another))
+    for inside in (other / "text", other):
+        Manifest.read(inside).write(inside)
+    capitals = run(search_command, vectors, "A Cat", "--artifact", other, "--no-sheet")
+    assert capitals.exit_code == 2 and "and another tokenizer (its hash is " in flat(capitals.stderr)
     artifacts.edit(other, lambda fields: fields["model"].update(weights_sha256="0" * 64))
     done = run(search_command, vectors, "a cat", "--artifact", other, "--no-sheet")
     assert done.exit_code == 2 and "holds vectors of another artifact" in flat(done.stderr)
@@ -498,10 +504,27 @@ def test_vectors_of_another_artifact_are_refused_by_their_weights(
     photo = tmp_path / "one.png"
     Image.new("RGB", (20, 20), "red").save(photo)
     assert run(embed_command, tmp_path / "plain", photo, "--out", tmp_path / "out").exit_code == 0
-    without = run(search_command, tmp_path / "out", "a cat", "--artifact", tmp_path / "plain", "--no-sheet")
-    assert without.exit_code == 2 and "has no text tower: export the model again" in flat(without.stderr)
+    for more in ((), ("--artifact", tmp_path / "plain")):
+        without = run(search_command, tmp_path / "out", "a cat", *more, "--no-sheet")
+        assert without.exit_code == 2 and "has no text tower: export the model again" in flat(without.stderr)
     labelled = run(classify_command, tmp_path / "plain", photo, "--labels", "cat")
     assert labelled.exit_code == 2 and "has no text tower: export the model again" in flat(labelled.stderr)
+
+
+def test_vectors_of_an_image_tower_alone_are_searched_by_an_artifact_of_the_same_weights(
+    artifact: Path, vectors: Path, photos: Path, model: Siglip2Model, tmp_path: Path
+) -> None:
+    """They are the vectors that the artifact with both towers gives, so its text tower goes with them."""
+    alone = nx.export(model, "onnx", tmp_path / "alone", [BUCKET], effort="quick").path
+    assert run(embed_command, alone, photos, "--out", tmp_path / "out").exit_code == 0
+    asked = ("A Cat", "--json", "--no-sheet")
+    found = run(search_command, tmp_path / "out", *asked, "--artifact", artifact)
+    assert found.exit_code == 0, found.output
+    mine, theirs = (json.loads(one.stdout)["A Cat"] for one in (found, run(search_command, vectors, *asked)))
+    assert [one["name"] for one in mine] == [one["name"] for one in theirs] and len(mine) == 7
+    assert [one["likeness"] for one in mine] == pytest.approx([one["likeness"] for one in theirs], abs=1e-6)
+    refused = run(search_command, tmp_path / "out", *asked)
+    assert refused.exit_code == 2 and "vectors of the same weights stay as they are" in flat(refused.stderr)
 
 
 def test_a_folder_that_is_none_or_was_moved_says_what_to_do(
