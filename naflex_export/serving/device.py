@@ -35,7 +35,10 @@ def resolve_device(device: torch.device | None) -> torch.device:
     """
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise BackendError(f"device {str(device)!r} was asked for, and torch finds no CUDA device: use device='cpu'")
+        raise BackendError(
+            f"device {str(device)!r} was asked for, and torch finds no CUDA device: use device='cpu' "
+            "(docs/errors.md#a-backend-package-or-gpu-is-missing)"
+        )
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise BackendError(f"device {str(device)!r} was asked for, and torch finds {torch.cuda.device_count()} of them")
     if device == torch.device("cuda"):

@@ -185,11 +185,15 @@ class Manifest:
             if path.is_symlink() or not path.resolve().is_relative_to(folder.resolve()):
                 raise ArtifactError(f"{name!r} leads out of {str(folder)!r}: refusing to load it")
             if not path.is_file():
-                raise ArtifactError(f"{name!r} is missing from {str(folder)!r}: copy the whole folder again")
+                raise ArtifactError(
+                    f"{name!r} is missing from {str(folder)!r}: copy the whole folder again "
+                    "(docs/errors.md#an-artifact-is-damaged)"
+                )
             size = path.stat().st_size
             if size != expected["bytes"]:
                 raise ArtifactError(
-                    f"{name!r} has {size} bytes, the manifest says {expected['bytes']}: copy the folder again"
+                    f"{name!r} has {size} bytes, the manifest says {expected['bytes']}: copy the folder again "
+                    "(docs/errors.md#an-artifact-is-damaged)"
                 )
             if not sizes_only and sha256_of(path) != expected["sha256"]:
                 raise ArtifactError(
@@ -198,7 +202,10 @@ class Manifest:
                 )
         strangers = self.strangers(folder)
         if strangers:
-            raise ArtifactError(f"{strangers[0]!r} in {str(folder)!r} is not in the manifest: remove it")
+            raise ArtifactError(
+                f"{strangers[0]!r} in {str(folder)!r} is not in the manifest: remove it "
+                "(docs/errors.md#an-artifact-is-damaged)"
+            )
 
     def strangers(self, folder: Path) -> list[str]:
         """Return what lies in a folder and is not listed: files, links, all that is no folder, by path inside."""

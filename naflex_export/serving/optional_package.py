@@ -23,5 +23,6 @@ def optional_package(package: str, extra: str, module: str = "") -> Any:
         return importlib.import_module(f"{package}.{module}" if module else package)
     except ImportError as error:
         raise BackendError(
-            f"package {package!r} is missing or broken ({error}): pip install naflex_export[{extra}]"
+            f"package {package!r} is missing or broken ({error}): pip install naflex_export[{extra}] "
+            "(docs/errors.md#a-backend-package-or-gpu-is-missing)"
         ) from error

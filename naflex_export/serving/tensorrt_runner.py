@@ -91,7 +91,7 @@ def tensorrt() -> ModuleType:
     raise BackendError(
         "target trt needs TensorRT, and neither library imports "
         f"({'; '.join(reasons)}): pip install tensorrt-rtx, as naflex_export[rtx] does, or naflex_export[trt] from "
-        "NVIDIA's index (docs/errors.md#tensorrt-is-missing)"
+        "NVIDIA's index (docs/errors.md#a-backend-package-or-gpu-is-missing)"
     )
 
 
