@@ -13,24 +13,17 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote
 
 import click
 import pytest
-import timm
-from artifacts import fill_pooling
-from PIL import Image
-from torch import nn
 
 import naflex_export as nx
 from naflex_export.cli import supervised
-from naflex_export.models.model_sources import randomize
 
 ROOT = Path(nx.__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-CREATE = timm.create_model
 NAMED = [page.relative_to(ROOT).as_posix() for page in PAGES]
 
 
@@ -183,33 +176,3 @@ def test_the_site_builds_without_warnings_and_its_links_resolve(tmp_path: Path) 
                 assert anchor in pages[there].anchors, f"{path.relative_to(site)} links to {link}"
     in_nav = set(re.findall(r": (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE))
     assert {page.relative_to(ROOT / "docs").as_posix() for page in PAGES[1:]} == in_nav
-
-
-def tiny_create_model(*args: object, **options: object) -> nn.Module:
-    """As timm's, with the named model's patches and few of everything else."""
-    small = {"embed_dim": 32, "depth": 1, "num_heads": 2, "mlp_ratio": 2.0}
-    model = CREATE(*args, **{**options, **small})
-    randomize(model, seed=0)
-    return model
-
-
-RUNNABLE = ["README.md", "docs/start/production.md", "docs/start/training.md"]
-
-
-@pytest.mark.full
-@pytest.mark.parametrize("name", RUNNABLE)
-def test_snippets_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As they stand, where `timm` makes small models, and there are an artifact and two photos to use."""
-    monkeypatch.setattr("timm.create_model", tiny_create_model)
-    monkeypatch.chdir(tmp_path)
-    fill_pooling(tmp_path / "artifacts" / "siglip", buckets=(nx.Bucket(16),))
-    (tmp_path / "photos").mkdir()
-    for photo in ("one.jpg", "two.jpg"):
-        Image.new("RGB", (40, 30), (200, 10, 10)).save(tmp_path / "photos" / photo)
-    (snippet,) = blocks(ROOT / name, "python")
-    values: dict[str, Any] = {}
-    exec(compile(snippet, name, "exec"), values)
-    if name == "docs/start/production.md":
-        assert [getattr(vector, "shape", vector) for vector in values["vectors"]] == [(32,)] * 2
-    else:
-        assert isinstance(values["fast"], nn.Module)
