@@ -101,5 +101,7 @@ def _lines(path: Path) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
-        raise RequestError(f"--labels-file {str(path)!r} cannot be read: {error}") from error
+        raise RequestError(
+            f"--labels-file {str(path)!r} cannot be read ({error}): expected text in UTF-8, a label a line"
+        ) from error
     return [line for line in lines if line.strip()]

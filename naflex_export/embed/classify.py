@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from naflex_export.embed.decode import Photo
 from naflex_export.embed.embedder import Embedder
@@ -44,7 +46,8 @@ class Classifier:
         verify: as for `load`.
 
     Raises:
-        RequestError: there is no label, one comes twice, the template has no `{}`, or the artifact has no text tower.
+        RequestError: there is no label, one comes twice, two are the same tokens, the template has no `{}`, or the
+            artifact has no text tower.
         ArtifactError, BackendError: as `load`.
     """
 
@@ -63,7 +66,9 @@ class Classifier:
             raise RequestError(f"template {template!r}: expected one {{}}, where the label goes, as in {TEMPLATE!r}")
         text = open_text_run(Path(path), device=device, trusted=trusted, verify=verify)
         self._scoring = text.scoring
-        self._texts = text.encode([template.replace("{}", label) for label in self.labels])
+        prompts = [template.replace("{}", label) for label in self.labels]
+        _check_told_apart(self.labels, text.tokens(prompts))
+        self._texts = text.encode(prompts)
         self._embedder = Embedder(path, device=device, trusted=trusted, verify=verify)
 
     def __call__(self, photos: Iterable[Photo]) -> Iterator[list[Label] | PhotoError]:
@@ -80,6 +85,25 @@ class Classifier:
             cosines = self._scoring.cosines(vector[None], self._texts)[0]
             order = np.argsort(-cosines, kind="stable")
             yield [Label(self.labels[one], float(probabilities[one]), float(cosines[one])) for one in order]
+
+
+def _check_told_apart(labels: Sequence[str], tokens: Sequence[NDArray[Any]]) -> None:
+    """Check that the model is given something else for each label.
+
+    Raises:
+        RequestError: two are the same tokens, as words of a script that the tokenizer does not know are, or what comes
+            after the last token that the model takes.
+    """
+    seen: dict[bytes, str] = {}
+    for index, label in enumerate(labels):
+        made = b"".join(array[index].tobytes() for array in tokens)
+        other = seen.setdefault(made, label)
+        if other != label:
+            raise RequestError(
+                f"labels {other!r} and {label!r} are the same tokens to the artifact's tokenizer, so the model cannot "
+                "tell them apart: it may not know their letters, or capitals, or the text before them may be too long; "
+                "give other words, or a shorter --template"
+            )
 
 
 def check_labels(labels: Sequence[str]) -> list[str]:

@@ -71,10 +71,12 @@ class TextRun:
     Attributes:
         encode: returns the vectors [texts, C] of a list of texts, in float32.
         scoring: how they go with vectors of images.
+        tokens: returns what the tower is given for a list of texts.
     """
 
     encode: Callable[[Sequence[str]], Array]
     scoring: Scoring
+    tokens: Callable[[Sequence[str]], list[Array]]
 
 
 def open_text_run(path: Path, *, device: str | None = None, trusted: bool = True, verify: str = "full") -> TextRun:
@@ -107,7 +109,7 @@ def open_text_run(path: Path, *, device: str | None = None, trusted: bool = True
         made = encoder(texts)
         return np.asarray(made if isinstance(made, np.ndarray) else made.float().cpu().numpy(), np.float32)
 
-    return TextRun(encode, encoder.scoring)
+    return TextRun(encode, encoder.scoring, encoder.tokens)
 
 
 def _of_tensors(path: Path, device: str | None, output: str, trusted: bool, verify: str) -> Run:

@@ -12,6 +12,7 @@ from naflex_export.embed.found_photos import Found
 from naflex_export.embed.parquet import require_pyarrow
 from naflex_export.embed.run_arrays import open_text_run
 from naflex_export.embed.shards import Origin, Run, read_run, shard_paths
+from naflex_export.embed.sources import SUFFIXES
 from naflex_export.errors import RequestError
 from naflex_export.serving.manifest import MANIFEST, Manifest, sha256_of
 from naflex_export.serving.text import tokenizer_sha256
@@ -40,6 +41,12 @@ class SearchRequest:
     def __post_init__(self) -> None:
         if not self.queries or not all(query.strip() for query in self.queries):
             raise RequestError("a query is empty: expected words, such as 'a red bicycle'")
+        for query in self.queries:
+            if _is_photo(query):
+                raise RequestError(
+                    f"query {query!r} is a photo's file: expected words, such as 'a red bicycle'. examples/search.py "
+                    "finds the photos that are nearest to a photo"
+                )
         if type(self.top) is not int or self.top < 1:
             raise RequestError(f"top={self.top!r}: expected an integer of at least 1")
 
@@ -66,7 +73,8 @@ def search(request: SearchRequest) -> SearchResult:
         request: what to look for.
 
     Raises:
-        RequestError: the folder holds no vectors, or those of another model; or the artifact has no text tower.
+        RequestError: the folder holds no vectors, or those of another model or tokenizer; or the artifact has no text
+            tower.
         ArtifactError, BackendError: as `load`; or pyarrow is missing.
     """
     pq = require_pyarrow("parquet")
@@ -95,6 +103,10 @@ def search(request: SearchRequest) -> SearchResult:
                 heapq.heappush(heap, entry)
                 if len(heap) > request.top:
                     heapq.heappop(heap)
+    if not best[0]:
+        raise RequestError(
+            f"no photo of {str(request.vectors)!r} has a vector: the column error of its shards says why; embed others"
+        )
     found = {}
     for query, heap in zip(queries, best, strict=True):
         ordered = sorted(heap, reverse=True)
@@ -104,6 +116,14 @@ def search(request: SearchRequest) -> SearchResult:
             for (likeness, place, name, digest), probability in zip(ordered, probabilities, strict=True)
         )
     return SearchResult(run, origin, found)
+
+
+def _is_photo(query: str) -> bool:
+    """Whether a query names a photo that is there, which somebody may take for a search by photo."""
+    try:
+        return Path(query).suffix.lower() in SUFFIXES and Path(query).is_file()
+    except (OSError, ValueError):  # too long for a name, or no name
+        return False
 
 
 def _artifact_of(request: SearchRequest, run: Run, origin: Origin | None) -> Path:

@@ -457,6 +457,8 @@ def test_a_page_is_not_written_into_an_artifact(artifact: Path, vectors: Path, p
         (["--labels", "cat, cat"], "label 'cat' was given 2 times"),
         (["--labels", "cat", "--template", "a photo"], "expected one {}"),
         (["--labels-file", "nowhere.txt"], "cannot be read"),
+        (["--labels", "cat,Cat"], "labels 'cat' and 'Cat' are the same tokens to the artifact's tokenizer"),
+        (["--labels", "cat,dog", "--template", f"{'word ' * 40}{{}}"], "or a shorter --template"),
     ],
 )
 def test_labels_that_cannot_be_chosen_from_are_refused(
@@ -555,6 +557,13 @@ def test_a_folder_that_is_none_or_was_moved_says_what_to_do(
         photo.write_bytes((photos / "0.png").read_bytes())  # of every name there is one, and it is another
     others = run(search_command, old, "a cat", "--artifact", artifact, "--photos", moved, "--contact-sheet", sheet)
     assert others.exit_code == 2 and "Give the photos that were embedded with --photos" in flat(others.stderr)
+    like = run(search_command, vectors, photos / "0.png")
+    assert like.exit_code == 2 and "0.png' is a photo's file: expected words" in flat(like.stderr)
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "1.png").write_bytes(b"no photo")
+    assert run(embed_command, artifact, tmp_path / "broken", "--out", tmp_path / "none").exit_code == 0
+    nothing = run(search_command, tmp_path / "none", "a cat")
+    assert nothing.exit_code == 2 and "has a vector: the column error of its shards says why" in flat(nothing.stderr)
     empty = run(search_command, vectors, " ")
     assert empty.exit_code == 2 and "a query is empty" in flat(empty.stderr)
 
