@@ -1,7 +1,7 @@
 """The blocks of README and docs run as they stand, page by page in their order; what does not run says why here.
 
 A block that nobody accounts for fails a test. Of what a page shows to be typed, words in capitals stand for what the
-reader has (`STANDS_FOR`); exports that name no weights take random ones; every gate is quick; `timm` makes small
+reader has (`STANDS_FOR`); what names no weights takes random ones; every gate is quick; `timm` makes small
 models; and what is in 8 bits is left out where ModelOpt is not installed.
 """
 
@@ -210,7 +210,7 @@ class Reader:
         words = [STANDS_FOR.get(word, word) for word in shlex.split(line)]
         found = parser_of(words)
         arguments = words[2 if words[0] == "naflex" else 1 :]
-        if found.name == "export":
+        if found.name in ("export", "pack"):
             arguments += [] if "--weights" in words else ["--weights", "random"]
         done = CliRunner().invoke(found, arguments[1:] if found.name in arguments[:1] else arguments)
         assert done.exit_code == 0, f"{line}\n{done.output}"
