@@ -6,7 +6,11 @@ the processor seconds of all its processes are kept, which other work on the mac
     python tools/first_artifact.py
     python tools/first_artifact.py --revision 2aecad6 --export "naflex-export --target onnx --weights random"
     python tools/first_artifact.py --installer uv   # needs uv on the path
+    python tools/first_artifact.py --wheels FOLDER  # with torch and torchvision from there
     python tools/first_artifact.py --page           # docs/install.md from the rows
+
+`--wheels` stands for PyTorch's own index of wheels without CUDA, for where that cannot be reached: the folder holds one
+of torch and one of torchvision that go together, and all else is installed as without it.
 
 Each run takes about 6 GB of disk, which are given back. Rows go to tools/results/first_artifact.csv.
 """
@@ -17,6 +21,7 @@ import argparse
 import os
 import re
 import resource
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -36,6 +41,12 @@ FIELDS = (*ABOUT, "python", "installer", "install_cpu_s", "install_s", "disk_mb"
 KIND = ("commit", "installer", "export")
 
 INSTALLERS = {"pip": "pip install", "uv": "uv pip install"}
+
+FROM_WHEELS = ("torch", "torchvision")
+"""What PyTorch's own indexes have other wheels of than PyPI."""
+
+PINNED = "-c constraints.txt"
+"""In README's command: where the versions come from."""
 
 
 class Cost(NamedTuple):
@@ -80,7 +91,47 @@ def disk_mb(folder: Path) -> float:
     return sum(path.lstat().st_blocks * 512 for path in folder.rglob("*")) / 1e6
 
 
-def measured(revision: str, installer: str, install: str, export: str) -> dict[str, str]:
+def versions_of(wheels: Path) -> dict[str, str]:
+    """Return the versions of the wheels in a folder, by package.
+
+    Raises:
+        SystemExit: it does not hold one wheel of each of `FROM_WHEELS`, and no other.
+    """
+    named = sorted(path.name.split("-")[:2] for path in wheels.glob("*.whl"))
+    if [name for name, _ in named] != [*FROM_WHEELS]:
+        held = ", ".join("-".join(pair) for pair in named) or "none"
+        sys.exit(f"--wheels {wheels} holds {held}: expected a wheel of torch, one of torchvision, and no other")
+    return {name: version for name, version in named}
+
+
+def pinned(constraints: str, versions: Mapping[str, str]) -> str:
+    """Return constraints with some packages at other versions.
+
+    Args:
+        constraints: the text of a file of constraints, a package a line.
+        versions: by package.
+    """
+    kept = [line for line in constraints.splitlines() if line.partition("==")[0] not in versions]
+    return "".join(f"{line}\n" for line in [*kept, *(f"{name}=={version}" for name, version in versions.items())])
+
+
+def from_wheels(install: str, wheels: Path, constraints: Path) -> str:
+    """Return the command that installs with wheels of a folder.
+
+    Args:
+        install: the command as README has it.
+        wheels: the folder.
+        constraints: a file that pins their versions.
+
+    Raises:
+        ValueError: the command has no constraints to put others in the place of.
+    """
+    if PINNED not in install:
+        raise ValueError(f"README's install is {install!r}: expected {PINNED!r} in it")
+    return install.replace(PINNED, f"-c {shlex.quote(str(constraints))} --find-links {shlex.quote(str(wheels))}")
+
+
+def measured(revision: str, installer: str, install: str, export: str, wheels: Path | None = None) -> dict[str, str]:
     """Return the row of one run.
 
     Args:
@@ -88,11 +139,17 @@ def measured(revision: str, installer: str, install: str, export: str) -> dict[s
         installer: one of `INSTALLERS`.
         install: the command as README has it, by pip.
         export: the command that exports.
+        wheels: a folder that torch and torchvision are taken from, in place of PyPI.
     """
+    versions = {} if wheels is None else versions_of(wheels)
     with tempfile.TemporaryDirectory() as folder:
         clone, fresh = Path(folder, "clone"), Path(folder, "environment")
         subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
         subprocess.run(["git", "-C", str(clone), "checkout", "--quiet", revision], check=True)
+        if wheels is not None:
+            constraints = Path(folder, "constraints.txt")
+            constraints.write_text(pinned((clone / "constraints.txt").read_text(encoding="utf-8"), versions), "utf-8")
+            install = from_wheels(install, wheels.resolve(), constraints)
         venv.create(fresh, with_pip=True)
         without = ("PYTHONPATH", "PYTHONHOME")
         environment = {name: value for name, value in os.environ.items() if name not in without}
@@ -105,7 +162,7 @@ def measured(revision: str, installer: str, install: str, export: str) -> dict[s
             **about("cpu", ()),
             "commit": commit_of(clone),
             "python": ".".join(map(str, sys.version_info[:2])),
-            "installer": installer,
+            "installer": f"{installer}, torch {versions['torch']}" if versions else installer,
             "install_cpu_s": f"{install_cost.processor:.1f}",
             "install_s": f"{install_cost.clock:.1f}",
             "disk_mb": f"{size:.0f}",
@@ -137,6 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--revision", default="HEAD", help="of this repository")
     parser.add_argument("--installer", default="pip", choices=INSTALLERS)
+    parser.add_argument("--wheels", type=Path, metavar="FOLDER", help="of torch and torchvision, in place of PyPI's")
     parser.add_argument("--export", help="the command that exports, in place of README's second")
     parser.add_argument("--page", action="store_true", help="write docs/install.md from the rows")
     options = parser.parse_args(arguments)
@@ -144,7 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
         return
     install, export = readme_commands((ROOT / "README.md").read_text(encoding="utf-8"))
-    row = measured(options.revision, options.installer, install, options.export or export)
+    row = measured(options.revision, options.installer, install, options.export or export, options.wheels)
     append(ROWS, FIELDS, [row])
     print(*(f"{name}: {row[name]}" for name in FIELDS), sep="\n")
 

@@ -24,6 +24,27 @@ def test_readme_begins_with_an_install_and_an_export() -> None:
         first_artifact.readme_commands("```sh\none\ntwo\nthree\n```")
 
 
+def test_wheels_of_a_folder_take_the_place_of_the_two_packages_alone(tmp_path: Path) -> None:
+    for wheel in ("torch-2.13.0+cpu", "torchvision-0.28.0+cpu"):
+        (tmp_path / f"{wheel}-cp311-cp311-linux_x86_64.whl").touch()
+    versions = first_artifact.versions_of(tmp_path)
+    assert versions == {"torch": "2.13.0+cpu", "torchvision": "0.28.0+cpu"}
+    text = first_artifact.pinned("# tested\ntorch==2.14.1\ntorchvision==0.29.1\ntqdm==4.70.1\n", versions)
+    assert text == "# tested\ntqdm==4.70.1\ntorch==2.13.0+cpu\ntorchvision==0.28.0+cpu\n"
+    command = first_artifact.from_wheels("pip install -c constraints.txt .", Path("a b"), Path("pins.txt"))
+    assert command == "pip install -c pins.txt --find-links 'a b' ."
+    with pytest.raises(ValueError, match="expected '-c constraints.txt' in it"):
+        first_artifact.from_wheels("pip install .", tmp_path, tmp_path)
+
+
+def test_a_folder_without_both_wheels_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="holds none: expected a wheel of torch, one of torchvision"):
+        first_artifact.versions_of(tmp_path)
+    (tmp_path / "torch-2.13.0+cpu-cp311-cp311-linux_x86_64.whl").touch()
+    with pytest.raises(SystemExit, match=r"holds torch-2\.13\.0\+cpu: expected"):
+        first_artifact.versions_of(tmp_path)
+
+
 def test_a_command_is_charged_for_its_children_and_not_for_waiting(tmp_path: Path) -> None:
     burn = "import time; end = time.process_time() + 0.3\nwhile time.process_time() < end: pass"
     (tmp_path / "burn.py").write_text(burn, encoding="utf-8")
