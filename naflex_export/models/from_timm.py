@@ -10,16 +10,34 @@ from typing import Any
 
 import timm
 from timm.models import NaFlexVit, load_model_config_from_hf
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from naflex_export.errors import RequestError, first_line
 from naflex_export.models import towers_in
 from naflex_export.models.checkpoints import some_keys
 from naflex_export.models.model_names import NOT_HAD, check_timm_name, source_and_name, unknown_model
 
+_DRAWS = (Tensor.uniform_, Tensor.normal_, Tensor.erfinv_, nn.init.uniform_, nn.init.normal_, nn.init.kaiming_uniform_)
+"""What torch's layers, and then timm, fill weights with, one after the other."""
+
+
+class _Undrawn(TorchFunctionMode):
+    """While it is on, parameters are not drawn: those of a base model take seconds, and are to be replaced."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if function in _DRAWS:
+            filled = args[0] if args else kwargs["tensor"]
+            if isinstance(filled, nn.Parameter):
+                return filled
+        return function(*args, **kwargs)
+
 
 def create_timm(text: str, pretrained: bool, patch_interpolator: bool, arguments: Mapping[str, Any]) -> nn.Module:
     """Return a NaFlexVit of timm, with its pretrained weights where they come from the hub.
+
+    Else its parameters hold anything at all: whoever asks for it fills every one.
 
     Args:
         text: its name, as `source_and_name` reads it.
@@ -42,7 +60,7 @@ def create_timm(text: str, pretrained: bool, patch_interpolator: bool, arguments
     from_hub = pretrained and source != "local-dir"
     given = " ".join(f"{key}={value}" for key, value in arguments.items())
     try:
-        with _heard_loads() as left_random:
+        with _heard_loads() as left_random, contextlib.nullcontext() if from_hub else _Undrawn():
             model = timm.create_model(f"{source}:{name}" if source else name, pretrained=from_hub, **options)
     except TypeError as error:
         raise RequestError(

@@ -14,6 +14,7 @@ import tiny
 import torch
 from safetensors.torch import save_file
 from timm.models import NaFlexVit, save_for_hf
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import naflex_export as nx
 from naflex_export.models.model_args import parse_model_args
@@ -195,6 +196,34 @@ def test_a_hub_id_goes_to_timm(prefix: str, monkeypatch: pytest.MonkeyPatch) -> 
     assert asked == ["owner/name"]
     with pytest.raises(nx.RequestError, match="A hub id is hf-hub:owner/name for timm, hf:owner/name for transformers"):
         ModelSource("owner/name", "random").load()
+
+
+class Draws(TorchDispatchMode):
+    """Counts how often a tensor that is there is filled with random numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        aten = torch.ops.aten
+        self.count += function in {aten.uniform_.default, aten.normal_.default, aten.erfinv_.default}
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["naflexvit_base_patch16_siglip", "vit_tiny_patch16_224"])
+def test_timm_draws_no_weights_that_are_replaced(name: str) -> None:
+    """Those of a base model take seconds. What replaces them is what it ever was."""
+    sizes = {"depth": 1, "embed_dim": 32, "num_heads": 2}
+    flex = {} if name.startswith("naflexvit") else {"use_naflex": True}
+    plain = timm.create_model(name, **sizes, **flex)
+    randomize(plain, seed=5)
+    with Draws() as draws:
+        model = ModelSource(name, "random", seed=5, model_args=sizes).load()
+    assert draws.count == 0
+    assert {key: value.tolist() for key, value in model.state_dict().items()} == {
+        key: value.tolist() for key, value in plain.state_dict().items()
+    }
 
 
 def test_arguments_are_given_to_timm_and_noted() -> None:
