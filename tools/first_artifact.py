@@ -40,7 +40,8 @@ MARKS = ("<!-- first artifact: written by tools/first_artifact.py -->", "<!-- /f
 FIELDS = (*ABOUT, "python", "installer", "install_cpu_s", "install_s", "disk_mb", "export", "export_cpu_s", "export_s")
 KIND = ("commit", "installer", "export")
 
-INSTALLERS = {"pip": "pip install", "uv": "uv pip install"}
+INSTALLERS = {"pip": "pip install", "pip --no-compile": "pip install --no-compile", "uv": "uv pip install"}
+"""Commands that install, by name. uv compiles nothing either: what is imported is compiled by the first who does."""
 
 FROM_WHEELS = ("torch", "torchvision")
 """What PyTorch's own indexes have other wheels of than PyPI."""
@@ -173,15 +174,25 @@ def measured(revision: str, installer: str, install: str, export: str, wheels: P
 
 
 def tables(rows: Sequence[Mapping[str, str]]) -> str:
-    """Return what each revision takes, from the newest rows."""
+    """Return what each revision takes, from the newest rows, and what share that is of the first."""
     head = ["commit", "installed by", "CPU s", "s", "on the disk, GB", "command", "CPU s", "s", "CPU s in all"]
-    lines = []
-    for row in newest(rows, KIND):
-        whole = float(row["install_cpu_s"]) + float(row["export_cpu_s"])
+    head += ["CPU of the first", "disk of the first"]
+    lines, found = [], newest(rows, KIND)
+    for row in found:
+        shares = [taken(row) / taken(found[0]) for taken in (_cpu_seconds, _disk)]
         install = [row["install_cpu_s"], row["install_s"], f"{float(row['disk_mb']) / 1000:.1f}"]
         export = [f"`{row['export']}`", row["export_cpu_s"], row["export_s"]]
-        lines.append([row["commit"], row["installer"], *install, *export, f"{whole:.1f}"])
+        in_all = [f"{_cpu_seconds(row):.1f}", *(f"{share:.2f}" for share in shares)]
+        lines.append([row["commit"], row["installer"], *install, *export, *in_all])
     return table(head, lines)
+
+
+def _cpu_seconds(row: Mapping[str, str]) -> float:
+    return float(row["install_cpu_s"]) + float(row["export_cpu_s"])
+
+
+def _disk(row: Mapping[str, str]) -> float:
+    return float(row["disk_mb"])
 
 
 def page(text: str) -> str:

@@ -16,6 +16,14 @@ def test_the_page_is_current() -> None:
     assert first_artifact.page(text) == text, "run python tools/first_artifact.py --page"
 
 
+def test_a_share_is_of_the_first_row() -> None:
+    said = {"installer": "pip", "install_s": "1", "export": "naflex-export", "export_s": "1"}
+    first = {**said, "commit": "a", "install_cpu_s": "60", "export_cpu_s": "40", "disk_mb": "6400"}
+    then = {**said, "commit": "b", "install_cpu_s": "8", "export_cpu_s": "32", "disk_mb": "1300"}
+    lines = first_artifact.tables([first, then]).splitlines()
+    assert lines[-2].endswith("| 100.0 | 1.00 | 1.00 |") and lines[-1].endswith("| 40.0 | 0.40 | 0.20 |")
+
+
 def test_readme_begins_with_an_install_and_an_export() -> None:
     text = (record.ROOT / "README.md").read_text(encoding="utf-8")
     install, export = first_artifact.readme_commands(text)
