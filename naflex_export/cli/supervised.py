@@ -89,6 +89,10 @@ COMMANDS = {
 OF_GATE = ("pack", "judge", "compare")
 """Commands that `naflex gate` has in its turn."""
 
+ASLEEP = ("export", "gate")
+"""Commands whose threads sleep while they wait for each other. By default they spin, which costs processor time, and
+on a busy machine the time of whoever is waited for; what is timed or served begins as soon as it can."""
+
 NOTHING_PUBLISHED = "nothing half-made was published, and there is no verdict"
 
 LEFT = {
@@ -200,6 +204,8 @@ def _main(name: str) -> NoReturn:
     if os.name != "posix" or _SHOWN_AT_ONCE.intersection(sys.argv[1:]):
         work(name)
         sys.exit(0)
+    if name in ASLEEP:
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     code = f"from naflex_export.cli.supervised import work; work({name!r})"
     # -P: without it the current folder would come first, and a file there named as a package is
     sys.exit(

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from naflex_export.cli import supervised
 from naflex_export.cli.supervised import COMMANDS
 
 ROOT = Path(__file__).parents[2]
@@ -220,6 +221,31 @@ def test_help_takes_no_second_process() -> None:
     process = started(code)
     stdout, _ = process.communicate(timeout=60)
     assert process.returncode == 0 and stdout.startswith("Usage: naflex-gate ")
+
+
+@pytest.mark.parametrize(
+    ("name", "own", "policy"),
+    [("export", None, "PASSIVE"), ("gate", None, "PASSIVE"), ("export", "ACTIVE", "ACTIVE"), ("bench", None, None)],
+)
+def test_threads_of_what_is_neither_timed_nor_served_sleep_while_they_wait(
+    monkeypatch: pytest.MonkeyPatch, name: str, own: str | None, policy: str | None
+) -> None:
+    """Where a user has not said otherwise: spinning takes half of the processor time on a busy machine."""
+    given: list[str | None] = []
+
+    def noted(*arguments: object) -> int:
+        given.append(os.environ.get("OMP_WAIT_POLICY"))
+        return 0
+
+    monkeypatch.setenv("OMP_WAIT_POLICY", own or "")
+    if own is None:
+        monkeypatch.delenv("OMP_WAIT_POLICY")
+    monkeypatch.setattr(supervised, "supervise", noted)
+    monkeypatch.setattr(signal, "signal", lambda *arguments: None)
+    monkeypatch.setattr(sys, "argv", [f"naflex-{name}", "model"])
+    with pytest.raises(SystemExit) as ended:
+        getattr(supervised, f"{name}_main")()
+    assert ended.value.code == 0 and given == [policy]
 
 
 NAFLEX = "from naflex_export.cli.supervised import naflex_main; naflex_main()"
