@@ -179,15 +179,16 @@ def tables(rows: Sequence[Mapping[str, str]]) -> str:
     head += ["CPU of the first", "disk of the first"]
     lines, found = [], newest(rows, KIND)
     for row in found:
-        shares = [taken(row) / taken(found[0]) for taken in (_cpu_seconds, _disk)]
+        shares = [taken(row) / taken(found[0]) for taken in (cpu_seconds, _disk)]
         install = [row["install_cpu_s"], row["install_s"], f"{float(row['disk_mb']) / 1000:.1f}"]
         export = [f"`{row['export']}`", row["export_cpu_s"], row["export_s"]]
-        in_all = [f"{_cpu_seconds(row):.1f}", *(f"{share:.2f}" for share in shares)]
+        in_all = [f"{cpu_seconds(row):.1f}", *(f"{share:.2f}" for share in shares)]
         lines.append([row["commit"], row["installer"], *install, *export, *in_all])
     return table(head, lines)
 
 
-def _cpu_seconds(row: Mapping[str, str]) -> float:
+def cpu_seconds(row: Mapping[str, str]) -> float:
+    """Return what both commands of a row took."""
     return float(row["install_cpu_s"]) + float(row["export_cpu_s"])
 
 

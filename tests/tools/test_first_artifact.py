@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -14,6 +15,17 @@ import record
 def test_the_page_is_current() -> None:
     text = first_artifact.PAGE.read_text(encoding="utf-8")
     assert first_artifact.page(text) == text, "run python tools/first_artifact.py --page"
+
+
+def test_readme_says_what_torch_without_cuda_saves() -> None:
+    """A figure there is of the newest row of its way to install, as in the table."""
+    text = (record.ROOT / "README.md").read_text(encoding="utf-8")
+    said = re.search(r"out: (\d+) CPU s to that artifact in\s+place of (\d+), (\S+) GB in place of (\S+)\.", text)
+    found = {row["installer"].partition("torch")[0]: row for row in record.read(first_artifact.ROWS)}
+    rows = found["uv, "], found["pip"]
+    assert said is not None
+    assert said.groups()[:2] == tuple(f"{first_artifact.cpu_seconds(row):.0f}" for row in rows)
+    assert said.groups()[2:] == tuple(f"{float(row['disk_mb']) / 1000:.1f}" for row in rows)
 
 
 def test_a_share_is_of_the_first_row() -> None:
