@@ -1,4 +1,4 @@
-"""Break the code on purpose, a line at a time, and see that its tests notice; the faults are in code_mutants.py.
+"""Break the code on purpose, a line at a time, and see that its tests notice; the faults are in code_mutants/.
 
 python tools/mutate.py                  # every fault; adds rows to results/mutants.csv, writes docs/code_mutants.md
 python tools/mutate.py --only tensorrt  # those whose name, file or tests have a match of this regular expression
@@ -170,7 +170,7 @@ def page(rows: Sequence[Row]) -> str:
         "",
         "Written by `python tools/mutate.py` from its rows in `tools/results/mutants.csv`; do not edit.",
         "",
-        f"{len(listed)} faults of the code itself, each made by changing a line of it (`tools/code_mutants.py`) in a "
+        f"{len(listed)} faults of the code itself, each made by changing a line of it (`tools/code_mutants/`) in a "
         f"copy of the tree: **{len(killed)} are killed**, that is, a test fails; {len(survived)} survive. They are "
         "faults that once no test noticed, their like, and breaches of rules of which a library reports no error. What "
         "the gate catches in models and artifacts is another matter: [mutants.md](mutants.md).",
