@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -61,6 +62,18 @@ def _translations_read_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(apis, "get_torchlib_ops", functools.cache(apis.get_torchlib_ops))
         yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _garbage_collected_seldom() -> Iterator[None]:
+    """Leave what was imported out of garbage collections, and collect seldom: a tenth of a trace goes into them."""
+    before = gc.get_threshold()
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
+    yield
+    gc.set_threshold(*before)
+    gc.unfreeze()
 
 
 @pytest.fixture

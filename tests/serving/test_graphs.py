@@ -34,7 +34,8 @@ def test_a_graph_that_torch_overlooks_beside_other_threads_is_asked_for_alone(sa
 def test_nothing_is_kept_of_a_call() -> None:
     """What is kept of each call shows in every window of calls; what Python and torch make now and then, in some.
 
-    What other tests have left in this process is frozen, so that it is not gone through at each collection.
+    What other tests have left in this process is frozen, as imports are in conftest.py until the session's end, so that
+    it is not gone through at each collection.
     """
     graphs = Graphs(lambda x: x + 1, backend="eager")
     x = torch.ones(3)
@@ -55,5 +56,4 @@ def test_nothing_is_kept_of_a_call() -> None:
         found = [growth(300) for _ in range(4)]
     finally:
         tracemalloc.stop()
-        gc.unfreeze()
     assert min(found) < 300 * 40  # bytes; torch's own way to set options kept 400 of each call
