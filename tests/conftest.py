@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import onnx
 import onnx_ir as ir
@@ -120,6 +121,13 @@ def _siglip_onnx(siglip_program: Program) -> bytes:
 def siglip_onnx(_siglip_onnx: bytes) -> ir.Model:
     """A graph of its own for each test, to make wrong."""
     return ir.from_proto(onnx.ModelProto.FromString(_siglip_onnx))
+
+
+@pytest.fixture(scope="session")
+def shallow_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The ONNX artifact of `tiny.shallow`, exported once a process: whatever changes a file of it takes a copy."""
+    folder = tmp_path_factory.mktemp("shallow") / "a"
+    return nx.export(tiny.shallow(), "onnx", folder, [nx.Bucket(16, (1, 2, 4))], effort="quick").path
 
 
 @pytest.fixture(scope="session")

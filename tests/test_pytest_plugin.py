@@ -5,9 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import tiny
-
-import naflex_export as nx
 
 pytest_plugins = ["pytester"]
 
@@ -17,10 +14,10 @@ USERS_TEST = """
     import pytest, tiny
 
     def test_artifact(accuracy_gate):
-        assert accuracy_gate({artifact!r}, tiny.siglip()).passed
+        assert accuracy_gate({artifact!r}, tiny.shallow()).passed
 
     def test_wrong(accuracy_gate):
-        model = tiny.siglip()
+        model = tiny.shallow()
         accuracy_gate(lambda *inputs: 1.2 * model(*inputs), model)
 
     def test_unrelated():
@@ -28,9 +25,8 @@ USERS_TEST = """
 """
 
 
-def test_a_users_test_fails_where_the_gate_does(pytester: pytest.Pytester, tmp_path: Path) -> None:
-    artifact = nx.export(tiny.siglip(), "onnx", tmp_path / "a", [nx.Bucket(9)]).path
-    pytester.makepyfile(USERS_TEST.format(tests=str(Path(__file__).parent), artifact=str(artifact)))
+def test_a_users_test_fails_where_the_gate_does(pytester: pytest.Pytester, shallow_artifact: Path) -> None:
+    pytester.makepyfile(USERS_TEST.format(tests=str(Path(__file__).parent), artifact=str(shallow_artifact)))
     result = pytester.runpytest_inprocess("-p", "naflex_export.pytest_plugin", "--strict-markers")
     result.assert_outcomes(passed=2, failed=1)
     result.stdout.fnmatch_lines(["*the gate failed (docs*", "*mixed-256-seed0 [[]features[]]: max_share*"])

@@ -13,7 +13,6 @@ import torch
 from click.testing import CliRunner, Result
 from safetensors.torch import save_file
 
-import naflex_export as nx
 from naflex_export.cli.bench import bench_command
 from naflex_export.cli.export import export_command
 from naflex_export.cli.gate import gate_command
@@ -148,13 +147,10 @@ def test_gate_looks_into_an_artifact_that_passes_where_asked_to(artifact: Path, 
     assert len(json.loads((tmp_path / "r.json").read_text())["location"]["taps"]) == 19
 
 
-def test_an_artifact_from_python_needs_its_reference_named(tmp_path: Path) -> None:
-    import tiny
-
-    nx.export(tiny.shallow(), "onnx", tmp_path / "a", [nx.Bucket(9)])
-    refused = gate(tmp_path / "a")
+def test_an_artifact_from_python_needs_its_reference_named(shallow_artifact: Path) -> None:
+    refused = gate(shallow_artifact)
     assert refused.exit_code == 2 and "give --reference MODEL and --weights WEIGHTS" in flat(refused.stderr)
-    assert gate(tmp_path / "a", "--reference", "tiny:shallow", "--weights", "pretrained").exit_code == 0
+    assert gate(shallow_artifact, "--reference", "tiny:shallow", "--weights", "pretrained").exit_code == 0
 
 
 @pytest.mark.parametrize(

@@ -31,16 +31,10 @@ def flat(text: str) -> str:
     return " ".join(text.split())
 
 
-@pytest.fixture(scope="module")
-def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("trust") / "a"
-    return nx.export(tiny.shallow(), "onnx", out, [nx.Bucket(16, (1, 2, 4))], effort="quick").path
-
-
 @pytest.fixture
-def artifact(published: Path, tmp_path: Path) -> Path:
+def artifact(shallow_artifact: Path, tmp_path: Path) -> Path:
     """A copy to damage."""
-    return Path(shutil.copytree(published, tmp_path / "a"))
+    return Path(shutil.copytree(shallow_artifact, tmp_path / "a"))
 
 
 PLANTED = """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,10 +37,10 @@ except nx.BackendError as error:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, shallow_artifact: Path) -> Path:
     """A folder with an artifact `a`, the inputs of a call and a photo."""
     made = tmp_path_factory.mktemp("numpy")
-    nx.export(tiny.shallow(), "onnx", made / "a", [nx.Bucket(16, (1, 2, 4))], effort="quick")
+    shutil.copytree(shallow_artifact, made / "a")
     photo = load_photos().images["coffee.jpg"]
     photo.save(made / "photo.png")
     np.savez(made / "given.npz", **nx.Preprocessor.of(made / "a")([photo, photo]))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import onnxruntime
@@ -22,20 +24,26 @@ BUCKETS = [nx.Bucket(16, (1, 2, 8)), nx.Bucket(24, (1, 2, 2))]
 Inputs = tuple[Tensor, Tensor, Tensor]
 
 
+@pytest.fixture(scope="module")
+def path_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Return what gives a target's artifact, which is made once."""
+
+    @functools.cache
+    def made(target: str) -> Path:
+        folder = tmp_path_factory.mktemp(target) / "a"
+        return export(tiny.shallow(), target, folder, BUCKETS, outputs=("features", "tokens")).path
+
+    return made
+
+
 @pytest.fixture(scope="module", params=["compile", "aot", "onnx"])
-def runner(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> nx.Runner:
-    folder = tmp_path_factory.mktemp(request.param) / "a"
-    return load(export(tiny.shallow(), request.param, folder, BUCKETS, outputs=("features", "tokens")).path)
+def runner(request: pytest.FixtureRequest, path_of: Callable[[str], Path]) -> nx.Runner:
+    return load(path_of(request.param))
 
 
 @pytest.fixture(scope="module")
-def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export(tiny.shallow(), "onnx", tmp_path_factory.mktemp("checker") / "a", BUCKETS).path
-
-
-@pytest.fixture(scope="module")
-def checker(path: Path) -> nx.Runner:
-    return load(path, device="cpu")
+def checker(path_of: Callable[[str], Path]) -> nx.Runner:
+    return load(path_of("onnx"), device="cpu")
 
 
 def inputs(*grids: Grid, tokens: int = 16) -> Inputs:
@@ -117,8 +125,8 @@ def test_a_grid_beyond_the_bucket_is_refused(checker: nx.Runner) -> None:
         checker(patches, coord, valid)
 
 
-def test_checks_of_values_can_be_left_out(path: Path) -> None:
-    trusting = load(path, device="cpu", check_inputs=False)
+def test_checks_of_values_can_be_left_out(path_of: Callable[[str], Path]) -> None:
+    trusting = load(path_of("onnx"), device="cpu", check_inputs=False)
     trusting(P, C, without_prefix(V))
     with pytest.raises(nx.InputError, match="patches is float16"):
         trusting(P.half(), C, V)
