@@ -215,11 +215,13 @@ def test_a_larger_compiled_function_takes_it_in() -> None:
     assert worst({"loss": outer(BATCH).detach()}, {"loss": expected.detach()}) <= 1e-5
 
 
-def test_inductor_trains_under_autocast_with_checkpoints() -> None:
+@pytest.mark.parametrize("backend", ["aot_eager_decomp_partition", pytest.param("inductor", marks=pytest.mark.full)])
+def test_a_compiled_model_trains_under_autocast_with_checkpoints(backend: str) -> None:
+    """The first backend decomposes and partitions as inductor does, and runs what comes of it as it is."""
     eager = trainee(depth=1)
     eager.set_grad_checkpointing()
     exact = step(eager)
-    compiled = nx.compile(copy.deepcopy(eager))
+    compiled = nx.compile(copy.deepcopy(eager), backend=backend)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         theirs, ours = step(eager), step(compiled)
     assert worst(ours, exact) <= 2 * worst(theirs, exact)

@@ -217,8 +217,10 @@ def test_one_graph_for_any_shape_and_one_for_a_single_image(model: Siglip2Vision
     assert counter.graphs == 2
 
 
-def test_inductor_takes_inputs_by_name(model: Siglip2VisionModel) -> None:
-    fast, inputs = nx.compile(model), batch_of(MIXED, 26)
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.full)])
+def test_a_compiled_model_takes_inputs_by_name(model: Siglip2VisionModel, backend: str) -> None:
+    """Whatever the backend is, which never sees the names."""
+    fast, inputs = nx.compile(model, backend=backend), batch_of(MIXED, 26)
     named = dict(zip(TRANSFORMERS.names, inputs, strict=True))
     with torch.no_grad():
         expected = model(*inputs).pooler_output
