@@ -182,7 +182,7 @@ def exporter(model: nn.Module, folder: Path, keep: str = "auto") -> Exporter:
 def test_auto_exports_what_it_found_and_shows_its_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     judged = judge_by(lambda kept: "norm" in kept)
     monkeypatch.setattr(Trials, "judged", lambda self, precision: judged(precision.keep_float32))
-    artifact = exporter(tiny.siglip(), tmp_path / "a").run()
+    artifact = exporter(tiny.shallow(), tmp_path / "a").run()
     assert artifact.manifest.precision == Precision("float16", ("norm",)) and artifact.report.passed
     written = json.loads((artifact.path / "gate" / "report.json").read_text())
     assert written["search"]["found"] == ["norm"] == written["keep_float32"]
@@ -197,7 +197,7 @@ def test_auto_publishes_nothing_where_nothing_helps(tmp_path: Path, monkeypatch:
     judged = judge_by(lambda kept: False)
     monkeypatch.setattr(Trials, "judged", lambda self, precision: judged(precision.keep_float32))
     with pytest.raises(nx.GateFailure, match="no part of the model makes the gate pass"):
-        exporter(tiny.siglip(), tmp_path / "a").run()
+        exporter(tiny.shallow(), tmp_path / "a").run()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.rejected.html", "a.rejected.json"]
     assert "no part of the model makes the gate pass" in (tmp_path / "a.rejected.html").read_text()
 

@@ -22,8 +22,11 @@ from naflex_export.grid import Grid
 README = (GRAPHS / "README.md").read_text()
 FILES = [(model, f"{model}.{stage}.txt") for model in GOLDENS for stage in ("program", "onnx")]
 
-SELDOM = ("embed-aspect-preserving", "embed-learned-corners", "embed-learned-sampled", "rope-axial", "rope-mrope")
-"""Graphs that differ little from others here; a trace of each takes seconds."""
+SELDOM = (
+    *("embed-aspect-preserving", "embed-factorized", "embed-learned-corners", "embed-learned-large"),
+    *("embed-learned-sampled", "rope-axial", "rope-dinov3", "rope-mrope"),
+)
+"""Further graphs of an embedding or a RoPE: of each one is traced here, the others are in the full suite."""
 
 EACH = pytest.mark.parametrize(
     ("model", "name"),
@@ -61,7 +64,14 @@ def test_no_graph_loops_branches_or_resizes(model: str, name: str) -> None:
     assert not re.search(r"\bs\d+\b", text)  # torch's own names of open dimensions
 
 
-@pytest.mark.parametrize("model", [model for model in GOLDENS if model in ("encoder", "siglip2")])
+@pytest.mark.parametrize(
+    "model",
+    [
+        pytest.param(one, marks=[pytest.mark.full] * (one == "siglip2"))
+        for one in GOLDENS
+        if one in ("encoder", "siglip2")
+    ],
+)
 def test_a_graph_does_not_depend_on_the_example(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Traced with 5 images of 13 tokens in place of 3 of 11, it is the same to the letter."""
     monkeypatch.setattr(program, "EXAMPLE", (Grid(3, 4), Grid(1, 13), Grid(2, 2), Grid(7, 1), Grid(1, 1)))

@@ -127,6 +127,7 @@ def test_the_gate_rejects_another_resize(
         report.raise_for_failure()
 
 
+@pytest.mark.full  # of timm's family, by default
 def test_export_publishes_nothing_that_fails(
     model: Siglip2VisionModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
