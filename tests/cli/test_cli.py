@@ -386,69 +386,75 @@ def test_a_path_that_cannot_be_written_is_refused_ahead_of_all_work(tmp_path: Pa
         assert refused.exit_code == 2 and f"{str(path)!r} cannot be written: " in flat(refused.stderr)
 
 
-@pytest.mark.parametrize(
-    ("command", "arguments", "said"),
-    [
-        ("gate", ["a", "--report", "gate.pdf"], "report 'gate.pdf' ends in '.pdf': expected one of .html"),
-        ("gate", ["a", "--report", f"{__file__}/r.md"], "r.md' cannot be written: "),
-        ("compare", ["a", "b", "--photos", ".", "--report", f"{__file__}/r.md"], "r.md' cannot be written: "),
-        ("export", ["--target", "onnx", "--bucket", "256:8,1"], "bucket '256:8,1'"),
-        ("export", ["--target", "onnx", "--dtype", "float16", "--keep-float32", "norm,"], "keep_float32"),
-        ("export", ["--target", "onnx", "--patch-size", "8,x"], "8,x"),
-        ("export", ["--target", "onnx", "--outputs", "tokens", "--tokens"], "--outputs tokens and --tokens were both"),
-        ("export", ["--target", "onnx", "--out", __file__], f"'{__file__}' exists and is no artifact"),
-        ("export", ["--target", "onnx", "--out", "/proc/none"], "cannot write to '/proc'"),
-        ("export", ["--target", "onnx", "--weights", "none.pth"], "checkpoint 'none.pth' does not exist"),
-        ("export", ["--target", "onnx", "--model-args", "depth"], "--model-args 'depth' is malformed"),
-        ("export", ["--target", "onnx", "--seed", "-1"], "-1 is not in the range 0<=x<=2147483647"),
-        ("bench", ["a", "--seed", "-1"], "-1 is not in the range 0<=x<=2147483647"),
-        ("export", ["--target", "onnx", "--tower", "text"], "towers='text': expected image, or image,text"),
-        ("export", ["--target", "onnx", "--preprocessing", "none.json"], "preprocessing 'none.json' cannot be read"),
-        ("export", ["--target", "onnx", "--triton", __file__], f"--triton '{__file__}' is no folder"),
-        ("export", ["--target", "onnx", "--quick", "--thorough"], "--quick and --thorough were both given"),
-        ("embed", ["no artifact", ".", "--out", "none"], "there is no folder 'no artifact'"),
-        ("gate", ["no artifact"], "there is no folder 'no artifact'"),
-        ("gate", [__file__], f"'{__file__}' is no artifact"),
-        ("gate", ["a", "--reference", "naflexvit_bse"], "naflexvit_bse"),
-        ("bench", ["no artifact"], "there is no folder 'no artifact'"),
-        ("bench", ["no artifact", "--batch", "0"], "--batch '0' is malformed"),
-        ("pack", ["naflexvit_bse", "--out", "none"], "naflexvit_bse"),
-        ("pack", ["naflexvit_base_patch16_gap", "--out", __file__], f"--out '{__file__}' exists"),
-    ],
-    ids=[
-        "report",
-        "report-beneath-a-file",
-        "compared-beneath-a-file",
-        "bucket",
-        "keep-float32",
-        "patch-size",
-        "outputs",
-        "out-a-file",
-        "out-in-proc",
-        "no-checkpoint",
-        "model-args",
-        "seed",
-        "bench-seed",
-        "tower",
-        "preprocessing",
-        "triton",
-        "both-efforts",
-        "embed-no-artifact",
-        "no-artifact",
-        "file-as-artifact",
-        "reference",
-        "bench-no-artifact",
-        "bench-batch",
-        "pack-model",
-        "pack-out",
-    ],
-)
-def test_wrong_values_are_told_before_torch_is_imported(command: str, arguments: list[str], said: str) -> None:
+WRONG: dict[str, tuple[str, list[str], str]] = {
+    "report": ("gate", ["a", "--report", "gate.pdf"], "report 'gate.pdf' ends in '.pdf': expected one of .html"),
+    "report-beneath-a-file": ("gate", ["a", "--report", f"{__file__}/r.md"], "r.md' cannot be written: "),
+    "compared-beneath-a-file": (
+        "compare",
+        ["a", "b", "--photos", ".", "--report", f"{__file__}/r.md"],
+        "r.md' cannot be written: ",
+    ),
+    "bucket": ("export", ["--target", "onnx", "--bucket", "256:8,1"], "bucket '256:8,1'"),
+    "keep-float32": ("export", ["--target", "onnx", "--dtype", "float16", "--keep-float32", "norm,"], "keep_float32"),
+    "patch-size": ("export", ["--target", "onnx", "--patch-size", "8,x"], "8,x"),
+    "outputs": (
+        "export",
+        ["--target", "onnx", "--outputs", "tokens", "--tokens"],
+        "--outputs tokens and --tokens were both",
+    ),
+    "out-a-file": ("export", ["--target", "onnx", "--out", __file__], f"'{__file__}' exists and is no artifact"),
+    "out-in-proc": ("export", ["--target", "onnx", "--out", "/proc/none"], "cannot write to '/proc'"),
+    "no-checkpoint": ("export", ["--target", "onnx", "--weights", "none.pth"], "checkpoint 'none.pth' does not exist"),
+    "model-args": ("export", ["--target", "onnx", "--model-args", "depth"], "--model-args 'depth' is malformed"),
+    "seed": ("export", ["--target", "onnx", "--seed", "-1"], "-1 is not in the range 0<=x<=2147483647"),
+    "bench-seed": ("bench", ["a", "--seed", "-1"], "-1 is not in the range 0<=x<=2147483647"),
+    "tower": ("export", ["--target", "onnx", "--tower", "text"], "towers='text': expected image, or image,text"),
+    "preprocessing": (
+        "export",
+        ["--target", "onnx", "--preprocessing", "none.json"],
+        "preprocessing 'none.json' cannot be read",
+    ),
+    "triton": ("export", ["--target", "onnx", "--triton", __file__], f"--triton '{__file__}' is no folder"),
+    "both-efforts": ("export", ["--target", "onnx", "--quick", "--thorough"], "--quick and --thorough were both given"),
+    "embed-no-artifact": ("embed", ["no artifact", ".", "--out", "none"], "there is no folder 'no artifact'"),
+    "no-artifact": ("gate", ["no artifact"], "there is no folder 'no artifact'"),
+    "file-as-artifact": ("gate", [__file__], f"'{__file__}' is no artifact"),
+    "reference": ("gate", ["a", "--reference", "naflexvit_bse"], "naflexvit_bse"),
+    "bench-no-artifact": ("bench", ["no artifact"], "there is no folder 'no artifact'"),
+    "bench-batch": ("bench", ["no artifact", "--batch", "0"], "--batch '0' is malformed"),
+    "pack-model": ("pack", ["naflexvit_bse", "--out", "none"], "naflexvit_bse"),
+    "pack-out": ("pack", ["naflexvit_base_patch16_gap", "--out", __file__], f"--out '{__file__}' exists"),
+}
+"""Requests by name: a command, what it is given, and what it says of that."""
+
+ASKED_WITHOUT_TORCH = """
+import contextlib, importlib, io, json, sys
+
+for command, arguments in json.loads(sys.argv[1]):
+    run = getattr(importlib.import_module(f"naflex_export.cli.{command}"), f"{command}_command")
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        try:
+            run(arguments)
+        except SystemExit as end:
+            print(json.dumps([end.code, "torch" in sys.modules, said.getvalue()]))
+"""
+
+
+@pytest.fixture(scope="module")
+def told() -> dict[str, tuple[int, bool, str]]:
+    """What one process says of all wrong requests: exit code, whether torch is imported by then, and the message."""
+    asked = {
+        name: wrong[:2] for name, wrong in WRONG.items() if wrong[0] != "embed" or importlib.util.find_spec("pyarrow")
+    }
+    command = [sys.executable, "-c", ASKED_WITHOUT_TORCH, json.dumps(list(asked.values()))]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return dict(zip(asked, map(json.loads, done.stdout.splitlines()), strict=True))
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_values_are_told_before_torch_is_imported(name: str, told: dict[str, tuple[int, bool, str]]) -> None:
+    command, _, expected = WRONG[name]
     if command == "embed":
         pytest.importorskip("pyarrow")
-    code = (
-        f"import sys\nfrom naflex_export.cli.{command} import {command}_command as run\n"
-        f"try:\n    run({arguments!r})\nexcept SystemExit as end:\n    print(end.code, 'torch' in sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["2", "False"] and said in " ".join(done.stderr.split()), done.stderr
+    code, is_torch_imported, said = told[name]
+    assert (code, is_torch_imported) == (2, False) and expected in " ".join(said.split()), said
