@@ -16,10 +16,10 @@ from naflex_export.graph.onnx_translate import FILE
 
 
 def retrained() -> nn.Module:
-    """Return the classifier with one weight changed in its last digit, as by one more step of training."""
-    model = tiny.classifier()
+    """Return the encoder with one weight changed in its last digit, as by one more step of training."""
+    model = tiny.shallow()
     with torch.no_grad():
-        weight = model.blocks[1].mlp.fc2.weight
+        weight = model.blocks[0].mlp.fc2.weight
         weight[0, 0] = torch.nextafter(weight[0, 0], torch.tensor(torch.inf))
     return model
 
@@ -31,7 +31,7 @@ class ArtifactMutant:
     fault: str
     change: Callable[[Path], object]
     says: str
-    reference: Callable[[], nn.Module] = tiny.classifier
+    reference: Callable[[], nn.Module] = tiny.shallow
 
 
 def with_stale_weight(folder: Path) -> None:

@@ -12,17 +12,11 @@ from artifact_mutants import ARTIFACT_MUTANTS
 from graph_mutants import GRAPH_MUTANTS
 from mutants import DTYPES, MUTANTS, WRONG_REFERENCES
 
-import naflex_export as nx
 from naflex_export.graph.program import Program
 from naflex_export.graph.trace import trace
 from naflex_export.models import adapter_of
 
 COMMITTED = judge.committed(judge.PAGE.read_text())
-
-
-@pytest.fixture(scope="module")
-def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return nx.export(tiny.classifier(), "onnx", tmp_path_factory.mktemp("mutants") / "a", [judge.BUCKET]).path
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +47,8 @@ def test_a_wrong_graph_is_caught(name: str, graphs: dict[str, list[str]]) -> Non
 
 
 @pytest.mark.parametrize("name", ARTIFACT_MUTANTS)
-def test_a_wrong_artifact_is_refused(name: str, artifact: Path) -> None:
-    assert ARTIFACT_MUTANTS[name].says in judge.judge_folder(name, artifact)
+def test_a_wrong_artifact_is_refused(name: str, shallow_artifact: Path) -> None:
+    assert ARTIFACT_MUTANTS[name].says in judge.judge_folder(name, shallow_artifact)
 
 
 @pytest.mark.parametrize("name", WRONG_REFERENCES)
