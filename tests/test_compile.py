@@ -16,6 +16,17 @@ from naflex_export.batch import Batch, noise_batch
 from naflex_export.grid import Grid
 
 
+@pytest.fixture(scope="module")
+def siglip() -> nn.Module:
+    """One block is enough for what is asked of compiled graphs."""
+    return tiny.shallow()
+
+
+@pytest.fixture(scope="module")
+def classifier() -> nn.Module:
+    return tiny.shallow_classifier()
+
+
 def random_batch(draw: random.Random, index: int) -> Batch:
     tokens = draw.choice([1, 2, 5, 16, 31, 48, 64])
     grids = []

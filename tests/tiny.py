@@ -34,6 +34,11 @@ def classifier() -> nn.Module:
     return naflexvit("naflexvit_base_patch16_gap", num_classes=10)
 
 
+def shallow_classifier() -> nn.Module:
+    """Return `classifier` with one block, as `shallow` is `siglip` with one."""
+    return naflexvit("naflexvit_base_patch16_gap", num_classes=10, depth=1)
+
+
 def siglip2() -> nn.Module:
     """Return a tiny `Siglip2VisionModel` of transformers."""
     from transformers import Siglip2VisionConfig, Siglip2VisionModel

@@ -18,7 +18,7 @@ QUICK: dict[str, Any] = {"buckets": [BUCKET], "effort": "quick"}
 def test_what_a_cpu_hides_is_refused(tmp_path: Path) -> None:
     """As it runs on this CPU the stream of tokens is float32 between two casts; on a GPU it loses digits at 10,000."""
     with pytest.raises(nx.GateFailure) as raised:
-        nx.export(tiny.with_large_residual(10_000.0), "onnx", tmp_path / "a", dtype="float16", **QUICK)
+        nx.export(tiny.with_large_residual(10_000.0, (0,), depth=1), "onnx", tmp_path / "a", dtype="float16", **QUICK)
     report = json.loads((tmp_path / "a.rejected.json").read_text())
     here, as_on_gpu = report["baselines"]
     assert here["output"] == "features" and here["candidate"] < here["limit"] / 5
@@ -26,7 +26,7 @@ def test_what_a_cpu_hides_is_refused(tmp_path: Path) -> None:
     assert "all cases [rounded/features]: error" in str(raised.value)
     assert "--keep-float32 residual,norm" in str(raised.value)
     artifact = nx.export(
-        tiny.with_large_residual(10_000.0),
+        tiny.with_large_residual(10_000.0, (0,), depth=1),
         "onnx",
         tmp_path / "b",
         dtype="float16",

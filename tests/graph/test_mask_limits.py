@@ -55,7 +55,7 @@ def run_rounded(model: nn.Module, dtype: str) -> Tensor:
         return RoundedAttention(program.exported.module()).run(*inputs)[0]
 
 
-@pytest.mark.parametrize("build", [tiny.siglip, tiny.classifier], ids=["siglip", "classifier"])
+@pytest.mark.parametrize("build", [tiny.shallow, tiny.shallow_classifier], ids=["siglip", "classifier"])
 def test_low_scores_leave_numbers_in_float16(build: Any) -> None:
     model = with_low_scores(build(), -36.0)
     found = run_rounded(model, "float16")
@@ -69,7 +69,7 @@ def test_low_scores_leave_numbers_in_float16(build: Any) -> None:
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_only_masks_are_changed(dtype: str) -> None:
     """A maximum over valid tokens fills padding with the same number, and keeps it."""
-    model = tiny.naflexvit("naflexvit_base_patch16_gap", num_classes=10, global_pool="max")
+    model = tiny.naflexvit("naflexvit_base_patch16_gap", num_classes=10, global_pool="max", depth=1)
     program = trace(adapter_of(model), [nx.Bucket(16)], Precision(dtype))
     lowest = torch.finfo(getattr(torch, dtype)).min
     filled = [
@@ -80,7 +80,7 @@ def test_only_masks_are_changed(dtype: str) -> None:
 
 
 def test_float32_is_left_alone() -> None:
-    program = trace(adapter_of(tiny.siglip()), [nx.Bucket(16)])
+    program = trace(adapter_of(tiny.shallow()), [nx.Bucket(16)])
     filled = [
         arg for node in program.exported.graph.nodes for arg in node.args if isinstance(arg, float) and arg < -1e4
     ]

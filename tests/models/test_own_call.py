@@ -123,7 +123,7 @@ def test_a_copy_does_what_the_model_does_without_its_loop(
 
 @pytest.mark.parametrize("name", ["subclass", "hook", "closure"])
 def test_a_graph_is_made_of_the_models_own_call(name: str) -> None:
-    model = tiny.siglip()
+    model = tiny.shallow()
     PATCHES[name](model)
     program = trace(adapter_of(model), [nx.Bucket(24)], outputs=("tokens", "features"))
     with torch.no_grad():
@@ -153,7 +153,7 @@ def test_what_no_copy_can_follow_is_refused_by_name(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_call_that_returns_no_tensor_is_refused() -> None:
-    model = tiny.siglip()
+    model = tiny.shallow()
     model.register_forward_hook(lambda module, inputs, output: (output, output))
     with pytest.raises(nx.BuildError, match="a call of the model, a NaFlexVit, returns a tuple: expected one tensor"):
         trace(adapter_of(model), [nx.Bucket(24)])
@@ -176,7 +176,7 @@ def test_pruned_models_and_hooks_that_store_activations_can_be_copied(copied: Ca
 
 
 def test_a_pruned_model_is_traced() -> None:
-    model = tiny.siglip()
+    model = tiny.shallow()
     prune.l1_unstructured(model.blocks[0].attn.proj, "weight", 0.3)
     program = trace(adapter_of(model), [nx.Bucket(24)], Precision("float32"))
     with torch.no_grad():
@@ -390,7 +390,7 @@ def fault_of_an_ignored_mask(model: nn.Module) -> bool:
 
 
 def test_unpooled_features_are_compared_where_they_are_valid(tmp_path: Path) -> None:
-    model = tiny.naflexvit("naflexvit_base_patch16_gap", num_classes=0, global_pool="")
+    model = tiny.naflexvit("naflexvit_base_patch16_gap", num_classes=0, global_pool="", depth=1)
     run = nx.load(nx.export(model, "onnx", tmp_path / "a", buckets=[24], outputs=("features",), effort="quick").path)
     assert fault_of_an_ignored_mask(model)
     with torch.no_grad():

@@ -30,7 +30,7 @@ class Around(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.body = tiny.classifier()
+        self.body = tiny.shallow_classifier()
         self.patch = self.body.embeds
         self.parts = [self.body]
         self.top = nn.Linear(10, 2)

@@ -37,14 +37,9 @@ Inputs = tuple[Tensor, ...]
 SMALL, LARGE = (Grid(3, 4), Grid(2, 2)), (Grid(4, 6), Grid(1, 3), Grid(5, 4))
 
 
-def classifier() -> nn.Module:
-    """Return `tiny.classifier` with one block."""
-    return tiny.naflexvit("naflexvit_base_patch16_gap", num_classes=10, depth=1)
-
-
 @pytest.fixture(scope="module")
 def program() -> Program:
-    return trace(adapter_of(classifier()), BUCKETS, outputs=("features", "tokens"))
+    return trace(adapter_of(tiny.shallow_classifier()), BUCKETS, outputs=("features", "tokens"))
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +93,7 @@ def inputs(*grids: Grid, tokens: int = 16) -> Inputs:
 
 
 def eager(given: Inputs) -> list[Tensor]:
-    model = classifier()
+    model = tiny.shallow_classifier()
     with torch.no_grad():
         return [model(*given), model.forward_features(*given)["patches"]]
 

@@ -49,7 +49,7 @@ class OneBatch(CalibrationDataReader):
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tools")
-    write_onnx(trace(adapter_of(tiny.classifier()), [nx.Bucket(64)]), folder, BuildSettings(), OPSET)
+    write_onnx(trace(adapter_of(tiny.shallow_classifier()), [nx.Bucket(64)]), folder, BuildSettings(), OPSET)
     return folder / FILE
 
 
@@ -98,5 +98,5 @@ def test_what_is_quantized_is_judged_by_the_gate(path: Path, tmp_path: Path) -> 
             session.run(["features"], dict(zip(INPUTS, (t.numpy() for t in inputs), strict=True)))[0]
         )
 
-    report = nx.gate(run, tiny.classifier(), buckets=[nx.Bucket(64)], effort="quick")
+    report = nx.gate(run, tiny.shallow_classifier(), buckets=[nx.Bucket(64)], effort="quick")
     assert not report.passed and 1e-4 < report.worst["relative_l2"] < 0.2
