@@ -22,7 +22,7 @@ TOKENS = 300
 TEXT: dict[str, Any] = {
     "hidden_size": 32,
     "intermediate_size": 64,
-    "num_hidden_layers": 2,
+    "num_hidden_layers": 1,
     "num_attention_heads": 2,
     "max_position_embeddings": LENGTH,
     "vocab_size": TOKENS,

@@ -20,12 +20,12 @@ from naflex_export.serving.input_formats import TRANSFORMERS
 VISION: dict[str, Any] = {
     "hidden_size": 32,
     "intermediate_size": 64,
-    "num_hidden_layers": 2,
+    "num_hidden_layers": 1,
     "num_attention_heads": 2,
     "patch_size": 4,
     "num_patches": 25,
 }
-TEXT = {**VISION, "num_hidden_layers": 1, "vocab_size": 50, "bos_token_id": 1, "eos_token_id": 2}
+TEXT = {**VISION, "vocab_size": 50, "bos_token_id": 1, "eos_token_id": 2}
 TEXT.pop("patch_size")
 TEXT.pop("num_patches")
 BUCKET = nx.Bucket(30, (1, 3, 8))

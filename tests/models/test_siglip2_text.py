@@ -282,9 +282,9 @@ def test_a_rejected_text_tower_publishes_nothing(
 
 
 def test_advice_names_no_module_of_the_text_tower(model: Siglip2Model, folder: Path) -> None:
-    """`--keep-float32 encoder.layers.1.mlp` would keep the image tower's, and the export fail again."""
+    """`--keep-float32 encoder.layers.0.mlp` would keep the image tower's, and the export fail again."""
     tower = adapter_of(model).text_tower(str(folder))
-    module = f"{blocks_of(tower)[1]}.mlp"
+    module = f"{blocks_of(tower)[0]}.mlp"
     inside = Tap(module, math.nan, 1e-3, 9e4, 3.0, 65504.0, 9e4)
     advice = advice_on(inside, "float16", ("norm",), parts=ModelParts(tower))
     assert "presets alone can be kept" in advice and advice.endswith("export in float32, or export in bfloat16")
