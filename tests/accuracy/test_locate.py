@@ -54,6 +54,8 @@ MODULES = [
     "output features",
 ]
 DTYPES = ("float32", "float16", "bfloat16")
+WRITTEN = ("float32", "float16", pytest.param("bfloat16", marks=pytest.mark.full))
+"""Dtypes of which a graph is written here: in 16 bits both are rounded alike."""
 
 
 def manifest_of(program: Program, target: str) -> Manifest:
@@ -131,7 +133,7 @@ def overflowing() -> nn.Module:
 
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.full) for seed in (1, 2, 3))])
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", WRITTEN)
 def test_a_true_candidate_deviates_nowhere(
     dtype: str, seed: int, classifier: nn.Module, onnx_runner: Callable[[str], Runner]
 ) -> None:
@@ -156,14 +158,14 @@ CHANGES = {
 }
 
 
+@pytest.mark.parametrize("dtype", WRITTEN)
 @pytest.mark.parametrize("module", CHANGES)
 def test_a_changed_weight_is_found_in_its_module(
-    module: str, classifier: nn.Module, onnx_runner: Callable[[str], Runner]
+    module: str, dtype: str, classifier: nn.Module, onnx_runner: Callable[[str], Runner]
 ) -> None:
     wrong = changed(module)
-    for dtype in DTYPES:
-        assert first_of(live(classifier, dtype), wrong, dtype=dtype) == CHANGES[module]
-        assert first_of(onnx_runner(dtype), wrong, dtype=dtype) == CHANGES[module]
+    assert first_of(live(classifier, dtype), wrong, dtype=dtype) == CHANGES[module]
+    assert first_of(onnx_runner(dtype), wrong, dtype=dtype) == CHANGES[module]
 
 
 def test_a_traced_graph_is_tapped(
