@@ -171,11 +171,11 @@ def test_a_folded_graph_is_an_ordinary_one(outputs: tuple[str, ...], options: di
 
 
 def test_weights_are_resampled_in_float32_before_they_are_cast() -> None:
-    model = tiny.flexible()
-    precisions = Precision("float16"), Precision("float32")
-    half, single = (trace(adapter_of(model, 6), BUCKETS, asked).exported.state_dict for asked in precisions)
-    name = "model.embeds.proj.weight"
-    assert torch.equal(half[name], single[name].half())
+    adapter = adapter_of(tiny.flexible(), 6)
+    program = trace(adapter, BUCKETS, Precision("float16"))
+    single = adapter.vectorized().model.embeds.proj.weight
+    assert single.dtype is torch.float32
+    assert torch.equal(program.exported.state_dict["model.embeds.proj.weight"], single.half())
 
 
 def test_a_wrong_fold_fails_the_gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
