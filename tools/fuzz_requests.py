@@ -279,7 +279,7 @@ def artifact(target: str, folder: Path) -> tuple[nn.Module, Callable[..., Any]]:
 
     from naflex_export.models.model_sources import randomize
 
-    tiny = {"embed_dim": 32, "depth": 2, "num_heads": 2, "patch_size": 4, "mlp_ratio": 2.0}
+    tiny = {"embed_dim": 32, "depth": 1, "num_heads": 2, "patch_size": 4, "mlp_ratio": 2.0}
     model = timm.create_model("naflexvit_base_patch16_siglip", **tiny).eval()
     randomize(model, seed=1)
     return model, nx.load(nx.export(model, target, folder / "artifact", [BUCKET]).path)
