@@ -59,7 +59,7 @@ def test_what_is_asked_of_an_artifact_is_refused_before_torch_is_imported(tmp_pa
     said = refused([*asked, ("gate", ["judge", "nopack", "answers"])], tmp_path)
     for (_, _, expected), line in zip(OF_AN_ARTIFACT, said, strict=False):
         assert expected in line
-    assert "'nopack/manifest.json' cannot be read" in said[-1]
+    assert "there is no folder 'nopack': expected the folder of a pack" in said[-1]
 
 
 EXPORTS = [
