@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+import naflex_export as nx
 from naflex_export.batch import Batch, noise_batch
 from naflex_export.grid import Grid
 from naflex_export.models import adapter_of
@@ -174,3 +176,25 @@ def gradients(model: nn.Module, inputs: list[Tensor]) -> dict[str, Tensor | None
     loss = torch.stack([output.square().sum() for output in outputs_of(model, inputs).values()]).sum()
     found = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
     return dict(zip(named, found, strict=True))
+
+
+def exported_far_from_eager(tower: nn.Module, target: str, folder: Path) -> float:
+    """Export a tower with all that it gives; return how far the artifact is from it on packs that no trace has seen.
+
+    Args:
+        tower: in eval mode.
+        target: to export to.
+        folder: the artifact's, which is made.
+    """
+    outputs = adapter_of(tower).default_outputs
+    artifact = nx.export(tower, target, folder, [nx.Bucket(40, (1, 3, 16))], outputs=outputs)
+    assert artifact.report.passed and artifact.manifest.packed
+    assert [spec.name for spec in artifact.manifest.outputs] == list(outputs)
+    run, apart = nx.load(folder), [0.0]
+    for grids in (GRIDS, (Grid(1, 1),), (Grid(5, 8),) * 2, tuple(Grid(1, side) for side in range(1, 17))):
+        _, inputs = pack_for(tower, grids)
+        given: Any = run(*inputs[:2])
+        given = given if isinstance(given, dict) else {outputs[0]: given}
+        wanted = outputs_of(tower, inputs)
+        apart += [far(given[name], wanted[name]) for name in outputs]
+    return max(apart)
