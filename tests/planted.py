@@ -124,3 +124,12 @@ def with_overflow(plant: Plant) -> nn.Module:
     with torch.no_grad():
         plant(model)
     return model
+
+
+def in_stream_and_block(depth: int) -> nn.Module:
+    """Return a model whose first two blocks make its stream too large, and whose last one overflows inside."""
+    model: Any = tiny.with_large_residual(40_000.0, (0, 1), depth)
+    with torch.no_grad():
+        model.blocks[-1].mlp.fc1.weight.mul_(4e4)
+        model.blocks[-1].mlp.fc2.weight.mul_(1e-4)
+    return model

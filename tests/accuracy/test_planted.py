@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 import re
 from typing import Any
 
@@ -96,3 +97,24 @@ def test_what_no_part_can_mend_is_refused() -> None:
     assert found.found is None and not report.passed and report.location is not None
     assert {"pooling", "residual", "embedding", "blocks.0", "blocks.1"} == set(found.steps[-1].keep_float32)
     assert "export in float32, or export in bfloat16" in report.location.advice
+
+
+@pytest.mark.full
+def test_the_search_finds_the_cheapest_of_all_sets_of_blocks_and_presets() -> None:
+    """Of every set of four blocks, the residual stream with its norms, and scores, no cheaper one passes."""
+    model = planted.in_stream_and_block(4)
+    adapter, judged = adapter_of(model), gated(model)
+    costs = Costs.of(adapter, 16)
+
+    def price(names: Names) -> float:
+        return costs.of_precision(Precision("float16", names))
+
+    found, _ = search(judged, price, blocks_of(adapter), parts=ModelParts(adapter))
+    assert found.found
+    parts = [("residual", "norm"), ("softmax",), *((block,) for block in blocks_of(adapter))]
+    sets = [
+        tuple(name for part, taken in zip(parts, chosen, strict=True) if taken for name in part)
+        for chosen in itertools.product((False, True), repeat=len(parts))
+    ]
+    cheaper = [names for names in sets if price(names) < price(found.found)]
+    assert len(cheaper) > 10 and not any(judged(names).passed for names in cheaper)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 from collections.abc import Callable
@@ -10,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import planted
 import pytest
 import reports
 import tiny
@@ -27,7 +27,7 @@ from naflex_export.export_request import ExportRequest
 from naflex_export.exporter import Exporter
 from naflex_export.grid import Bucket
 from naflex_export.models import adapter_of
-from naflex_export.models.kept_parts import ModelParts, blocks_of, kept_of
+from naflex_export.models.kept_parts import ModelParts, kept_of
 from naflex_export.precision import Precision
 
 BLOCKS = tuple(f"blocks.{index}" for index in range(4))
@@ -165,15 +165,6 @@ def test_costs_are_those_of_products_and_of_values_moved() -> None:
     assert sum(cost for name, cost in costs.products.items() if name.startswith("blocks.0")) == products
 
 
-def overflowing(depth: int = 4) -> nn.Module:
-    """Return a model whose first two blocks make its stream too large, and whose last one overflows inside."""
-    model = tiny.with_large_residual(40_000.0, (0, 1), depth)
-    with torch.no_grad():
-        model.blocks[-1].mlp.fc1.weight.mul_(4e4)
-        model.blocks[-1].mlp.fc2.weight.mul_(1e-4)
-    return model
-
-
 def exporter(model: nn.Module, folder: Path, keep: str = "auto") -> Exporter:
     request = ExportRequest("onnx", folder, BUCKETS, Precision.of("float16", keep), effort="quick")
     return Exporter(model, request)
@@ -204,14 +195,15 @@ def test_auto_publishes_nothing_where_nothing_helps(tmp_path: Path, monkeypatch:
 
 @pytest.mark.full
 def test_auto_finds_planted_outliers(tmp_path: Path) -> None:
-    artifact = exporter(overflowing(2), tmp_path / "a").run()
+    artifact = exporter(planted.in_stream_and_block(2), tmp_path / "a").run()
     assert set(artifact.manifest.precision.keep_float32) == {"residual", "norm", "blocks.1.mlp"}
     assert artifact.report.passed and artifact.report.search is not None
 
 
 @pytest.mark.full
 def test_auto_finds_them_in_packs_and_in_vision_towers_too(tmp_path: Path) -> None:
-    packed = Exporter(overflowing(2), replace(exporter(overflowing(2), tmp_path / "a").request, packed=True)).run()
+    model = planted.in_stream_and_block(2)
+    packed = Exporter(model, replace(exporter(model, tmp_path / "a").request, packed=True)).run()
     assert set(packed.manifest.precision.keep_float32) == {"residual", "norm", "blocks.1.mlp"}
     pytest.importorskip("transformers")
     from tower_tiny import qwen3_vl
@@ -223,26 +215,3 @@ def test_auto_finds_them_in_packs_and_in_vision_towers_too(tmp_path: Path) -> No
     with pytest.warns(UserWarning, match="the model is a vision tower"):
         found = exporter(tower, tmp_path / "b").run()
     assert set(found.manifest.precision.keep_float32) == {"blocks.1.mlp"} and found.report.passed
-
-
-@pytest.mark.full
-def test_auto_is_near_the_cheapest_of_all_sets_of_blocks_and_presets(tmp_path: Path) -> None:
-    """Every set of four blocks, the residual stream with its norms, and scores is tried: at most 1.3 times the best."""
-    model, dearest = overflowing(), 1.3
-    searching = exporter(model, tmp_path / "a")
-    judged: dict[Names, bool] = {}
-    adapter = adapter_of(model)
-    costs = Costs.of(adapter, 24)
-
-    def price(names: Names) -> float:
-        return costs.of_precision(Precision("float16", names))
-
-    searching.find_precision(adapter)
-    assert searching.search is not None and searching.search.found
-    ours = price(searching.search.found)
-    parts = [("residual", "norm"), ("softmax",), *((block,) for block in blocks_of(adapter))]
-    for chosen in itertools.product((False, True), repeat=len(parts)):
-        names = tuple(name for part, taken in zip(parts, chosen, strict=True) if taken for name in part)
-        if price(names) < ours / dearest:
-            judged[names] = searching.trials(adapter).judged(Precision("float16", names)).passed
-    assert len(judged) > 10 and not any(judged.values())
