@@ -32,7 +32,8 @@ class TimmNames:
 
     def knows(self, name: str) -> bool:
         """Whether timm may know a name, of a model or of its weights: it stands somewhere in those files."""
-        return re.search(rf"(?<![\w.]){re.escape(name)}(?![\w.])", self.text) is not None
+        literal = re.escape(name)  # it comes first: text that begins otherwise is skipped quickly
+        return re.search(rf"{literal}(?<![\w.]{literal})(?![\w.])", self.text) is not None
 
     def builds_otherwise(self, name: str) -> bool:
         """Whether timm has a model of that name that cannot be a NaFlexVit."""
