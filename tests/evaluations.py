@@ -24,16 +24,31 @@ def add_to_zeros(
 EVALUATIONS = [pytest.param(resample_at, id="graph"), pytest.param(add_to_zeros, id="cpu")]
 
 
+WAYS = {
+    "antialias": (Resampling(), 1024),
+    "whole": (Resampling("bilinear", antialias=False), 1024),
+    "few-cells": (Resampling(antialias=False), 1),
+}
+KINDS = ("loader", "shuffled", "cut")
+
+
 def each_way_to_read(test: Any) -> Any:
     """Parametrize a test by `resampling`, the `cells` that make a grid large, the `kind` of coordinates and `fill`."""
     for marker in (
-        pytest.mark.parametrize(
-            ("resampling", "cells"),
-            [(Resampling(), 1024), (Resampling("bilinear", antialias=False), 1024), (Resampling(antialias=False), 1)],
-            ids=["antialias", "whole", "few-cells"],
-        ),
-        pytest.mark.parametrize("kind", ["loader", "shuffled", "cut"]),
+        pytest.mark.parametrize(("resampling", "cells"), WAYS.values(), ids=list(WAYS)),
+        pytest.mark.parametrize("kind", KINDS),
         pytest.mark.parametrize("fill", [False, True], ids=["zeros", "filled"]),
     ):
         test = marker(test)
     return test
+
+
+def each_pair_of_ways_to_read(test: Any) -> Any:
+    """Parametrize a slow test likewise by half of the ways: any two of the three things are combined in each way."""
+    cases = [
+        pytest.param(*way, kind, fill, id=f"{name}-{kind}-{'filled' if fill else 'zeros'}")
+        for row, (name, way) in enumerate(WAYS.items())
+        for column, kind in enumerate(KINDS)
+        for fill in [(row + column) % 2 == 0]
+    ]
+    return pytest.mark.parametrize(("resampling", "cells", "kind", "fill"), cases)(test)

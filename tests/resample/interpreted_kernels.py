@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from evaluations import each_way_to_read
+from evaluations import each_pair_of_ways_to_read
 from test_resample_cpu import coordinates
 from torch import Tensor
 
@@ -35,7 +35,7 @@ def read(
     return found, grid_reader.gradient(flow, (grid.shape[0], grid.shape[1]))
 
 
-@each_way_to_read
+@each_pair_of_ways_to_read
 def test_values_and_gradients_are_those_of_the_graph(
     resampling: Resampling, cells: int, kind: str, fill: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

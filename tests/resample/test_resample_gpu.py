@@ -70,7 +70,7 @@ def test_a_gpu_runs_them_where_it_can(
 @pytest.mark.parametrize(
     ("chosen", "number"),
     [
-        pytest.param("", 25, marks=pytest.mark.full, id="all"),
+        pytest.param("", 16, marks=pytest.mark.full, id="all"),
         pytest.param("few-cells-shuffled-zeros or operator", 2, id="few"),
     ],
 )
