@@ -145,6 +145,10 @@ TOWERS: dict[str, Callable[[], nn.Module]] = {
     "hunyuan_vl": hunyuan_vl,
 }
 
+OWN_GRAPHS = (*TOWERS, "qwen2_vl", *(["radio"] if "radio" in KIN else []))
+"""Towers whose graph is one of its own; those of others differ from one of these in names of weights, in levels that
+they lack, or in one product for three."""
+
 
 def seeded(model: nn.Module) -> nn.Module:
     """Return a model with weights that all show in its outputs, in eval mode."""

@@ -11,7 +11,7 @@ import pytest
 import tiny
 import torch
 from torch import Tensor, nn
-from tower_tiny import KIN, TOWERS
+from tower_tiny import KIN, OWN_GRAPHS, TOWERS
 
 import naflex_export as nx
 from naflex_export.batch import Batch, noise_batch
@@ -33,8 +33,7 @@ FAMILIES: dict[str, Any] = {
     "classifier": tiny.classifier,
     "rope": lambda: tiny.naflexvit("naflexvit_base_patch16_gap", rope_type="axial", pos_embed="none"),
     "siglip2": tiny.siglip2,
-    **TOWERS,
-    **KIN,
+    **{name: {**TOWERS, **KIN}[name] for name in OWN_GRAPHS},
 }
 PACKED = ("siglip", "classifier", "siglip2")
 """Families that take packs as well as padded batches."""

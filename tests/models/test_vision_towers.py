@@ -22,6 +22,7 @@ pytest.importorskip("transformers")
 from tower_tiny import (
     GRIDS,
     KIN,
+    OWN_GRAPHS,
     TOWERS,
     cosmos3_edge,
     exported_far_from_eager,
@@ -136,14 +137,13 @@ def far_gradient(given: Tensor | None, wanted: Tensor | None) -> float:
 
 
 NATIVE = {
-    "aot": (*TOWERS, "qwen2_vl", *(["radio"] if "radio" in KIN else [])),
+    "aot": OWN_GRAPHS,
     "compile": ("qwen3_vl", "qwen2_5_vl", "hunyuan_vl"),
 }
 """Towers that are compiled to native code: each graph that is one of its own; for both targets inductor makes the
 kernels, so that the second has those of several outputs, of windows, and of rows with ends.
 
-The others, whose graphs differ from one of these in names of weights, in what they lack of it, or in one product for
-three, are rows of `tools/sweep_towers.py`, which exports every tower to every target."""
+The others are rows of `tools/sweep_towers.py`, which exports every tower to every target."""
 
 
 @pytest.mark.full
