@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import importlib
 import os
 import sys
 from collections.abc import Iterator
@@ -36,6 +37,10 @@ MIXED = (Grid(3, 7), Grid(1, 24), Grid(24, 1), Grid(4, 4), Grid(1, 1), Grid(5, 4
 
 
 torch.set_num_threads(1)  # one test process for each core
+
+for name in ("COLUMNS", "LINES"):  # rich's console keeps for good what is set as it is made, and no test can change it
+    os.environ.pop(name, None)
+importlib.import_module("naflex_export.cli.console")
 
 
 EFFORTS, FAULT_OF = dict(efforts.EFFORTS), gate.fault_of

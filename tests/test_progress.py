@@ -17,7 +17,7 @@ import naflex_export as nx
 from naflex_export.accuracy.report.formats import table
 from naflex_export.accuracy.report.tables import baseline_table
 from naflex_export.accuracy.results import MOST_FAILURES, BaselineResult, Location
-from naflex_export.cli.console import Lines
+from naflex_export.cli.console import Lines, out
 from naflex_export.export_request import ExportRequest
 from naflex_export.exporter import Exporter
 from naflex_export.graph.build_settings import BuildSettings
@@ -128,6 +128,14 @@ def test_no_name_of_a_case_is_broken_in_the_midst_of_a_word(width: int) -> None:
     assert max(map(len, lines)) <= width
     assert ("1x16" in screen.getvalue() or "images, grids" in screen.getvalue()) == (width >= 80)
     assert ("max abs" in screen.getvalue()) == (width >= 90)
+
+
+def test_the_console_is_as_wide_as_a_test_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever test of a process prints first, and whatever the terminal's width was that the tests began in."""
+    monkeypatch.setenv("COLUMNS", "93")
+    assert out.width == 93
+    monkeypatch.delenv("COLUMNS")
+    assert out.width != 93
 
 
 @pytest.mark.parametrize("terminal", [True, False])
