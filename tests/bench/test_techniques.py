@@ -251,7 +251,8 @@ def test_bench_prints_a_table_and_writes_rows(artifact: Path, tmp_path: Path) ->
     assert done.exit_code == 0, done.output
     assert "the artifact (onnx), float32, on" in done.stdout
     assert all(f"{size} of 16 tokens" in done.stdout for size in ("1 image", "2 images", "4 images"))
-    assert done.stderr == f"{artifact}: loading torch\n" and "\x1b" not in done.output
+    said = [line for line in done.stderr.splitlines() if ": round " not in line]  # each ten seconds, where one is slow
+    assert said == [f"{artifact}: loading torch"] and "\x1b" not in done.output
     rows = list(csv.DictReader((tmp_path / "r.csv").open()))
     assert tuple(rows[0]) == FIELDS
     assert [(row["batch"], row["technique"]) for row in rows] == [
