@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from naflex_export.cli.completion import model_words, weights_words
 from naflex_export.cli.options import (
     ArgumentsCommand,
     Word,
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
 
 
 def _list_models(ctx: click.Context, param: click.Parameter, pattern: str | None) -> None:
-    if pattern is None:
+    if pattern is None or ctx.resilient_parsing:
         return
     names = timm_names()
     found = {} if names is None else names.matching(pattern)
@@ -67,12 +68,13 @@ def _print_models(found: dict[str, tuple[str, ...]]) -> None:
 
 
 @click.command(cls=ArgumentsCommand, context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("model", default=DEFAULT_MODEL)
+@click.argument("model", default=DEFAULT_MODEL, shell_complete=model_words)
 @click.option("--target", "targets", required=True, type=Word(NAMES, target_word), help="What to build.")
 @click.option(
     "--weights",
     default="pretrained",
     show_default=True,
+    shell_complete=weights_words,
     help="'pretrained' (from the hub), 'random' (a dry run), or a checkpoint: a .safetensors, .pth, .pth.tar, .ckpt or "
     ".bin file, or a folder of shards.",
 )

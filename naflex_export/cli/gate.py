@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from naflex_export.cli.compare import compare_command
+from naflex_export.cli.completion import model_words, weights_words
 from naflex_export.cli.options import (
     ArgumentsCommand,
     begin,
@@ -58,10 +60,24 @@ class GateCommand(ArgumentsCommand):
 COMMANDS: dict[str, click.Command] = {"pack": pack_command, "judge": judge_command, "compare": compare_command}
 
 
+def _folders_and_commands(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    others = [
+        CompletionItem(name, help=found.get_short_help_str())
+        for name, found in COMMANDS.items()
+        if name.startswith(incomplete)
+    ]
+    return [CompletionItem(incomplete, type="dir"), *others]
+
+
 @click.command(cls=GateCommand, context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("artifact", type=click.Path(path_type=Path))
-@click.option("--reference", metavar="MODEL", help="The model to compare with.  [default: the one exported]")
-@click.option("--weights", help="Its weights.  [default: those it was exported with]")
+@click.argument("artifact", type=click.Path(path_type=Path), shell_complete=_folders_and_commands)
+@click.option(
+    "--reference",
+    metavar="MODEL",
+    shell_complete=model_words,
+    help="The model to compare with.  [default: the one exported]",
+)
+@click.option("--weights", shell_complete=weights_words, help="Its weights.  [default: those it was exported with]")
 @trust_source_option
 @untrusted_option
 @model_args_option

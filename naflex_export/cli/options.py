@@ -240,7 +240,7 @@ class ArgumentsCommand(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Put the option ahead of each `name=value` that follows it, as click knows a repeated option."""
-        if {QUICK, THOROUGH} <= set(args):
+        if {QUICK, THOROUGH} <= set(args) and not ctx.resilient_parsing:
             raise click.UsageError(f"{QUICK} and {THOROUGH} were both given: expected one of them.", ctx)
         spread: list[str] = []
         following = False

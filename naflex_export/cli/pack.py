@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from naflex_export.cli.completion import model_words, weights_words
 from naflex_export.cli.options import (
     ArgumentsCommand,
     begin,
@@ -20,9 +21,15 @@ from naflex_export.errors import RequestError
 
 
 @click.command(cls=ArgumentsCommand, context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("model")
+@click.argument("model", shell_complete=model_words)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write; it must not exist yet.")
-@click.option("--weights", default="pretrained", show_default=True, help="As naflex-export takes them.")
+@click.option(
+    "--weights",
+    default="pretrained",
+    show_default=True,
+    shell_complete=weights_words,
+    help="As naflex-export takes them.",
+)
 @click.option("--small", is_flag=True, help="Under 10 MiB, for a folder of tests; else under 200.")
 @model_args_option
 @seed_option

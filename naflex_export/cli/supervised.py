@@ -108,6 +108,7 @@ LEFT = {
 def naflex_main() -> NoReturn:
     """Run `naflex`: list the other commands, or be one of them."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    _complete("naflex")
     given = sys.argv[1] if len(sys.argv) > 1 else "--help"
     asked = given.lower().replace("_", "-").removeprefix("naflex-")
     if asked == "help":
@@ -148,6 +149,18 @@ def _listing() -> str:
             "  naflex gate artifacts/first --report gate.html",
         ]
     )
+
+
+def completion_variable(program: str) -> str:
+    """Return the variable by which a shell asks a program what may follow, as click names it."""
+    return f"_{program.replace('-', '_').upper()}_COMPLETE"
+
+
+def _complete(program: str) -> None:
+    """Answer a shell that asks what may follow, and end, where one does."""
+    asked = os.environ.get(completion_variable(program))
+    if asked:
+        sys.exit(import_module("naflex_export.cli.completion").answer(program, asked))
 
 
 def work(name: str) -> None:
@@ -201,6 +214,7 @@ def supervise(command: Sequence[str], left: str = NOTHING_PUBLISHED, held: Seque
 
 def _main(name: str) -> NoReturn:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends without a word where no work has begun
+    _complete(f"naflex-{name}")
     if os.name != "posix" or _SHOWN_AT_ONCE.intersection(sys.argv[1:]):
         work(name)
         sys.exit(0)
