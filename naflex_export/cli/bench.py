@@ -8,10 +8,10 @@ from pathlib import Path
 import click
 
 from naflex_export.cli.completion import model_words, weights_words
+from naflex_export.cli.exits import exit_codes
 from naflex_export.cli.options import (
     begin,
     device_option,
-    exit_codes,
     quiet_libraries,
     trust_source_option,
     verbose_option,

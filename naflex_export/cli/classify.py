@@ -9,7 +9,8 @@ from pathlib import Path
 
 import click
 
-from naflex_export.cli.options import device_option, exit_codes, untrusted_option, verify_option
+from naflex_export.cli.exits import exit_codes
+from naflex_export.cli.options import device_option, untrusted_option, verify_option
 from naflex_export.cli.supervised import LEFT
 from naflex_export.errors import PhotosFailed, RequestError
 from naflex_export.version import __version__

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
+from naflex_export.cli.exits import exit_codes
 from naflex_export.cli.options import (
     device_option,
-    exit_codes,
     json_option,
     quiet_libraries,
     untrusted_option,

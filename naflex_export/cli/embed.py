@@ -8,9 +8,9 @@ from pathlib import Path
 
 import click
 
+from naflex_export.cli.exits import exit_codes
 from naflex_export.cli.options import (
     device_option,
-    exit_codes,
     quiet_libraries,
     untrusted_option,
     verbose_option,

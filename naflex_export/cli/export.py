@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 import click
 
 from naflex_export.cli.completion import model_words, weights_words
+from naflex_export.cli.exits import exit_codes
 from naflex_export.cli.options import (
     ArgumentsCommand,
     Word,
     begin,
     checkpoint_state_option,
     config_option,
-    exit_codes,
     images_option,
     json_option,
     model_args_option,

@@ -11,10 +11,10 @@ from click.shell_completion import CompletionItem
 
 from naflex_export.cli.compare import compare_command
 from naflex_export.cli.completion import model_words, weights_words
+from naflex_export.cli.exits import exit_codes
 from naflex_export.cli.options import (
     ArgumentsCommand,
     begin,
-    exit_codes,
     images_option,
     json_option,
     locate_option,

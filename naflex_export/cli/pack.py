@@ -7,10 +7,10 @@ from pathlib import Path
 import click
 
 from naflex_export.cli.completion import model_words, weights_words
+from naflex_export.cli.exits import exit_codes
 from naflex_export.cli.options import (
     ArgumentsCommand,
     begin,
-    exit_codes,
     json_option,
     model_args_option,
     quiet_libraries,

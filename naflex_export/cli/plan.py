@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from naflex_export.cli.options import exit_codes, json_option, quiet_libraries
+from naflex_export.cli.exits import exit_codes
+from naflex_export.cli.options import json_option, quiet_libraries
 from naflex_export.cli.supervised import LEFT
 from naflex_export.errors import RequestError
 from naflex_export.grid import Bucket

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import click
 
-from naflex_export.cli.options import Terminated, device_option, exit_codes, quiet_libraries, verbose_option
+from naflex_export.cli.exits import Terminated, exit_codes
+from naflex_export.cli.options import device_option, quiet_libraries, verbose_option
 from naflex_export.cli.supervised import LEFT
 from naflex_export.errors import BackendError
 from naflex_export.version import __version__

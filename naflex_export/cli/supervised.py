@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     import subprocess
 
 CRASHED = 70
-"""As `options.UNEXPECTED`: a fault, and no verdict."""
+"""As `exits.UNEXPECTED`: a fault, and no verdict."""
 
 HELD = ("SIGINT", "SIGTERM")
-"""What waits until the one that works can answer: `options.exit_codes` lets them through."""
+"""What waits until the one that works can answer: `exits.exit_codes` lets them through."""
 
 FORWARDED = ("SIGINT", "SIGTERM", "SIGHUP")
 """What a user or a system asks this process for, the other one is asked for."""

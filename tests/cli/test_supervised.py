@@ -145,7 +145,7 @@ def test_a_crash_of_embedding_says_that_shards_are_kept(tmp_path: Path) -> None:
 
 PRINTS = """
 import sys
-from naflex_export.cli.options import exit_codes
+from naflex_export.cli.exits import exit_codes
 
 @exit_codes
 def command():
@@ -178,7 +178,7 @@ def test_output_that_nobody_takes_is_no_verdict_and_no_traceback(printer: str, i
 
 MADE_ANOTHER = """
 import os, signal, time
-from naflex_export.cli.options import exit_codes
+from naflex_export.cli.exits import exit_codes
 from naflex_export.errors import RequestError
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs the tests may ignore it, and is inherited from

@@ -17,9 +17,9 @@ from click.testing import CliRunner, Result
 
 import naflex_export as nx
 from naflex_export.cli.bench import bench_command
+from naflex_export.cli.exits import exit_codes
 from naflex_export.cli.export import export_command
 from naflex_export.cli.gate import gate_command
-from naflex_export.cli.options import exit_codes
 from naflex_export.serving.load import RUN_CODE
 
 
@@ -163,7 +163,7 @@ def test_a_terminated_export_leaves_nothing(tmp_path: Path) -> None:
     script = """
         import os, signal, sys
         from pathlib import Path
-        from naflex_export.cli.options import exit_codes
+        from naflex_export.cli.exits import exit_codes
         from naflex_export.serving.publish import staged
 
         @exit_codes
