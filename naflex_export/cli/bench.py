@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 
 import click
@@ -50,7 +51,7 @@ from naflex_export.version import __version__
 @click.option("--stand-in", is_flag=True, help="Time what the gate would judge where the artifact cannot run here.")
 @verbose_option
 @click.version_option(__version__, package_name="naflex_export")
-@exit_codes
+@partial(exit_codes, left="nothing was measured")
 def bench_command(
     artifact: Path,
     reference: str | None,

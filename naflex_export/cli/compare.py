@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import click
@@ -42,7 +43,7 @@ from naflex_export.cli.options import (
 )
 @json_option
 @verbose_option
-@exit_codes
+@partial(exit_codes, left="there is no verdict")
 def compare_command(
     old: Path,
     new: Path,

@@ -20,17 +20,11 @@ if TYPE_CHECKING:
 
 
 class Lines(Console):
-    """Where a command prints. What is a line of its own in a pipe or a file is broken between words on a terminal.
-
-    rich ends the process with 1 where nobody reads standard output any more, which is a failed gate's code.
-    """
+    """Where a command prints. What is a line of its own in a pipe or a file is broken between words on a terminal."""
 
     def print(self, *objects: Any, soft_wrap: bool | None = None, **options: Any) -> None:
         """Print as rich does; a terminal itself would break a line in the midst of a word."""
         super().print(*objects, soft_wrap=bool(soft_wrap) and not self.is_terminal, **options)
-
-    def on_broken_pipe(self) -> None:
-        raise  # noqa: PLE0704  # rich calls this while it handles the error
 
 
 out = Lines(emoji=False)  # a word between colons is a word, as in module:factory

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import sys
 import traceback
@@ -13,15 +12,15 @@ from typing import Any, NoReturn, ParamSpec
 
 import click
 
+from naflex_export.cli.streams import UNEXPECTED, OutputLost, drop_output, guarded
 from naflex_export.errors import NaflexExportError
 
 P = ParamSpec("P")
 
-INTERRUPTED, UNREAD, TERMINATED = 130, 141, 143
-"""As a shell has them: 128 and the signal's number, SIGPIPE's where nobody reads the output any more."""
+INTERRUPTED, TERMINATED = 130, 143
+"""As a shell has them: 128 and the signal's number."""
 
-UNEXPECTED = 70
-"""Of a fault in this program, or in code that it was asked to run: it must not look like a verdict."""
+_LEFT = "naflex_export.left"
 
 
 class Terminated(BaseException):
@@ -41,22 +40,46 @@ def exit_codes(command: Callable[P, None], left: str = "nothing was published") 
     @wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
         asked: list[int] = []
-        try:
-            with _signals_raise(asked):
-                command(*args, **kwargs)
-        except (click.exceptions.Exit, click.ClickException):
-            raise
-        except BaseException as error:
-            if asked:  # whatever a library made of it, in the middle of an import for instance
-                said, code = _STOPPED[asked[0]]
-                _exit(NaflexExportError(f"{said}; {left}"), code)
-            _exit_by(error, left)
+        with guarded():
+            try:
+                with _signals_raise(asked):
+                    command(*args, **kwargs)
+                    sys.stdout.flush()
+            except (click.exceptions.Exit, click.ClickException):
+                raise
+            except BaseException as error:
+                context = click.get_current_context(silent=True)
+                there = left if context is None else context.meta.get(_LEFT, left)
+                if asked:  # whatever a library made of it, in the middle of an import for instance
+                    said, code = _STOPPED[asked[0]]
+                    _exit(NaflexExportError(f"{said}; {there}"), code)
+                _exit_by(error, there)
 
     return wrapped
 
 
+def leaves(text: str) -> None:
+    """Note, in words, what the present command leaves behind from now on if it is stopped."""
+    context = click.get_current_context(silent=True)
+    if context is not None:
+        context.meta[_LEFT] = text
+
+
+def run(command: click.Command, program: str) -> None:
+    """Run a command line as `program`, and end as it ends; what click itself prints, such as help, may be lost too."""
+    with guarded():
+        try:
+            command(prog_name=program)
+        except OutputLost as error:
+            drop_output()
+            _exit(error, error.exit_code)
+
+
 def _exit_by(error: BaseException, left: str) -> NoReturn:
     """Say what ended a command, and end with its exit code."""
+    if isinstance(error, OutputLost):
+        drop_output()
+        _exit(NaflexExportError(f"{error}; {left}"), error.exit_code)
     if isinstance(error, NaflexExportError):
         _exit(error, error.exit_code)
     if isinstance(error, KeyboardInterrupt | click.Abort):
@@ -64,33 +87,14 @@ def _exit_by(error: BaseException, left: str) -> NoReturn:
     if isinstance(error, SystemExit):
         said = f"code that it ran asked to exit with {error.code!r} before there was a result"
         _exit(NaflexExportError(said), NaflexExportError.exit_code)
-    if isinstance(error, OSError) and (why := _output_lost(error)):
-        said = f"standard output cannot be written ({why}); {left}"
-        _exit(NaflexExportError(said), UNREAD if isinstance(error, BrokenPipeError) else UNEXPECTED)
     traceback.print_exception(error)
     _exit(NaflexExportError(f"unexpected {type(error).__name__}, as above; there is no result"), UNEXPECTED)
-
-
-def _output_lost(error: OSError) -> str:
-    """Return why standard output takes no more, and write to it no more, not even at the end; empty where it does."""
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    if frame.f_globals.get("__name__", "").partition(".")[0] not in _PRINTERS:
-        return ""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
-    os.close(nowhere)
-    return str(error.strerror)
-
-
-_PRINTERS = ("click", "rich")
-"""What a command prints with: an error of the system that is raised there is one of the output."""
 
 
 def _exit(error: Exception, code: int) -> NoReturn:
     from naflex_export.cli.console import print_error
 
-    with contextlib.suppress(OSError):  # where nobody reads this either, the code alone says it
-        print_error(error)
+    print_error(error)
     sys.exit(code)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from naflex_export.cli.completion import model_words, weights_words
-from naflex_export.cli.exits import exit_codes
+from naflex_export.cli.exits import exit_codes, leaves
 from naflex_export.cli.options import (
     ArgumentsCommand,
     Word,
@@ -394,6 +394,8 @@ def _run_all(
                 print_error(error)
         else:
             outcomes.append(Outcome.of(artifact, time.perf_counter() - started))
+            there = [one.folder for one in outcomes if one.published]
+            leaves(f"{', '.join(there)} {'was' if len(there) == 1 else 'were'} published")
             print_artifact(artifact, stages)
     return outcomes, failures
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +116,7 @@ def _folders_and_commands(ctx: click.Context, param: click.Parameter, incomplete
 @json_option
 @verbose_option
 @click.version_option(__version__, package_name="naflex_export")
-@exit_codes
+@partial(exit_codes, left="there is no verdict")
 def gate_command(
     artifact: Path,
     reference: str | None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import click
@@ -110,7 +111,7 @@ def pack_command(
 )
 @click.option("--report", "reports", multiple=True, type=click.Path(path_type=Path), help="Write .json or .html here.")
 @json_option
-@exit_codes
+@partial(exit_codes, left="there is no verdict")
 def judge_command(
     pack: Path,
     answers: Path | None,

@@ -3,7 +3,7 @@
 torch's writers, a compiler's output and TensorRT are native code, which can end a process with a signal: no `except`
 sees that, and a shell prints "Segmentation fault" or "Killed" and nothing else. So the command that a user starts only
 waits. What it waits for prints where in Python it was (`faulthandler`), and what remains here is to say what happened,
-with an exit code that is no verdict. It imports nothing but Python's own, and costs what a second Python takes to
+with an exit code that is no verdict. It imports little but Python's own, and costs what a second Python takes to
 start. That one is started with SIGINT and SIGTERM blocked, and takes them once it can answer in a line: until then an
 interrupt would end in the middle of an import, with a traceback.
 """
@@ -17,6 +17,8 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, NoReturn
+
+from naflex_export.cli.streams import OutputLost, drop_output, guarded, hold_streams
 
 if TYPE_CHECKING:
     import subprocess
@@ -107,8 +109,7 @@ LEFT = {
 
 def naflex_main() -> NoReturn:
     """Run `naflex`: list the other commands, or be one of them."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    _complete("naflex")
+    _begin("naflex")
     given = sys.argv[1] if len(sys.argv) > 1 else "--help"
     asked = given.lower().replace("_", "-").removeprefix("naflex-")
     if asked == "help":
@@ -118,18 +119,33 @@ def naflex_main() -> NoReturn:
         sys.argv = [f"naflex-{asked}", *sys.argv[2:]]
         _main(asked)
     if asked == "--version":
-        print(f"naflex, version {import_module('naflex_export.version').__version__}")
-        sys.exit(0)
+        _show(f"naflex, version {import_module('naflex_export.version').__version__}")
     if asked in _SHOWN_AT_ONCE:
-        with contextlib.suppress(BrokenPipeError):  # whoever reads no further has seen enough
-            print(_listing(), flush=True)
-        sys.exit(0)
+        _show(_listing())
     from difflib import get_close_matches
 
     close = [f"gate {asked}"] if asked in OF_GATE else get_close_matches(asked, COMMANDS, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
-    print(f"error: naflex has no command {given!r}: expected one of {', '.join(COMMANDS)}.{hint}", file=sys.stderr)
+    _say(f"error: naflex has no command {given!r}: expected one of {', '.join(COMMANDS)}.{hint}")
     sys.exit(2)
+
+
+def _show(text: str) -> NoReturn:
+    """Print what was asked for, and end."""
+    try:
+        with guarded():
+            print(text)
+    except OutputLost as error:
+        drop_output()
+        _say(f"error: {error}")
+        sys.exit(error.exit_code)
+    sys.exit(0)
+
+
+def _say(text: str) -> None:
+    """Print a line on standard error, if that can be written."""
+    with guarded():
+        print(text, file=sys.stderr)
 
 
 def _listing() -> str:
@@ -156,8 +172,10 @@ def completion_variable(program: str) -> str:
     return f"_{program.replace('-', '_').upper()}_COMPLETE"
 
 
-def _complete(program: str) -> None:
-    """Answer a shell that asks what may follow, and end, where one does."""
+def _begin(program: str) -> None:
+    """Make sure of the streams, and answer a shell that asks what may follow, and end, where one does."""
+    hold_streams()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends without a word where no work has begun
     asked = os.environ.get(completion_variable(program))
     if asked:
         sys.exit(import_module("naflex_export.cli.completion").answer(program, asked))
@@ -174,7 +192,7 @@ def work(name: str) -> None:
 
         ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGTERM)
     command = getattr(import_module(f"naflex_export.cli.{name}"), f"{name}_command")
-    command(prog_name=f"naflex-{name}")
+    import_module("naflex_export.cli.exits").run(command, f"naflex-{name}")
 
 
 def supervise(command: Sequence[str], left: str = NOTHING_PUBLISHED, held: Sequence[str] = ()) -> int:
@@ -208,13 +226,12 @@ def supervise(command: Sequence[str], left: str = NOTHING_PUBLISHED, held: Seque
         return code
     if -code in asked:
         return 128 - code
-    print(f"error: {_what_ended_it(-code, left)}", file=sys.stderr)
+    _say(f"error: {_what_ended_it(-code, left)}")
     return CRASHED
 
 
 def _main(name: str) -> NoReturn:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends without a word where no work has begun
-    _complete(f"naflex-{name}")
+    _begin(f"naflex-{name}")
     if os.name != "posix" or _SHOWN_AT_ONCE.intersection(sys.argv[1:]):
         work(name)
         sys.exit(0)
