@@ -17,14 +17,14 @@ from naflex_export.errors import NaflexExportError
 
 P = ParamSpec("P")
 
-INTERRUPTED, TERMINATED = 130, 143
+HUNG_UP, INTERRUPTED, TERMINATED = 129, 130, 143
 """As a shell has them: 128 and the signal's number."""
 
 _LEFT = "naflex_export.left"
 
 
 class Terminated(BaseException):
-    """SIGTERM: it ends what runs as an error does, so that nothing is left behind."""
+    """SIGTERM, or SIGHUP of a closed terminal: it ends what runs as an error does, so that nothing is left behind."""
 
 
 def exit_codes(command: Callable[P, None], left: str = "nothing was published") -> Callable[P, None]:
@@ -102,11 +102,16 @@ _STOPPED: dict[int, tuple[str, int]] = {
     signal.SIGINT: ("interrupted", INTERRUPTED),
     signal.SIGTERM: ("terminated", TERMINATED),
 }
+if hasattr(signal, "SIGHUP"):  # Windows has none
+    _STOPPED[signal.SIGHUP] = ("hung up", HUNG_UP)
 
 
 @contextlib.contextmanager
 def _signals_raise(asked: list[int]) -> Iterator[None]:
-    """Have SIGINT and SIGTERM end what runs as an error does; note them, for a library may make another of it."""
+    """Have signals end what runs as an error does; note them, for a library may make another of it.
+
+    One that was ignored as this process began stays so: a script's shell has commands in its background ignore SIGINT.
+    """
 
     def interrupt(number: int, frame: object) -> None:
         asked.append(number)
@@ -118,9 +123,9 @@ def _signals_raise(asked: list[int]) -> Iterator[None]:
 
     before: dict[int, Any] = {}
     try:
-        before[signal.SIGTERM] = signal.signal(signal.SIGTERM, stop)
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # in the background it is ignored
-            before[signal.SIGINT] = signal.signal(signal.SIGINT, interrupt)
+        for number in _STOPPED:
+            if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+                before[number] = signal.signal(number, interrupt if number == signal.SIGINT else stop)
     except ValueError:  # not in the main thread, where signals come to
         yield
         return

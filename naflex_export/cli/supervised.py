@@ -26,11 +26,14 @@ if TYPE_CHECKING:
 CRASHED = 70
 """As `exits.UNEXPECTED`: a fault, and no verdict."""
 
-HELD = ("SIGINT", "SIGTERM")
+HELD = ("SIGINT", "SIGTERM", "SIGHUP")
 """What waits until the one that works can answer: `exits.exit_codes` lets them through."""
 
 FORWARDED = ("SIGINT", "SIGTERM", "SIGHUP")
-"""What a user or a system asks this process for, the other one is asked for."""
+"""What a user or a system asks this process for, the other one is asked for.
+
+But for what was ignored as it began, as SIGINT is of a script's command with `&` behind it, and SIGHUP under nohup.
+"""
 
 _SHOWN_AT_ONCE = frozenset({"-h", "--help", "--version"})
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of <sys/prctl.h>
@@ -175,7 +178,8 @@ def completion_variable(program: str) -> str:
 def _begin(program: str) -> None:
     """Make sure of the streams, and answer a shell that asks what may follow, and end, where one does."""
     hold_streams()
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends without a word where no work has begun
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends without a word where no work has begun
     asked = os.environ.get(completion_variable(program))
     if asked:
         sys.exit(import_module("naflex_export.cli.completion").answer(program, asked))
@@ -213,8 +217,9 @@ def supervise(command: Sequence[str], left: str = NOTHING_PUBLISHED, held: Seque
         for process in child:
             process.send_signal(number)
 
-    for signal_name in FORWARDED:
-        signal.signal(getattr(signal, signal_name), forward)
+    for asks in (getattr(signal, name) for name in FORWARDED):
+        if signal.getsignal(asks) != signal.SIG_IGN:
+            signal.signal(asks, forward)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {getattr(signal, name) for name in held})
     # in a group of its own, or Ctrl-C would reach it twice
     child.append(subprocess.Popen(command, process_group=0))

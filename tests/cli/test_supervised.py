@@ -72,8 +72,8 @@ def test_what_a_user_asks_for_is_asked_of_the_worker(number: signal.Signals, cod
 
 @pytest.mark.parametrize(
     ("number", "code", "said"),
-    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
-    ids=["int", "term"],
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated"), (signal.SIGHUP, 129, "hung up")],
+    ids=["int", "term", "hup"],
 )
 def test_what_is_asked_while_python_starts_is_answered_in_a_line(
     number: signal.Signals, code: int, said: str, tmp_path: Path
@@ -90,6 +90,37 @@ def test_what_is_asked_while_python_starts_is_answered_in_a_line(
     process.send_signal(number)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == code and stderr == f"error: {said}; nothing was published\n"
+
+
+@pytest.mark.parametrize(
+    ("shell", "number"),
+    [('"$0" "$@" & wait $!', signal.SIGINT), ('trap \'\' HUP; exec "$0" "$@"', signal.SIGHUP)],
+    ids=["in-the-background", "nohup"],
+)
+def test_a_signal_that_is_ignored_stays_so(shell: str, number: signal.Signals, tmp_path: Path) -> None:
+    """A script's shell has a command with `&` behind it ignore Ctrl-C, and nohup has one ignore a closed terminal."""
+    (tmp_path / "naflex_export_going_on.py").write_text(
+        "import os, time\nprint(os.getppid(), os.getpid(), flush=True)\n"
+        "while not os.path.exists('go on'):\n    time.sleep(0.01)\nraise ImportError('it went on to its end')\n"
+    )
+    code = (
+        "import sys; sys.argv = ['naflex-export', 'naflex_export_going_on:make', '--target', 'onnx']\n"
+        "from naflex_export.cli.supervised import export_main; export_main()"
+    )
+    process = subprocess.Popen(
+        ["sh", "-c", shell, sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    for one in process.stdout.readline().split():
+        os.kill(int(one), number)
+    (tmp_path / "go on").touch()
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 2 and "it went on to its end" in stderr
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the worker goes on, and is not waited for")
