@@ -24,11 +24,12 @@ from naflex_export.models import adapter_of
 from naflex_export.models.exportable import refuse_not_plain
 from naflex_export.models.preprocessing import given_in
 from naflex_export.models.text_tower import TextTower
-from naflex_export.serving.load import check_trusted, load_errors, open_verified
+from naflex_export.serving.load import load_errors, open_verified
 from naflex_export.serving.manifest_schema import TEXT
 from naflex_export.serving.opened import VerifiedFolder, opened
 from naflex_export.serving.runner import Runner
 from naflex_export.serving.text import TokenMaker
+from naflex_export.serving.trust import check_trusted
 from naflex_export.targets import StandIn, target_named
 
 

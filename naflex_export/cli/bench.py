@@ -99,6 +99,9 @@ def bench_command(
     source.check()
     sizes = sizes_of(manifest, images, lengths)
     begin(str(artifact))
+    quiet_libraries(verbose)
+    manifest = opened(artifact, lambda folder: folder.manifest)
+    source.find()
 
     from naflex_export.accuracy.gate import check_same_weights
     from naflex_export.bench.artifact import FIELDS, ArtifactBench, BenchSettings, about, open_timed
@@ -109,8 +112,6 @@ def bench_command(
     from naflex_export.progress import Stages
     from naflex_export.serving.device import check_device, resolve_device
 
-    quiet_libraries(verbose)
-    manifest = opened(artifact, lambda folder: folder.manifest)
     for batch, count in sizes:
         drawn_grids(grids, batch, count, seed)  # refused here where there are not so many, not after minutes
     if path is not None:

@@ -35,7 +35,8 @@ from naflex_export.models import DEFAULT_MODEL, TRANSFORMERS_PREFIX
 from naflex_export.models.model_names import understood
 from naflex_export.models.timm_names import timm_names
 from naflex_export.precision import DTYPES, QUANTIZED, Precision, dtype_named
-from naflex_export.targets import NAMES, target_named, target_word
+from naflex_export.targets import NAMES, target_word
+from naflex_export.targets.needs import check_needs
 from naflex_export.version import __version__
 
 if TYPE_CHECKING:
@@ -311,8 +312,9 @@ def export_command(
     from naflex_export.cli.console import print_note, spoken_on_stderr
 
     quiet_libraries(verbose)
+    source.find()
     for target in dict.fromkeys(request.target for request in requests):
-        target_named(target).require_build()
+        check_needs(target)
     if meant.note:
         print_note(meant.note)
     if weights == "random":

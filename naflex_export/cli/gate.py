@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.shell_completion import CompletionItem
@@ -32,6 +33,9 @@ from naflex_export.cli.options import (
 from naflex_export.cli.pack import judge_command, pack_command
 from naflex_export.errors import RequestError
 from naflex_export.version import __version__
+
+if TYPE_CHECKING:
+    from naflex_export.accuracy.results import GateReport
 
 
 class GateCommand(ArgumentsCommand):
@@ -145,6 +149,7 @@ def gate_command(
     Exit codes: 0 passed, 1 the gate failed, 2 the request was wrong, 3 a backend or device is missing,
     70 something unexpected, 130 and 143 interrupted.
     """
+    from naflex_export.accuracy.case_names import check_case_names
     from naflex_export.accuracy.efforts import STANDARD, CaseSelection
     from naflex_export.accuracy.photos import check_folder
     from naflex_export.accuracy.report.suffix import check_report
@@ -153,6 +158,7 @@ def gate_command(
     from naflex_export.models.model_sources import ModelSource
     from naflex_export.serving.opened import SIZE, opened
     from naflex_export.serving.publish import check_outside_artifacts
+    from naflex_export.serving.trust import check_trusted
 
     for path in reports:
         check_report(path)
@@ -167,21 +173,22 @@ def gate_command(
         return
     source = ModelSource.noted(manifest, judged_by, weights, arguments, trust_source)
     source.check()
+    check_trusted(manifest, not untrusted)
+    check_case_names(cases, manifest.buckets, () if manifest.text is None else (manifest.text["folder"],))
     selection = CaseSelection(seed, effort or STANDARD, cases)
     if images is not None:
         check_folder(images)
     if tokenizer is not None and manifest.text is None:
         raise RequestError(f"--tokenizer {tokenizer!r} was given and {str(artifact)!r} has no text tower: leave it out")
     begin(str(artifact))
-
-    from naflex_export.accuracy.judge_artifact import JudgeRequest, judge_artifact
-    from naflex_export.accuracy.report.formats import as_json, write
-    from naflex_export.cli.console import err, out, print_report, print_written, spoken_on_stderr
-    from naflex_export.progress import Stages
-    from naflex_export.serving.load import check_trusted
-
     quiet_libraries(verbose)
     opened(artifact, lambda folder: check_trusted(folder.manifest, not untrusted))
+    source.find()
+
+    from naflex_export.accuracy.judge_artifact import JudgeRequest, judge_artifact
+    from naflex_export.cli.console import err
+    from naflex_export.progress import Stages
+
     stages = Stages(err)
     with stages.stage(source.stage):
         loaded = source.load()
@@ -208,6 +215,15 @@ def gate_command(
         *(["--images", str(images)] if images else []),
     ]
     found = replace(found, again=tuple(again))
+    _tell(found, reports, for_programs=for_programs)
+    found.raise_for_failure()
+
+
+def _tell(found: GateReport, reports: Sequence[Path], *, for_programs: bool) -> None:
+    """Print a report, and write it where it was asked for."""
+    from naflex_export.accuracy.report.formats import as_json, write
+    from naflex_export.cli.console import out, print_report, print_written, spoken_on_stderr
+
     with spoken_on_stderr(for_programs):
         print_report(found)
         for path in reports:
@@ -217,7 +233,6 @@ def gate_command(
             out.print("[bold green]passed[/]")
     if for_programs:
         click.echo(as_json(found), nl=False)
-    found.raise_for_failure()
 
 
 def _renew_card(artifact: Path) -> None:

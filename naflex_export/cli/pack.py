@@ -54,6 +54,8 @@ def pack_command(
     source = ModelSource(meant.name, weights, seed, model_args=arguments)
     source.check()
     begin(f"a golden pack of {meant.name}")
+    quiet_libraries(verbose)
+    source.find()
 
     from rich.markup import escape
 
@@ -62,7 +64,6 @@ def pack_command(
     from naflex_export.cli.console import print_note
     from naflex_export.packs.write import write_pack
 
-    quiet_libraries(verbose)
     if meant.note:
         print_note(meant.note)
     if weights == "random":

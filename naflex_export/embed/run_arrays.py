@@ -15,6 +15,7 @@ from naflex_export.serving.manifest import Manifest
 from naflex_export.serving.numpy_runner import load_numpy, open_numpy_text
 from naflex_export.serving.opened import VerifiedFolder, opened
 from naflex_export.serving.text import TextEncoder, text_folder
+from naflex_export.serving.trust import check_trusted
 from naflex_export.serving.zero_shot import Scoring
 
 Array = NDArray[Any]
@@ -98,9 +99,10 @@ def open_text_run(path: Path, *, device: str | None = None, trusted: bool = True
         if manifest.target == "onnx" and manifest.dtype in NUMPY_HAS:
             return open_numpy_text(folder, device)
         from naflex_export.serving.device import check_device
-        from naflex_export.serving.load import check_trusted, open_text
+        from naflex_export.serving.load import open_text
 
         check_trusted(manifest, trusted)
+
         return open_text(folder, None if device is None else check_device(device))
 
     encoder = opened(path, use, verify)

@@ -7,27 +7,39 @@ import inspect
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from naflex_export.errors import RequestError, first_line
 
+if TYPE_CHECKING:
+    from torch import nn
 
-def call_factory(text: str, arguments: Mapping[str, Any]) -> nn.Module:
-    """Return what `module:factory` names: a model, or what a callable returns. Modules of the current folder count.
+
+def named_by(text: str) -> Any:
+    """Return what `module:factory` names, without torch if that module needs none. Modules of the current folder count.
 
     Raises:
-        RequestError: there is no such thing, it returns none, or it raises; it cannot end the process.
+        RequestError: there is no such thing, or its module raises; it cannot end the process.
     """
     module_name, _, factory_name = text.partition(":")
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.insert(0, here)  # as `python -m` has it; a console script does not
     try:
-        factory = getattr(importlib.import_module(module_name), factory_name)
+        return getattr(importlib.import_module(module_name), factory_name)
     except (Exception, SystemExit) as error:  # a module may raise anything while it is imported
         said = str(error) if isinstance(error, ImportError | AttributeError | ValueError) else _named(error)
         raise RequestError(f"factory {text!r} cannot be imported ({said}): expected module:callable") from error
+
+
+def call_factory(text: str, arguments: Mapping[str, Any]) -> nn.Module:
+    """Return what `module:factory` names: a model, or what a callable returns.
+
+    Raises:
+        RequestError: as `named_by`, or it is or returns no model, or it raises; it cannot end the process.
+    """
+    from torch import nn
+
+    factory = named_by(text)
     if isinstance(factory, nn.Module):
         return factory
     if not callable(factory):

@@ -157,7 +157,7 @@ def check_timm_name(name: str) -> None:
             f"{_closest(architecture, list(names.naflex))}; naflex-export --list shows all "
             "(docs/errors.md#not-a-naflexvit)"
         )
-    elif not names.knows(architecture):
+    elif not names.has_model(architecture):
         raise RequestError(unknown_model(name))
 
 

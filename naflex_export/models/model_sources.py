@@ -148,6 +148,17 @@ class ModelSource:
                 f"state {self.state!r} cannot be taken of {self.weights} weights: expected the --weights of a file"
             )
 
+    def find(self) -> None:
+        """Import the module of a factory, which tells whether there is one; nothing of any other source.
+
+        Raises:
+            RequestError: there is none, or its module raises.
+        """
+        if self._is_factory:
+            from naflex_export.models.from_factory import named_by
+
+            named_by(self.model)
+
     def describe(self) -> dict[str, Any]:
         """Return the source as plain JSON values, with the hash of a checkpoint file."""
         from naflex_export.models.checkpoint_files import checkpoint_sha256
@@ -190,6 +201,10 @@ class ModelSource:
         return source_and_name(self.model)
 
     @property
+    def _is_factory(self) -> bool:
+        return not self._is_transformers and not self._timm_source[0] and ":" in self.model
+
+    @property
     def _is_local_dir(self) -> bool:
         return self._timm_source[0] == LOCAL_DIR
 
@@ -198,8 +213,7 @@ class ModelSource:
             from naflex_export.models.from_transformers import create_transformers
 
             return create_transformers(self.model.removeprefix(TRANSFORMERS_PREFIX), self.weights)
-        source, _ = self._timm_source
-        if not source and ":" in self.model:
+        if self._is_factory:
             from naflex_export.models.from_factory import call_factory
 
             return call_factory(self.model, self.model_args)

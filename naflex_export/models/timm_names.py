@@ -15,6 +15,7 @@ from pathlib import Path
 
 _FILES = ("naflexvit", "vision_transformer", "eva")
 _REGISTERED = re.compile(r"@register_model\s+def (\w+)\(")
+_RENAMED = re.compile(r"register_model_deprecations\(__name__, \{(.*?)\}\)", re.DOTALL)
 _CONFIGURED = re.compile(r"""^ +['"](\w+)\.(\w+)['"]: \w+\(""", re.MULTILINE)
 
 
@@ -31,15 +32,21 @@ class TimmNames:
     text: str
 
     def knows(self, name: str) -> bool:
-        """Whether timm may know a name, of a model or of its weights: it stands somewhere in those files."""
+        """Whether timm may know a name of weights: it stands somewhere in those files."""
         literal = re.escape(name)  # it comes first: text that begins otherwise is skipped quickly
         return re.search(rf"{literal}(?<![\w.]{literal})(?![\w.])", self.text) is not None
 
+    def has_model(self, name: str) -> bool:
+        """Whether timm has a model of that name, which may be one that it has renamed since."""
+        renamed = "\n".join(_RENAMED.findall(self.text))
+        return self._registers(name) or re.search(rf"""['"]{re.escape(name)}['"]\s*:""", renamed) is not None
+
     def builds_otherwise(self, name: str) -> bool:
         """Whether timm has a model of that name that cannot be a NaFlexVit."""
-        return (
-            name not in self.naflex and re.search(rf"@register_model\s+def {re.escape(name)}\(", self.text) is not None
-        )
+        return name not in self.naflex and self._registers(name)
+
+    def _registers(self, name: str) -> bool:
+        return re.search(rf"@register_model\s+def {re.escape(name)}\(", self.text) is not None
 
     def matching(self, pattern: str) -> dict[str, tuple[str, ...]]:
         """Return the models whose names match a pattern such as `naflexvit*`, or hold a word such as `siglip`."""

@@ -14,10 +14,10 @@ import torch
 from naflex_export.errors import ArtifactError, BackendError, NaflexExportError, RequestError
 from naflex_export.serving.device import check_device
 from naflex_export.serving.engine_settings import EngineSettings
-from naflex_export.serving.manifest import Manifest
 from naflex_export.serving.opened import FULL, VerifiedFolder, opened
 from naflex_export.serving.patch_sizes import PatchSizesRunner
 from naflex_export.serving.runner import Runner
+from naflex_export.serving.trust import check_trusted
 from naflex_export.serving.zero_shot import Scoring
 
 if TYPE_CHECKING:
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
 
 _RUNNERS = {"compile": "compile_runner", "aot": "aot_runner", "onnx": "onnx_runner", "trt": "tensorrt_runner"}
 """The module of this package that runs each target's artifacts, imported only when it is asked for."""
-
-RUN_CODE = ("compile", "aot", "trt")
-"""Targets whose files hold code that runs when they are loaded; docs/security.md says what that means."""
 
 
 def load(
@@ -76,19 +73,6 @@ def load(
         return PatchSizesRunner(folder.manifest, runners)
 
     return opened(Path(path), use, verify)
-
-
-def check_trusted(manifest: Manifest, trusted: bool) -> None:
-    """Check that an artifact may be loaded.
-
-    Raises:
-        ArtifactError: it is not trusted, and loading it runs code that it holds.
-    """
-    if not trusted and manifest.target in RUN_CODE:
-        raise ArtifactError(
-            f"an artifact of target {manifest.target!r} holds code that runs when it is loaded, and this one is not "
-            "trusted: take an 'onnx' artifact, or trust it if you know who made it"
-        )
 
 
 def open_verified(

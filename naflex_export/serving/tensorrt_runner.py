@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,11 +19,10 @@ from naflex_export.serving.runner import Runner
 from naflex_export.serving.signature import TensorSpec, sizes_of
 from naflex_export.serving.tensorrt_capture import MOST_CAPTURED, CapturedRun, Shapes
 from naflex_export.serving.tensorrt_contexts import ContextMaker, EngineContext, Pool
+from naflex_export.serving.tensorrt_library import LIBRARIES, tensorrt
 from naflex_export.serving.tensorrt_log import reason, tensorrt_log
 
 FILE = "model.plan"
-
-LIBRARIES = ("tensorrt", "tensorrt_rtx")
 
 RTX_GPUS = ((7, 5), (8, 0), (8, 6), (8, 9), (12, 0), (12, 1))
 """Compute capabilities that tensorrt_rtx 1.7 has kernels for: no 9.0, which H100 and H200 have."""
@@ -72,26 +70,6 @@ def why_not_on(library: str, device: torch.device | None = None) -> str:
     return (
         f"tensorrt_rtx has no kernels for a GPU of compute capability {found[0]}.{found[1]} (it knows {known}): export "
         "with tensorrt on that machine, or to 'aot' or 'compile'"
-    )
-
-
-@functools.cache
-def tensorrt() -> ModuleType:
-    """Return the TensorRT library to build with: `tensorrt` where it is installed, else `tensorrt_rtx`.
-
-    Raises:
-        BackendError: neither imports.
-    """
-    reasons = []
-    for name in LIBRARIES:
-        try:
-            return importlib.import_module(name)
-        except (ImportError, OSError) as error:
-            reasons.append(f"{name}: {error}")
-    raise BackendError(
-        "target trt needs TensorRT, and neither library imports "
-        f"({'; '.join(reasons)}): pip install tensorrt-rtx, as naflex_export[rtx] does, or naflex_export[trt] from "
-        "NVIDIA's index (docs/errors.md#a-backend-package-or-gpu-is-missing)"
     )
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import errno
 import io
-import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from naflex_export.errors import BackendError, BuildError, tells_of_a_full_disk
+from naflex_export.errors import BuildError, tells_of_a_full_disk
 from naflex_export.graph.build_settings import BuildSettings
 from naflex_export.graph.intermediates import Shapes, Tapped
 from naflex_export.graph.program import Program
@@ -19,17 +18,13 @@ from naflex_export.precision import Precision
 from naflex_export.serving.aot_runner import FILE, PROMISED, promise
 from naflex_export.serving.manifest import Manifest
 from naflex_export.serving.runner import Runner
-from naflex_export.targets import StandIn
+from naflex_export.targets import StandIn, needs
 
 PACKAGES = ("torch", "triton")
 
 
 def require_build() -> None:
-    if shutil.which("g++") is None and shutil.which("clang++") is None:
-        raise BackendError(
-            "AOTInductor needs a C++ compiler and found none: install g++ (Debian: apt install g++; "
-            "docs/errors.md#no-c-compiler)"
-        )
+    needs.require_compiler()
 
 
 def build(program: Program, folder: Path, settings: BuildSettings) -> dict[str, Any]:

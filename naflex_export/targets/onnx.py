@@ -7,7 +7,6 @@ speed of eager torch or better, while the MatMul-Softmax form of earlier opsets 
 
 from __future__ import annotations
 
-import importlib.util
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,6 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from naflex_export.errors import BackendError
 from naflex_export.graph import onnx_passes as passes
 from naflex_export.graph.build_settings import BuildSettings
 from naflex_export.graph.intermediates import Shapes, Tapped, fitting
@@ -29,16 +27,14 @@ from naflex_export.precision import Precision
 from naflex_export.serving.manifest import Manifest
 from naflex_export.serving.onnx_runner import FILE, OnnxRunner, default_device, open_session
 from naflex_export.serving.runner import Runner
-from naflex_export.targets import StandIn
+from naflex_export.targets import StandIn, needs
 
 PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime-gpu", "onnxruntime")
 OPSET = 23
 
 
 def require_build() -> None:
-    for package in ("onnx", "onnxscript", "onnxruntime"):
-        if importlib.util.find_spec(package) is None:
-            raise BackendError(f"package {package!r} is missing: pip install {package}")
+    needs.require_onnx()
 
 
 def build(program: Program, folder: Path, settings: BuildSettings) -> dict[str, Any]:

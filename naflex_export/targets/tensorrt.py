@@ -33,9 +33,10 @@ from naflex_export.serving.manifest import Manifest
 from naflex_export.serving.onnx_runner import OnnxRunner
 from naflex_export.serving.runner import Runner
 from naflex_export.serving.signature import TensorSpec
+from naflex_export.serving.tensorrt_library import tensorrt
 from naflex_export.serving.tensorrt_log import tensorrt_log
-from naflex_export.serving.tensorrt_runner import FILE, TensorRTRunner, tensorrt, why_not_on
-from naflex_export.targets import StandIn, onnx
+from naflex_export.serving.tensorrt_runner import FILE, TensorRTRunner, why_not_on
+from naflex_export.targets import StandIn, needs, onnx
 
 PACKAGES = (*onnx.PACKAGES, "tensorrt", "tensorrt-rtx")
 OPSET = 20
@@ -51,8 +52,7 @@ class Profile:
 
 
 def require_build() -> None:
-    onnx.require_build()
-    tensorrt()
+    needs.require_tensorrt()
 
 
 def build(program: Program, folder: Path, settings: BuildSettings) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import artifacts
 import click
+import pytest
 
 from naflex_export.cli.classify import classify_command
 
@@ -44,6 +45,10 @@ OF_AN_ARTIFACT = [
     ("gate", "--images nofolder", "image folder 'nofolder' cannot be read"),
     ("gate", "--tokenizer x", "--tokenizer 'x' was given and 'a' has no text tower"),
     ("gate", "--seed 0 --reference no_such", "model 'no_such' does not exist"),
+    ("gate", "--case nope", "case 'nope' does not exist: expected a name such as photos-"),
+    ("gate", "--case mixed-7-seed0", "case 'mixed-7-seed0' does not exist: expected a name such as photos-"),
+    ("gate", "--reference os:nope", "factory 'os:nope' cannot be imported (module 'os' has no attribute 'nope')"),
+    ("bench", "--reference os:nope", "factory 'os:nope' cannot be imported (module 'os' has no attribute 'nope')"),
     ("bench", "--weights nofile", "checkpoint 'nofile' does not exist"),
     ("bench", "--device nope", "device 'nope' is not served: expected cpu, or cuda and an index"),
     ("bench", "--batch 999", "no bucket takes 999 images"),
@@ -86,6 +91,60 @@ def test_an_export_is_refused_before_torch_is_imported(tmp_path: Path) -> None:
     said = refused([("export", [*always, *given.split()]) for given, _ in EXPORTS], tmp_path)
     for (_, expected), line in zip(EXPORTS, said, strict=True):
         assert expected in line
+
+
+FACTORIES = [
+    ("siglip", "model 'siglip' does not exist"),
+    ("vit", "model 'vit' does not exist"),
+    ("os:nope", "factory 'os:nope' cannot be imported (module 'os' has no attribute 'nope')"),
+    ("os.nope:make", "factory 'os.nope:make' cannot be imported (No module named 'os.nope'"),
+    ("broken:make", "factory 'broken:make' cannot be imported (RuntimeError: on purpose)"),
+]
+
+
+def test_a_factory_that_is_not_there_is_refused_before_torch_is_imported(tmp_path: Path) -> None:
+    """Its module is imported, as it will be anyway, and torch is only if that module asks for it."""
+    (tmp_path / "broken.py").write_text("raise RuntimeError('on purpose')")
+    exports = [("export", [model, "--target", "onnx", "--out", "a"]) for model, _ in FACTORIES]
+    packs = [("gate", ["pack", model, "--out", "a"]) for model, _ in FACTORIES]
+    said = refused([*exports, *packs], tmp_path)
+    for (_, expected), line in zip([*FACTORIES, *FACTORIES], said, strict=True):
+        assert expected in line
+
+
+def test_an_artifact_of_code_is_refused_before_torch_is_imported(tmp_path: Path) -> None:
+    artifacts.fill(tmp_path / "a")
+    source = {"model": "os:getcwd", "weights": "random"}
+    artifacts.edit(tmp_path / "a", lambda fields: fields["model"].update(source=source))
+    artifacts.edit(tmp_path / "a", lambda fields: fields.update(target="aot", build={"device": "cpu"}))
+    [said] = refused([("gate", ["a", "--trust-source", "--untrusted"])], tmp_path)
+    assert "an artifact of target 'aot' holds code that runs when it is loaded" in said
+
+
+@pytest.mark.parametrize(
+    ("target", "missing", "said"),
+    [
+        ("trt", "tensorrt tensorrt_rtx", "target trt needs TensorRT, and neither library imports"),
+        ("onnx", "onnxscript", "package 'onnxscript' is missing: pip install onnxscript"),
+        ("aot", "g++ clang++", "AOTInductor needs a C++ compiler and found none"),
+    ],
+)
+def test_a_missing_backend_is_told_before_torch_is_imported(
+    target: str, missing: str, said: str, tmp_path: Path
+) -> None:
+    hides = (
+        "import importlib.util, shutil, sys\n"
+        f"gone = {missing.split()!r}\n"
+        "find, which = importlib.util.find_spec, shutil.which\n"
+        "importlib.util.find_spec = lambda name, *given: None if name in gone else find(name, *given)\n"
+        "shutil.which = lambda name, *given: None if name in gone else which(name, *given)\n"
+        "sys.modules.update(dict.fromkeys(gone))\n"
+    )
+    asked = [("export", ["os:getcwd", "--target", target, "--weights", "random", "--out", "a"])]
+    words = [sys.executable, "-c", hides + RUN, json.dumps(asked)]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=tmp_path)
+    [[code, line]], torch_is_there = json.loads(done.stdout)
+    assert code == 3 and said in line and not torch_is_there
 
 
 def test_a_contact_sheet_that_cannot_be_written_is_refused_first(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from naflex_export.cli.bench import bench_command
 from naflex_export.cli.exits import exit_codes
 from naflex_export.cli.export import export_command
 from naflex_export.cli.gate import gate_command
-from naflex_export.serving.load import RUN_CODE
+from naflex_export.serving.trust import RUN_CODE
 
 
 def call(command: Any, *arguments: object) -> Result:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import timm
-from timm.models._registry import _model_pretrained_cfgs
+from timm.models._registry import _deprecated_models, _model_pretrained_cfgs
 
 import naflex_export as nx
 from naflex_export.models.model_names import check_timm_name, understood
@@ -22,6 +22,8 @@ def test_names_read_from_files_are_those_that_timm_has() -> None:
     assert {"vit_base_patch16_224", "eva02_base_patch14_224"} <= set(names.naflex)
     tags = {f"{name}.{tag}" for name, known in names.naflex.items() for tag in known}
     assert len(tags) > 100 and tags <= set(_model_pretrained_cfgs)
+    assert all(map(names.has_model, [*timm.list_models(), *_deprecated_models]))
+    assert not any(map(names.has_model, ["siglip", "vit", "model", "timm", "url", "webli"]))
 
 
 @pytest.mark.full
