@@ -23,6 +23,10 @@ class InputError(RequestError):
     """A Runner was called with inputs outside what its artifact accepts."""
 
 
+class ClosedError(RequestError):
+    """A Runner was called after it was closed."""
+
+
 class PhotoError(RequestError):
     """A photo cannot be read, is larger than the limit, or is of a kind that has no plain meaning as RGB."""
 

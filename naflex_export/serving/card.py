@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+
 from naflex_export.serving.manifest import Manifest
 from naflex_export.serving.zero_shot import Scoring
 
@@ -17,7 +19,8 @@ def card(manifest: Manifest, kind: str, device: object) -> str:
     source = manifest.model.get("source", {})
     name = source.get("model") or manifest.model.get("architecture") or manifest.model.get("family", "a model")
     weights = source.get("weights", "")
-    lines = [f"{kind}: {name}, {manifest.target} in {manifest.precision}, on {device}"]
+    precision = ", ".join(word.strip() for word in str(manifest.precision).split(","))
+    lines = [f"{kind}: {name}, {manifest.target} in {precision}, on {device}"]
     lines += [f"  in   {spec}" for spec in manifest.inputs]
     lines += [f"  out  {spec}" for spec in manifest.outputs]
     if sizes := ", ".join(map(str, manifest.by_patch_size)):
@@ -27,7 +30,7 @@ def card(manifest: Manifest, kind: str, device: object) -> str:
     lines += [f"  buckets (tokens:least,usual,most images): {'; '.join(map(str, manifest.buckets))}"]
     if weights:
         lines.append(f"  weights: {'random, a dry run' if weights == 'random' else weights}")
-    return "\n".join([*lines, _gate_line(manifest)])
+    return _folded([*lines, _gate_line(manifest)])
 
 
 def text_card(manifest: Manifest, scoring: Scoring) -> str:
@@ -44,7 +47,13 @@ def text_card(manifest: Manifest, scoring: Scoring) -> str:
         + ("at length 1" if scoring.normalized else "not normalised"),
         f"  score: {scoring.probability} of cosine * exp({scoring.logit_scale:.6g}) + {scoring.logit_bias:.6g}",
     ]
-    return "\n".join([*lines, _gate_line(manifest)])
+    return _folded([*lines, _gate_line(manifest)])
+
+
+def _folded(lines: list[str]) -> str:
+    """Return lines as a text of at most 80 columns, but for words that are longer."""
+    wrapper = textwrap.TextWrapper(80, subsequent_indent=" " * 7, break_long_words=False, break_on_hyphens=False)
+    return "\n".join(map(wrapper.fill, lines))
 
 
 def _gate_line(manifest: Manifest) -> str:

@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 
 from naflex_export.errors import ArtifactError, BackendError, NaflexExportError, RequestError
 from naflex_export.serving.card import card
+from naflex_export.serving.closing import Closable
 from naflex_export.serving.device_name import check_device_name
 from naflex_export.serving.graph_signature import check_graph
 from naflex_export.serving.known_formats import input_format_of
 from naflex_export.serving.manifest import Manifest
 from naflex_export.serving.onnx_session import new_session, require_onnxruntime, specs_of
-from naflex_export.serving.opened import FULL, Loaded, VerifiedFolder, opened
+from naflex_export.serving.opened import FULL, VerifiedFolder, opened
 from naflex_export.serving.signature import ARRAYS, check_inputs, in_order
 from naflex_export.serving.zero_shot import Scoring
 
@@ -99,8 +100,10 @@ def load_numpy(
     return opened(Path(path), use, verify)
 
 
-class NumpyRunner(Loaded):
+class NumpyRunner(Closable):
     """Runs an ONNX artifact on numpy arrays. Several threads may call it at once.
+
+    `close()`, or the end of a `with` block, gives back what it holds.
 
     Args:
         folder: the artifact's, verified.
@@ -136,7 +139,9 @@ class NumpyRunner(Loaded):
 
         Raises:
             InputError: a type, rank, dtype, shape, grid, batch or token count is not what the artifact accepts.
+            ClosedError: it was closed.
         """
+        self.refuse_closed()
         inputs, named = self.input_format.completed(inputs, named)
         arrays: Any = in_order(self.manifest.inputs, inputs, named)
         self.check(*arrays)
@@ -152,7 +157,7 @@ class NumpyRunner(Loaded):
 
     def __repr__(self) -> str:
         """Return what the artifact is, what it takes and gives, and what the gate said of it."""
-        return card(self.manifest, type(self).__name__, self._place)
+        return card(self.manifest, self.kind, self._place)
 
     @property
     def text(self) -> TextEncoder:
@@ -161,7 +166,9 @@ class NumpyRunner(Loaded):
         Raises:
             RequestError: the artifact has none.
             ArtifactError, BackendError: its tokenizer or graph cannot be loaded.
+            ClosedError: the NumpyRunner was closed.
         """
+        self.refuse_closed()
         if self._text is None:
             self._text = _text_of(self._folder, self._place, self._threads)
         return self._text

@@ -56,6 +56,7 @@ class OnnxRunner(Runner):
 
     def trim(self) -> None:
         """Run one small batch at whose end the session's arena shrinks to it; nothing else makes it shrink."""
+        self.refuse_closed()
         import onnxruntime
 
         options = onnxruntime.RunOptions()

@@ -29,14 +29,21 @@ class PatchSizesRunner(Runner):
         """Return the Runner of one patch size.
 
         Raises:
-            RequestError: the artifact has none of that size.
+            RequestError: the artifact has none of that size, or was closed.
         """
+        self.refuse_closed()
         if patch_size not in self.runners:
             raise RequestError(
                 f"patch size {patch_size!r} is not in this artifact: expected one of {self._sizes()}; "
                 "export again with it among --patch-size"
             )
         return self.runners[patch_size]
+
+    def close(self) -> None:
+        """Close the Runner of each patch size too."""
+        for runner in vars(self).get("runners", {}).values():
+            runner.close()
+        super().close()
 
     def manifest_for(self, inputs: Sequence[object]) -> Manifest:
         return self._chosen(inputs).manifest
@@ -49,11 +56,13 @@ class PatchSizesRunner(Runner):
 
     def warmup(self) -> Self:
         """Run each bucket of each patch size, as a Runner of one does."""
+        self.refuse_closed()
         for runner in self.runners.values():
             runner.warmup()
         return self
 
     def trim(self) -> None:
+        self.refuse_closed()
         for runner in self.runners.values():
             runner.trim()
 

@@ -12,10 +12,10 @@ from torch import Tensor
 from naflex_export.errors import RequestError
 from naflex_export.grid import Grid
 from naflex_export.serving.card import card
+from naflex_export.serving.closing import Closable
 from naflex_export.serving.conveniences import are_arrays, as_array, cast, from_arrays, parts_of
 from naflex_export.serving.known_formats import input_format_of
 from naflex_export.serving.manifest import Manifest
-from naflex_export.serving.opened import Loaded
 from naflex_export.serving.signature import check_inputs, in_order
 from naflex_export.serving.tensors import TENSORS, plain
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from naflex_export.serving.text import TextEncoder
 
 
-class Runner(Loaded, ABC):
-    """Runs an artifact on the inputs of its model.
+class Runner(Closable, ABC):
+    """Runs an artifact on the inputs of its model. `close()`, or the end of a `with` block, gives back what it holds.
 
     Attributes:
         manifest: what the artifact says of itself.
@@ -68,7 +68,9 @@ class Runner(Loaded, ABC):
 
         Raises:
             InputError: a rank, dtype, shape, grid, batch or token count is not what the artifact accepts.
+            ClosedError: it was closed.
         """
+        self.refuse_closed()
         inputs, named = self.input_format.completed(inputs, named)
         given: Any = in_order(self.manifest.inputs, inputs, named)
         arrays = are_arrays(given, self.manifest)
@@ -114,7 +116,7 @@ class Runner(Loaded, ABC):
 
     def __repr__(self) -> str:
         """Return what the artifact is, what it takes and gives, and what the gate said of it."""
-        return card(self.manifest, type(self).__name__, self.device)
+        return card(self.manifest, self.kind, self.device)
 
     @property
     def text(self) -> TextEncoder:
@@ -123,7 +125,9 @@ class Runner(Loaded, ABC):
         Raises:
             RequestError: the artifact has none.
             ArtifactError, BackendError: its tokenizer or graph cannot be loaded.
+            ClosedError: the Runner was closed.
         """
+        self.refuse_closed()
         if self._text is None:
             if self.opens_text is None:
                 raise RequestError(

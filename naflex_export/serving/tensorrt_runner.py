@@ -137,6 +137,7 @@ class TensorRTRunner(Runner):
         self._contexts, self._captured = Pool(context), Pool(captured, MOST_CAPTURED)
 
     def trim(self) -> None:
+        self.refuse_closed()
         with self._gpu.current():
             self._contexts.drop()  # they hold the memory; the next call makes its own
             self._captured.drop()
@@ -145,8 +146,9 @@ class TensorRTRunner(Runner):
         """Write the kernels compiled so far to the settings' `runtime_cache`, in one step.
 
         Raises:
-            RequestError: the settings name no file.
+            RequestError: the settings name no file, or the Runner was closed.
         """
+        self.refuse_closed()
         if self.settings.cache_file is None:
             raise RequestError(
                 "there is no runtime cache to save: load with engine=nx.EngineSettings(runtime_cache=Path(...))"

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from naflex_export.errors import ArtifactError, InputError, RequestError
 from naflex_export.serving.card import text_card
+from naflex_export.serving.closing import Closable
 from naflex_export.serving.manifest import Manifest
-from naflex_export.serving.opened import Loaded, VerifiedFolder
+from naflex_export.serving.opened import VerifiedFolder
 from naflex_export.serving.optional_package import optional_package
 from naflex_export.serving.zero_shot import Scoring
 
@@ -74,8 +75,8 @@ class TokenMaker:
         return [given[spec.name] for spec in self.manifest.inputs]
 
 
-class TextEncoder(Loaded):
-    """Turns texts into vectors. Several threads may call it at once.
+class TextEncoder(Closable):
+    """Turns texts into vectors. Several threads may call it at once. It is closed with the Runner that opened it.
 
     Args:
         folder: the text tower's, verified.
@@ -117,7 +118,9 @@ class TextEncoder(Loaded):
 
         Raises:
             InputError: it is no list of texts, or empty, or a text has no token and the model needs one.
+            ClosedError: it was closed.
         """
+        self.refuse_closed()
         inputs = self.tokens(texts)
         smallest, _, largest = self.manifest.buckets[-1].batch
         made = []

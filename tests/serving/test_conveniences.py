@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import pickle
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import artifacts
 import numpy as np
 import pytest
 import tiny
@@ -17,6 +19,7 @@ import naflex_export as nx
 from naflex_export.batch import noise_batch
 from naflex_export.exporter import export
 from naflex_export.grid import Grid
+from naflex_export.serving.card import card
 
 BUCKETS = [nx.Bucket(9, (1, 2, 3))]
 
@@ -47,6 +50,64 @@ def test_a_runner_shows_what_it_is(run: nx.Runner) -> None:
 def test_what_runs_without_torch_shows_itself_likewise(path: Path, run: nx.Runner) -> None:
     found, expected = repr(nx.load_numpy(path, device="cpu")).splitlines(), repr(run).splitlines()
     assert found == ["NumpyRunner" + expected[0].removeprefix("OnnxRunner"), *expected[1:]]
+
+
+KEPT = [f"blocks.{number}.mlp.fc2" for number in range(8)]
+SOURCE = {"model": "naflexvit_so400m_patch16_siglip.v2_webli", "weights": "/home/her/runs of november/best.pth.tar"}
+
+
+@pytest.mark.parametrize(
+    ("said", "line"),
+    [
+        ({"build": {"quantized": {"to": "int8", "keep_unquantized": KEPT}}}, "       blocks."),
+        (
+            {"kind": "patch sizes", "build": {"entry_points": {str(n): f"patch{n}" for n in range(4, 40)}}},
+            "  patch sizes: 4",
+        ),
+        ({"model": {"source": SOURCE, "text": {"probability": "sigmoid"}}}, "  text tower: run.text"),
+        ({"buckets": tuple(nx.Bucket(n * 64, (1, 8, 32)) for n in range(1, 12))}, "       "),
+        (
+            {"gate": {"passed": True, "judged": "the artifact, on cpu; " * 5, "worst": {"relative_l2": 1e-7}}},
+            "  gate: passed",
+        ),
+    ],
+    ids=["int8", "sizes", "text", "buckets", "gate"],
+)
+def test_a_card_fits_80_columns(said: dict[str, Any], line: str) -> None:
+    lines = card(artifacts.manifest(**{"model": {"source": SOURCE}, **said}), "PatchSizesRunner", "cuda:0").splitlines()
+    assert max(map(len, lines)) <= 80 and any(one.startswith(line) for one in lines[1:])
+    assert lines[0].startswith(f"PatchSizesRunner: {SOURCE['model']}, onnx in")
+
+
+@pytest.mark.parametrize("load", [nx.load, nx.load_numpy], ids=["torch", "numpy"])
+def test_what_is_closed_holds_nothing_and_refuses_calls(path: Path, load: Callable[..., Any]) -> None:
+    arrays = [tensor.numpy() for tensor in given(2)]
+    with load(path, device="cpu") as run:
+        run(*arrays)
+        session, held = weakref.ref(run._session), handles_of(path)
+        assert held
+    assert session() is None and not handles_of(path)
+    for asks in (lambda: run(*arrays), lambda: run.text, run.__enter__):
+        with pytest.raises(nx.ClosedError, match=f"this {type(run).__name__} was closed: load the artifact again"):
+            asks()
+    run.close()
+    assert repr(run).startswith(f"{type(run).__name__}, closed: naflexvit") and run.manifest.target == "onnx"
+
+
+@pytest.mark.parametrize("load", [nx.load, nx.load_numpy], ids=["torch", "numpy"])
+def test_what_nothing_refers_to_holds_nothing(path: Path, load: Callable[..., Any]) -> None:
+    run = load(path, device="cpu")
+    session = weakref.ref(run._session)
+    del run
+    assert session() is None and not handles_of(path)
+
+
+def handles_of(path: Path) -> list[str]:
+    """Return what this process has open of a folder."""
+    if not Path("/proc/self/fd").is_dir():
+        pytest.skip("only Linux says what is open")
+    found = [str(one.readlink()) for one in Path("/proc/self/fd").iterdir() if one.is_symlink()]
+    return [name for name in found if name.startswith(str(path))]
 
 
 def test_warmup_runs_each_size_of_each_bucket(run: nx.Runner, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,6 +55,14 @@ def test_each_size_is_a_whole_artifact(artifact: nx.Artifact) -> None:
         assert nx.load(artifact.path / f"patch{size}").manifest.inputs[0].shape[2] == size * size * 3
 
 
+def test_all_sizes_are_closed_together(artifact: nx.Artifact) -> None:
+    with nx.load(artifact.path, device="cpu") as run:
+        one = run[3]
+    for asks in (lambda: run[3], run.trim, run.warmup, one.warmup):
+        with pytest.raises(nx.ClosedError, match="was closed: load the artifact again"):
+            asks()
+
+
 def test_the_manifest_on_top_says_what_they_have_in_common(artifact: nx.Artifact) -> None:
     fields = json.loads((artifact.path / "manifest.json").read_text())
     assert (fields["kind"], fields["schema"]) == ("patch sizes", 4)
