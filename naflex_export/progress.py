@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -66,6 +66,7 @@ class Stages(Observer):
         self._stage = self._said = self._of = ""
         self._plan: Sequence[str] = ()
         self._show: Callable[[], None] = _nothing
+        self._due: float | None = None
 
     def named(self, artifact: str) -> None:
         """Say of which of several artifacts the stages to come are."""
@@ -86,8 +87,8 @@ class Stages(Observer):
         console = self._console
         with super().stage(name), contextlib.ExitStack() as stack:
             if console is not None:
-                shown = _on_terminal if console.is_terminal else _in_lines
-                self._show = stack.enter_context(shown(console, lambda: self._said, self._interval))
+                shown = self._on_terminal if console.is_terminal else self._in_lines
+                self._show = stack.enter_context(shown(console))
             yield
         self._said, self._show = "", _nothing
         seconds = time.perf_counter() - started
@@ -105,44 +106,65 @@ class Stages(Observer):
         """Show a report."""
         self._on_report(report)
 
+    @contextlib.contextmanager
+    def _on_terminal(self, console: Console) -> Iterator[Callable[[], None]]:
+        """Show what is going on in a line that moves; yield what has it look again."""
+        from rich.markup import escape
+        from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+        with Progress(*columns, console=console, transient=True) as progress:
+            task = progress.add_task(escape(self._said))
+            yield lambda: progress.update(task, description=escape(self._said))
+
+    @contextlib.contextmanager
+    def _in_lines(self, console: Console) -> Iterator[Callable[[], None]]:
+        """Print what is going on each time that the interval is over, in whichever stage; yield what does nothing.
+
+        A stage that has only begun has nothing to say of how far it is: it is told later, at its end at the latest.
+        """
+        started, ended = time.monotonic(), threading.Event()
+        due = started + self._interval if self._due is None else max(self._due, started + self._interval / 2)
+        self._due = due if self._due is None else self._due
+
+        def tell() -> None:
+            seconds = time.monotonic() - started
+            console.print(f"  {self._said} ({seconds:.0f} s)", markup=False, highlight=False, soft_wrap=True)
+            self._due = time.monotonic() + self._interval
+
+        def keep_telling() -> None:
+            wait = due - started
+            while not ended.wait(wait):
+                tell()
+                wait = self._interval
+
+        teller = threading.Thread(target=keep_telling, daemon=True)
+        teller.start()
+        try:
+            yield _nothing
+        finally:
+            ended.set()
+            teller.join()
+            if time.monotonic() >= self._due:
+                tell()
+
 
 def _nothing() -> None:
     """Show nothing, as the next line will."""
-
-
-@contextlib.contextmanager
-def _on_terminal(console: Console, said: Callable[[], str], interval: float) -> Iterator[Callable[[], None]]:
-    """Show what is going on in a line that moves; yield what has it look again."""
-    from rich.markup import escape
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task(escape(said()))
-        yield lambda: progress.update(task, description=escape(said()))
-
-
-@contextlib.contextmanager
-def _in_lines(console: Console, said: Callable[[], str], interval: float) -> Iterator[Callable[[], None]]:
-    """Print what is going on each time that the interval is over; yield what does nothing in between."""
-    started, ended = time.perf_counter(), threading.Event()
-
-    def tell() -> None:
-        while not ended.wait(interval):
-            seconds = time.perf_counter() - started
-            console.print(f"  {said()} ({seconds:.0f} s)", markup=False, highlight=False, soft_wrap=True)
-
-    teller = threading.Thread(target=tell, daemon=True)
-    teller.start()
-    try:
-        yield _nothing
-    finally:
-        ended.set()
-        teller.join()
 
 
 def shown_progress() -> Stages:
     """Return what shows on standard error how far an export or a gate is, for `progress=True`."""
     from rich.console import Console
 
-    return Stages(Console(stderr=True, emoji=False))
+    class Remarks(Console):
+        """Standard error, as far as anybody reads it: rich would end the thread, and close standard output too."""
+
+        def print(self, *objects: Any, **options: Any) -> None:
+            with contextlib.suppress(OSError):
+                super().print(*objects, **options)
+
+        def on_broken_pipe(self) -> None:
+            """Go on."""
+
+    return Stages(Remarks(stderr=True, emoji=False))

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import logging
+import os
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -59,6 +62,32 @@ def test_an_export_counts_its_stages(tmp_path: Path, monkeypatch: pytest.MonkeyP
     lines = log.getvalue().splitlines()
     assert built and all(line.startswith(("  1/4 trace (", "  2/4 build: translating (")) for line in lines)
     assert any(line.startswith("  2/4") for line in lines)
+
+
+def test_short_stages_one_after_the_other_are_not_silent() -> None:
+    """The interval is one of lines, and not of stages, each of which may be shorter."""
+    log = io.StringIO()
+    stages, started = Stages(Console(file=log, width=200), interval=0.25), time.monotonic()
+    for number in range(10):
+        with stages.stage(f"stage {number}"):
+            time.sleep(0.1)
+    assert 2 <= len(log.getvalue().splitlines()) <= (time.monotonic() - started) / 0.25
+
+
+def test_a_pipe_that_nobody_reads_ends_nothing() -> None:
+    """Neither the work, nor what is told later, nor standard output, which rich would send nowhere."""
+    code = (
+        "import time; from naflex_export import progress; progress.INTERVAL = 0.01\n"
+        "stages = progress.shown_progress()\n"
+        "with stages.stage('gate'):\n    time.sleep(0.2)\n"
+        "with stages.stage('build'):\n    time.sleep(0.2)\n"
+        "print('all of it')\n"
+    )
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=write, text=True, check=False)
+    os.close(write)
+    assert done.returncode == 0 and done.stdout == "all of it\n"
 
 
 def test_a_terminal_shows_the_stage_and_how_far_it_is() -> None:

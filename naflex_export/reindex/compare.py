@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from naflex_export.embed.embedder import Embedder
 from naflex_export.embed.sources import Source, source_of
 from naflex_export.errors import RequestError
+from naflex_export.progress import Observer, shown_progress
 from naflex_export.reindex.compare_report import Compared, CompareReport, Found, Moved
 from naflex_export.reindex.neighbours import searched, unit
 from naflex_export.serving.manifest import Manifest
@@ -62,6 +63,7 @@ def compare(
     tokens: int | None = None,
     device: str | None = None,
     trusted: bool = True,
+    progress: bool = False,
 ) -> CompareReport:
     """Return whether an index that was built with one artifact may be searched with another.
 
@@ -77,6 +79,7 @@ def compare(
         tokens: the most patches of a photo, for both; by default the largest bucket's of each.
         device: where to run; as for `load`.
         trusted: as for `load`: with False an artifact that holds code is refused.
+        progress: show on standard error how far it is, as `export` does.
 
     Raises:
         RequestError: the vectors have different widths, there are too few photos that can be read, or an argument is
@@ -84,8 +87,10 @@ def compare(
         ArtifactError, BackendError: as `load`.
     """
     given = [photos] if isinstance(photos, str | os.PathLike) else list(photos)
-    request = CompareRequest(k, min_recall, tokens, device, trusted)
-    return compare_artifacts(Path(old), Path(new), [Path(one) for one in given], request)
+    observer = shown_progress() if progress else Observer()
+    request = CompareRequest(k, min_recall, tokens, device, trusted, observer.announce)
+    with observer.stage("compare"):
+        return compare_artifacts(Path(old), Path(new), [Path(one) for one in given], request)
 
 
 def compare_artifacts(old: Path, new: Path, photos: Sequence[Path], request: CompareRequest) -> CompareReport:

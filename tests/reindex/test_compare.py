@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -107,8 +108,10 @@ def test_what_has_no_direction_finds_nothing() -> None:
             assert found.recall[2] == found.overlap[2] == 0 and not found.finds_itself[2]
 
 
-def test_an_artifact_finds_what_it_embedded(old: Path, photos: Path) -> None:
-    found = nx.compare(old, old, photos, k=5)
+def test_an_artifact_finds_what_it_embedded(old: Path, photos: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "naflex_export")
+    found = nx.compare(old, old, photos, k=5, progress=True)
+    assert caplog.messages[0] == "compare begins" and "searching" in caplog.messages
     assert found.passed and found.recall == found.overlap == found.finds_itself == 1
     assert found.photos == COUNT and not found.differences and min(found.cosines) == pytest.approx(1)
     assert found.moves()[0] == COUNT and found.quantiles()["least"] == pytest.approx(1)
