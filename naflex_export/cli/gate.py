@@ -13,7 +13,7 @@ from click.shell_completion import CompletionItem
 
 from naflex_export.cli.compare import compare_command
 from naflex_export.cli.completion import model_words, weights_words
-from naflex_export.cli.exits import exit_codes
+from naflex_export.cli.exits import exit_codes, leaves
 from naflex_export.cli.options import (
     ArgumentsCommand,
     begin,
@@ -109,7 +109,8 @@ def _folders_and_commands(ctx: click.Context, param: click.Parameter, incomplete
 @click.option(
     "--card",
     is_flag=True,
-    help="Write the artifact's model card, README.md, anew from its manifest, and judge nothing.",
+    help="Write the artifact's model card, README.md, anew from its manifest, print it on standard output, and judge "
+    "nothing.",
 )
 @images_option
 @seed_option
@@ -236,9 +237,10 @@ def _tell(found: GateReport, reports: Sequence[Path], *, for_programs: bool) -> 
 
 
 def _renew_card(artifact: Path) -> None:
-    """Write an artifact's model card anew, and say where it is."""
+    """Write an artifact's model card anew, say where it is, and print it as it stands there."""
     from naflex_export.accuracy.report.card import CARD, renew_card
-    from naflex_export.cli.console import print_written
 
     renew_card(artifact)
-    print_written(artifact / CARD, "the model card")
+    leaves(f"{artifact / CARD} was written")
+    click.echo(f"wrote {artifact / CARD} (the model card)", err=True)
+    click.echo((artifact / CARD).read_bytes(), nl=False)

@@ -170,6 +170,7 @@ def test_the_gate_writes_a_card_anew_and_hashes_hold(artifact: Path, tmp_path: P
     assert CARD not in Manifest.read(old).files
     done = CliRunner().invoke(gate_command, [str(old), "--card"])
     assert done.exit_code == 0 and "README.md (the model card)" in done.output, done.output
+    assert done.stdout == (old / CARD).read_text() and done.stderr.startswith("wrote ")
     manifest = Manifest.read(old)
     manifest.verify(old)
     assert (old / CARD).read_text() == (artifact / CARD).read_text() and nx.load(old).manifest == manifest
