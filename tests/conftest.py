@@ -6,6 +6,7 @@ import functools
 import gc
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -41,6 +42,10 @@ torch.set_num_threads(1)  # one test process for each core
 for name in ("COLUMNS", "LINES"):  # rich's console keeps for good what is set as it is made, and no test can change it
     os.environ.pop(name, None)
 importlib.import_module("naflex_export.cli.console")
+
+for number in (signal.SIGINT, signal.SIGHUP):  # a job in the background or under nohup ignores them, and so would
+    if signal.getsignal(number) == signal.SIG_IGN:  # the processes of tests, which a handler is not handed down to
+        signal.signal(number, lambda *_: None)
 
 
 EFFORTS, FAULT_OF = dict(efforts.EFFORTS), gate.fault_of
