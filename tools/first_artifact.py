@@ -174,26 +174,40 @@ def measured(revision: str, installer: str, install: str, export: str, wheels: P
 
 
 def tables(rows: Sequence[Mapping[str, str]]) -> str:
-    """Return what each revision takes, from the newest rows, and what share that is of the first."""
-    head = ["commit", "installed by", "CPU s", "s", "on the disk, GB", "command", "CPU s", "s", "CPU s in all"]
-    head += ["CPU of the first", "disk of the first"]
+    """Return what each revision takes, from the newest rows, and what share that is of the first.
+
+    Of a command that exports, only what it has beside the shortest is named.
+    """
+    head = [
+        "commit",
+        "installed by",
+        "with",
+        "install, CPU s",
+        "export, CPU s",
+        "both",
+        "of the first",
+        "GB",
+        "of the first",
+    ]
     lines, found = [], newest(rows, KIND)
+    common = min((row["export"] for row in found), key=len)
     for row in found:
-        shares = [taken(row) / taken(found[0]) for taken in (cpu_seconds, _disk)]
-        install = [row["install_cpu_s"], row["install_s"], f"{float(row['disk_mb']) / 1000:.1f}"]
-        export = [f"`{row['export']}`", row["export_cpu_s"], row["export_s"]]
-        in_all = [f"{cpu_seconds(row):.1f}", *(f"{share:.2f}" for share in shares)]
-        lines.append([row["commit"], row["installer"], *install, *export, *in_all])
+        besides = row["export"].removeprefix(common).strip()
+        lines.append(
+            [
+                *(row["commit"], row["installer"], f"`{besides}`" if besides else ""),
+                *(row["install_cpu_s"], row["export_cpu_s"], f"{cpu_seconds(row):.1f}"),
+                f"{cpu_seconds(row) / cpu_seconds(found[0]):.2f}",
+                f"{float(row['disk_mb']) / 1000:.1f}",
+                f"{float(row['disk_mb']) / float(found[0]['disk_mb']):.2f}",
+            ]
+        )
     return table(head, lines)
 
 
 def cpu_seconds(row: Mapping[str, str]) -> float:
     """Return what both commands of a row took."""
     return float(row["install_cpu_s"]) + float(row["export_cpu_s"])
-
-
-def _disk(row: Mapping[str, str]) -> float:
-    return float(row["disk_mb"])
 
 
 def page(text: str) -> str:
