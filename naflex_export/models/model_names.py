@@ -170,7 +170,11 @@ def unknown_model(name: str) -> str:
 
 
 def _closest(name: str, there: list[str]) -> str:
-    close = difflib.get_close_matches(name.lower(), list(dict.fromkeys(there)), n=3, cutoff=0.5)
+    there = list(dict.fromkeys(there))
+    close = difflib.get_close_matches(name.lower(), there, n=3, cutoff=0.5)
+    held = [one for one in there if name.lower() in one]
+    if held and not close:
+        return f"{', '.join(held[:3])}{' and others' if len(held) > 3 else ''} hold that word"
     if not close:
         return "no name of a NaFlexVit is close to it"
     return f"the closest {'is' if len(close) == 1 else 'are'} {', '.join(close)}"

@@ -93,6 +93,11 @@ def test_a_folder_says_whose_it_is(tmp_path: Path) -> None:
         (":siglip", "model ':siglip' is no module:factory: expected the names of both"),
         ("tiny:", "is no module:factory"),
         ("no_such_module.models:make", "factory 'no_such_module.models:make' cannot be imported .*'no_such_module'"),
+        (
+            "SigLIP",
+            "model 'SigLIP' does not exist; naflexvit_base_patch16_siglip, naflexvit_so400m_patch16_siglip, "
+            "vit_base_patch32_siglip_256 and others hold that word; naflex-export --list shows all",
+        ),
         ("./some/where/else", "does not exist: expected a folder with a config.json, a hub id"),
     ],
 )
