@@ -1,8 +1,8 @@
 """The blocks of README and docs run as they stand, page by page in their order; what does not run says why here.
 
 A block that nobody accounts for fails a test. Of what a page shows to be typed, words in capitals stand for what the
-reader has (`STANDS_FOR`); what names no weights takes random ones; every gate is quick; `timm` makes small
-models; and what is in 8 bits is left out where ModelOpt is not installed.
+reader has (`STANDS_FOR`); what names no weights takes random ones; every gate is quick; no bench waits
+for `torch.compile`; `timm` makes small models; and what is in 8 bits is left out where ModelOpt is not installed.
 """
 
 from __future__ import annotations
@@ -212,20 +212,24 @@ class Reader:
         arguments = words[2 if words[0] == "naflex" else 1 :]
         if found.name in ("export", "pack"):
             arguments += [] if "--weights" in words else ["--weights", "random"]
+        if found.name == "bench":
+            arguments += ["--no-compile"]
         done = CliRunner().invoke(found, arguments[1:] if found.name in arguments[:1] else arguments)
         assert done.exit_code == 0, f"{line}\n{done.output}"
 
     def block(self, language: str, text: str) -> None:
         """Do what a block says."""
+        without_8_bits = importlib.util.find_spec("modelopt") is None
         if language == "python":
-            exec(compile(text, "block", "exec"), self.names)
+            if not ('dtype="int8"' in text and without_8_bits):
+                exec(compile(text, "block", "exec"), self.names)
         elif language == "toml":
             Path("run.toml").write_text(text, encoding="utf-8")
             self.command("naflex-export --config run.toml --dry-run")
         else:
             for line in lines_of(text):
-                in_8_bits = "--dtype int8" in line and importlib.util.find_spec("modelopt") is None
-                if line.startswith("naflex") and command_elsewhere(line) is None and not in_8_bits:
+                left_out = "--dtype int8" in line and without_8_bits
+                if line.startswith("naflex") and command_elsewhere(line) is None and not left_out:
                     self.command(line)
 
 

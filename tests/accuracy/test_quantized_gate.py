@@ -161,6 +161,7 @@ def test_exit_codes(
 
 @pytest.fixture(scope="module")
 def model() -> nn.Module:
+    pytest.importorskip("modelopt")  # ahead of the training
     return digits.trained()
 
 
