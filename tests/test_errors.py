@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import re
 import shutil
@@ -21,6 +22,7 @@ from naflex_export.batch import noise_batch
 from naflex_export.embed.parquet import require_pyarrow
 from naflex_export.grid import Grid
 from naflex_export.models.model_sources import ModelSource
+from naflex_export.serving import tensorrt_library
 from naflex_export.serving.device import resolve_device
 
 NAME = "naflexvit_base_patch16_siglip"
@@ -46,6 +48,7 @@ def failed_gate(there: Path, patch: pytest.MonkeyPatch, model: nn.Module) -> Non
 def without_tensorrt(there: Path, patch: pytest.MonkeyPatch, model: nn.Module) -> None:
     for library in ("tensorrt", "tensorrt_rtx"):
         patch.setitem(sys.modules, library, None)
+    tensorrt_library.tensorrt.cache_clear()  # another test may have found it
     nx.export(model, "trt", there / "out")
 
 
@@ -139,30 +142,32 @@ def sections() -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def said(tmp_path_factory: pytest.TempPathFactory, siglip: nn.Module) -> dict[str, str]:
-    """What is said in each of the cases, by name, each in a folder of its own from which no hub can be reached."""
-    found = {}
-    for name, (_, meet) in MET.items():
+def said(tmp_path_factory: pytest.TempPathFactory, siglip: nn.Module) -> Callable[[str], str]:
+    """Returns what is said in a case, by its name, each in a folder of its own from which no hub can be reached."""
+
+    @functools.cache
+    def told(name: str) -> str:
         there = tmp_path_factory.mktemp(name)
         fill_pooling(there / "a")
         with pytest.MonkeyPatch.context() as patch, pytest.raises(nx.NaflexExportError) as met:
             patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
             patch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(there / "cache"))
             patch.chdir(there)
-            meet(there, patch, siglip)
-        found[name] = str(met.value)
-    return found
+            MET[name][1](there, patch, siglip)
+        return str(met.value)
+
+    return told
 
 
 @pytest.mark.parametrize("name", MET)
-def test_an_error_leads_to_its_place_on_the_page(name: str, said: dict[str, str]) -> None:
+def test_an_error_leads_to_its_place_on_the_page(name: str, said: Callable[[str], str]) -> None:
     anchor, _ = MET[name]
-    assert f"docs/errors.md#{anchor}" in said[name]
+    assert f"docs/errors.md#{anchor}" in said(name)
 
 
-def test_the_page_quotes_what_is_said_and_each_of_its_places_is_met(said: dict[str, str]) -> None:
+def test_the_page_quotes_what_is_said_and_each_of_its_places_is_met(said: Callable[[str], str]) -> None:
     for anchor, section in sections().items():
-        messages = [said[name] for name, (its, _) in MET.items() if its == anchor]
+        messages = [said(name) for name, (its, _) in MET.items() if its == anchor]
         quotes = [line.removeprefix("> ") for line in section.splitlines() if line.startswith("> ")]
         assert messages and quotes, anchor
         for quote in quotes:
