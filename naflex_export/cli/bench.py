@@ -8,12 +8,13 @@ from pathlib import Path
 
 import click
 
-from naflex_export.cli.completion import model_words, weights_words
 from naflex_export.cli.exits import exit_codes
 from naflex_export.cli.options import (
     begin,
     device_option,
     quiet_libraries,
+    reference_option,
+    reference_weights_option,
     trust_source_option,
     verbose_option,
 )
@@ -24,13 +25,8 @@ from naflex_export.version import __version__
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("artifact", type=click.Path(path_type=Path))
-@click.option(
-    "--reference",
-    metavar="MODEL",
-    shell_complete=model_words,
-    help="The model to compare with.  [default: the one exported]",
-)
-@click.option("--weights", shell_complete=weights_words, help="Its weights.  [default: those it was exported with]")
+@reference_option
+@reference_weights_option
 @trust_source_option
 @click.option(
     "--batch", "batches", metavar="N,...", help="Images of a batch.  [default: each bucket's min, opt and max]"

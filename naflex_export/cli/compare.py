@@ -63,7 +63,8 @@ def compare_command(
     70 something unexpected, 130 and 143 interrupted.
     """
     from naflex_export.accuracy.report.suffix import check_report
-    from naflex_export.cli.console import err, out, print_written, spoken_on_stderr
+    from naflex_export.cli.console import err, print_lines
+    from naflex_export.cli.verdict import tell
     from naflex_export.progress import Stages
     from naflex_export.reindex.compare import CompareRequest, compare_artifacts
     from naflex_export.reindex.report_formats import as_json, lines, write
@@ -77,14 +78,12 @@ def compare_command(
     with stages.stage("compare"):
         request = CompareRequest(k, min_recall, tokens, device, not untrusted, stages.announce)
         found = compare_artifacts(old, new, photos, request)
-    with spoken_on_stderr(for_programs):
-        for line in lines(found):
-            out.print(line, highlight=False, markup=False, soft_wrap=True)
-        for path in reports:
-            write(found, path)
-            print_written(path)
-        if found.passed:
-            out.print("[bold green]passed[/]: the index may be kept")
-    if for_programs:
-        click.echo(as_json(found), nl=False)
-    found.raise_for_failure()
+    tell(
+        found,
+        reports,
+        show=lambda found: print_lines(lines(found)),
+        write=write,
+        as_json=as_json,
+        for_programs=for_programs,
+        means=": the index may be kept",
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -159,13 +159,13 @@ def spoken_on_stderr(asked: bool) -> Iterator[None]:
         out.stderr = before
 
 
-def print_written(path: Path, what: str = "") -> None:
-    """Print that a file was written, and what it is: of a report what opens it, unless that is said.
+def print_lines(lines: Iterable[str]) -> None:
+    """Print lines as they are."""
+    for line in lines:
+        out.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    Args:
-        path: of the file.
-        what: it is, in words.
-    """
+
+def print_written(path: Path) -> None:
+    """Print that a report was written, and what opens it."""
     how = {".html": "open it in a browser", ".md": "for a CI summary", ".xml": "JUnit", ".json": "for programs"}
-    text = f"wrote {path} ({what or how.get(path.suffix, 'a report')})"
-    out.print(text, markup=False, highlight=False, soft_wrap=True)
+    print_lines([f"wrote {path} ({how.get(path.suffix, 'a report')})"])

@@ -331,7 +331,7 @@ def _export(
     Raises:
         RejectedError: one was rejected, the first if several were.
     """
-    from naflex_export.cli.console import err, out, print_note, print_report
+    from naflex_export.cli.console import err, out, print_lines, print_note, print_report
     from naflex_export.cli.outcome import as_json, outcome_table
     from naflex_export.exporter import Exporter, Traced
     from naflex_export.models.towers import remarks_on
@@ -356,8 +356,7 @@ def _export(
         from naflex_export.cli.dry_run import plan_of
 
         plan = plan_of(exporters)
-        for line in plan.lines():
-            out.print(line, markup=False, highlight=False, soft_wrap=True)
+        print_lines(plan.lines())
         if for_programs:
             click.echo(plan.as_json())
         return

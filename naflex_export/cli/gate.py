@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
 
 from naflex_export.cli.compare import compare_command
-from naflex_export.cli.completion import model_words, weights_words
 from naflex_export.cli.exits import exit_codes, leaves
 from naflex_export.cli.options import (
     ArgumentsCommand,
@@ -23,6 +21,8 @@ from naflex_export.cli.options import (
     model_args_option,
     quick_option,
     quiet_libraries,
+    reference_option,
+    reference_weights_option,
     require_run_option,
     seed_option,
     thorough_option,
@@ -33,9 +33,6 @@ from naflex_export.cli.options import (
 from naflex_export.cli.pack import judge_command, pack_command
 from naflex_export.errors import RequestError
 from naflex_export.version import __version__
-
-if TYPE_CHECKING:
-    from naflex_export.accuracy.results import GateReport
 
 
 class GateCommand(ArgumentsCommand):
@@ -76,13 +73,8 @@ def _folders_and_commands(ctx: click.Context, param: click.Parameter, incomplete
 
 @click.command(cls=GateCommand, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("artifact", type=click.Path(path_type=Path), shell_complete=_folders_and_commands)
-@click.option(
-    "--reference",
-    metavar="MODEL",
-    shell_complete=model_words,
-    help="The model to compare with.  [default: the one exported]",
-)
-@click.option("--weights", shell_complete=weights_words, help="Its weights.  [default: those it was exported with]")
+@reference_option
+@reference_weights_option
 @trust_source_option
 @untrusted_option
 @model_args_option
@@ -187,7 +179,9 @@ def gate_command(
     source.find()
 
     from naflex_export.accuracy.judge_artifact import JudgeRequest, judge_artifact
-    from naflex_export.cli.console import err
+    from naflex_export.accuracy.report.formats import as_json, write
+    from naflex_export.cli.console import err, print_report
+    from naflex_export.cli.verdict import tell
     from naflex_export.progress import Stages
 
     stages = Stages(err)
@@ -216,24 +210,7 @@ def gate_command(
         *(["--images", str(images)] if images else []),
     ]
     found = replace(found, again=tuple(again))
-    _tell(found, reports, for_programs=for_programs)
-    found.raise_for_failure()
-
-
-def _tell(found: GateReport, reports: Sequence[Path], *, for_programs: bool) -> None:
-    """Print a report, and write it where it was asked for."""
-    from naflex_export.accuracy.report.formats import as_json, write
-    from naflex_export.cli.console import out, print_report, print_written, spoken_on_stderr
-
-    with spoken_on_stderr(for_programs):
-        print_report(found)
-        for path in reports:
-            write(found, path)
-            print_written(path)
-        if found.passed:
-            out.print("[bold green]passed[/]")
-    if for_programs:
-        click.echo(as_json(found), nl=False)
+    tell(found, reports, show=print_report, write=write, as_json=as_json, for_programs=for_programs)
 
 
 def _renew_card(artifact: Path) -> None:

@@ -14,8 +14,18 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
+from naflex_export.cli.completion import model_words, weights_words
 from naflex_export.grid import SEEDS
 
+reference_option = click.option(
+    "--reference",
+    metavar="MODEL",
+    shell_complete=model_words,
+    help="The model to compare with.  [default: the one exported]",
+)
+reference_weights_option = click.option(
+    "--weights", shell_complete=weights_words, help="Its weights.  [default: those it was exported with]"
+)
 trust_source_option = click.option(
     "--trust-source",
     is_flag=True,

@@ -160,22 +160,20 @@ def judge_command(
         from naflex_export.packs.endpoints import from_url
 
         found = from_url(opened, url, url_model, protocol, pairs)
-    from naflex_export.cli.console import out, print_written, spoken_on_stderr
+    from naflex_export.cli.console import print_lines
+    from naflex_export.cli.verdict import tell
     from naflex_export.packs.judge import judge_answers
     from naflex_export.packs.report import FORMATS, as_json, lines
 
     verdict = judge_answers(opened, found, dtype, normalized)
-    with spoken_on_stderr(for_programs):
-        for line in lines(verdict):
-            out.print(line, highlight=False, markup=False, soft_wrap=True)
-        for path in reports:
-            write_report(verdict, path, FORMATS)
-            print_written(path)
-        if verdict.passed:
-            out.print("[bold green]passed[/]")
-    if for_programs:
-        click.echo(as_json(verdict), nl=False)
-    verdict.raise_for_failure()
+    tell(
+        verdict,
+        reports,
+        show=lambda found: print_lines(lines(found)),
+        write=lambda found, path: write_report(found, path, FORMATS),
+        as_json=as_json,
+        for_programs=for_programs,
+    )
 
 
 def _pair(text: str) -> tuple[str, str]:
